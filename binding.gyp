@@ -1,0 +1,57 @@
+{
+  # One .node per external library, so that a host without one of them still loads the rest.
+  # `npm_config_sanitize=address,undefined npm run build:native` builds the addons under sanitizers.
+  'variables': {
+    'sanitize%': '<!(printf %s "${npm_config_sanitize:-}")',
+    'has_libiscsi': '<!(pkg-config --exists libiscsi && echo 1 || echo 0)',
+    'has_libvirt': '<!(pkg-config --exists libvirt && echo 1 || echo 0)',
+  },
+  'target_defaults': {
+    'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
+    'defines': ['NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED'],
+    'cflags': ['-fvisibility=hidden', '-fno-strict-aliasing', '-Wall', '-Wextra', '-Wno-unused-parameter', '-O2', '-g'],
+    'cflags_cc': ['-std=c++20', '-fexceptions'],
+    'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
+    # Node unloads an addon when its last environment ends; a thread that still runs its code would crash.
+    'ldflags': ['-Wl,-z,nodelete'],
+    'conditions': [
+      ['sanitize!=""', {
+        'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-O1'],
+        'ldflags': ['-fsanitize=<(sanitize)'],
+      }],
+    ],
+  },
+  'targets': [
+    {
+      'target_name': 'tgt',
+      'sources': ['native/tgt/binding.cc', 'native/tgt/control.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
+    },
+  ],
+  'conditions': [
+    ['has_libiscsi==1', {
+      'targets': [
+        {
+          'target_name': 'iscsi',
+          'sources': [
+            'native/iscsi/binding.cc', 'native/iscsi/session.cc',
+            'native/bench/engine_libiscsi.cc', 'native/bench/runner.cc', 'native/bench/binding.cc',
+            'native/napi/error.cc', 'native/sys/result.cc',
+          ],
+          'libraries': ['<!@(pkg-config --libs libiscsi)'],
+        },
+      ],
+    }],
+    ['has_libvirt==1', {
+      'targets': [
+        {
+          'target_name': 'libvirt',
+          'sources': [
+            'native/libvirt/binding.cc', 'native/libvirt/connection.cc', 'native/libvirt/event_loop.cc',
+            'native/napi/error.cc', 'native/sys/result.cc',
+          ],
+          'libraries': ['<!@(pkg-config --libs libvirt)'],
+        },
+      ],
+    }],
+  ],
+}

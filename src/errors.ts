@@ -1,0 +1,95 @@
+/**
+ * Every code that a lunpath error can carry, with the HTTP status of the API's answer. Codes are stable; messages may
+ * change. Each has a heading in docs/errors.md that says what the operator does next.
+ */
+export const errorCodes = {
+  INVALID_ARGUMENT: 400,
+  NAME_INVALID: 400,
+  SIZE_INVALID: 400,
+  TOKEN_CONFLICT: 409,
+  NOT_FOUND: 404,
+  VOLUME_NOT_FOUND: 404,
+  VOLUME_EXISTS: 409,
+  VOLUME_IN_USE: 409,
+  VOLUME_IMPORTED: 409,
+  VOLUME_MISSING: 409,
+  POOL_FULL: 507,
+  POOL_UNUSABLE: 500,
+  DEVICE_IN_USE: 409,
+  EXPORT_NOT_FOUND: 404,
+  EXPORT_EXISTS: 409,
+  TARGET_EXISTS: 409,
+  TARGET_IN_USE: 409,
+  TARGET_FAILED: 502,
+  TARGET_UNAVAILABLE: 503,
+  PORTAL_IN_USE: 409,
+  INITIATOR_FAILED: 502,
+  AUTH_FAILED: 502,
+  IDENTITY_MISMATCH: 502,
+  DOMAIN_NOT_FOUND: 404,
+  DOMAIN_INACTIVE: 409,
+  ATTACHMENT_NOT_FOUND: 404,
+  ATTACHMENT_EXISTS: 409,
+  DISK_TARGET_IN_USE: 409,
+  DETACH_PENDING: 409,
+  COMPUTE_FAILED: 502,
+  COMPUTE_UNAVAILABLE: 503,
+  CONFLICT: 409,
+  TIMEOUT: 504,
+  CANCELLED: 499,
+  STORE_CORRUPT: 500,
+  STORE_TOO_NEW: 500,
+  STORE_LOCKED: 500,
+  STORE_FAILED: 500,
+  DAEMON_UNREACHABLE: 503,
+  DEPENDENCY_MISSING: 501,
+  UNSUPPORTED: 501,
+  INTERNAL: 500,
+} as const
+
+export type ErrorCode = keyof typeof errorCodes
+
+export interface ErrorDetails {
+  /** The step that failed: `volume.create`, `target.export`, `compute.attach`. */
+  op?: string
+  /** Facts for programs: ids, names, numbers. Never a secret. */
+  info?: Record<string, unknown>
+  /** The original fact: an errno with its system call, tgtd's error, libvirt's code and domain. */
+  cause?: unknown
+}
+
+/** A failure that the operator can act on. `code` is stable, the message is for people, `cause` keeps the source. */
+export class StorageError extends Error {
+  readonly code: ErrorCode
+  readonly op: string | undefined
+  readonly info: Record<string, unknown>
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : {cause: details.cause})
+    this.name = 'StorageError'
+    this.code = code
+    this.op = details.op
+    this.info = details.info ?? {}
+  }
+
+  /** HTTP status of the API's answer. */
+  get status(): number {
+    return errorCodes[this.code]
+  }
+}
+
+/** True for a StorageError with one of these codes. */
+export function hasCode(error: unknown, ...codes: ErrorCode[]): error is StorageError {
+  return error instanceof StorageError && codes.includes(error.code)
+}
+
+/** The native facts of an error (errno, libvirt code …) in a form that can be put into JSON. */
+export function nativeFacts(error: unknown): Record<string, unknown> | undefined {
+  if (!(error instanceof Error)) return undefined
+  const facts: Record<string, unknown> = {message: error.message}
+  for (const key of ['code', 'errno', 'syscall', 'domain'] as const) {
+    const value = (error as unknown as Record<string, unknown>)[key]
+    if (typeof value === 'string' || typeof value === 'number') facts[key] = value
+  }
+  return facts
+}

@@ -1,0 +1,59 @@
+import {existsSync} from 'node:fs'
+import {createRequire} from 'node:module'
+import {dirname, join} from 'node:path'
+import {fileURLToPath} from 'node:url'
+import {StorageError} from './errors.js'
+
+/** The addons, one per external library, and the Debian package that brings that library. */
+const addons = {
+  tgt: {library: null, buildPackage: null, runtimePackage: null},
+  iscsi: {library: 'libiscsi', buildPackage: 'libiscsi-dev', runtimePackage: 'libiscsi7'},
+  libvirt: {library: 'libvirt', buildPackage: 'libvirt-dev', runtimePackage: 'libvirt0'},
+} as const
+
+export type AddonName = keyof typeof addons
+
+const require = createRequire(import.meta.url)
+const loaded = new Map<AddonName, unknown>()
+
+function packageRoot(): string {
+  let directory = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory)
+  return directory
+}
+
+/**
+ * Loads one addon. This is the only place that does.
+ * @throws StorageError DEPENDENCY_MISSING: says what was found, what is needed and which package brings it.
+ */
+export function loadAddon<T>(name: AddonName): T {
+  const cached = loaded.get(name)
+  if (cached !== undefined) return cached as T
+  const {library, buildPackage, runtimePackage} = addons[name]
+  const file = join(packageRoot(), 'build', 'Release', `${name}.node`)
+  if (!existsSync(file)) {
+    const remedy = buildPackage
+      ? `Install ${buildPackage} (apt-get install ${buildPackage}) and run: npm run build`
+      : 'Run: npm run build'
+    throw new StorageError(
+      'DEPENDENCY_MISSING',
+      `The native addon ${name} is not built: ${file} is missing. ${remedy}`,
+      {
+        op: 'native.load',
+        info: {addon: name, file, package: buildPackage},
+      },
+    )
+  }
+  try {
+    const addon = require(file)
+    loaded.set(name, addon)
+    return addon as T
+  } catch (cause) {
+    const remedy = library ? `It needs ${library}: apt-get install ${runtimePackage}` : 'Run: npm run build'
+    throw new StorageError(
+      'DEPENDENCY_MISSING',
+      `The native addon ${name} does not load on Node ${process.version}: ${(cause as Error).message}. ${remedy}`,
+      {op: 'native.load', info: {addon: name, file, package: runtimePackage}, cause},
+    )
+  }
+}

@@ -1,0 +1,82 @@
+import type {Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
+
+/** tgt keeps LUN 0 for its controller, so the first disk is LUN 1 on every target of every driver. */
+export const firstLun = 1
+
+export interface TargetSupports {
+  /** Initiators can log in and do I/O (false for a test double without a data path). */
+  dataPath: boolean
+  accessRules: boolean
+  chap: boolean
+  mutualChap: boolean
+  ipv6: boolean
+}
+
+/** Bytes and commands of one LUN in one session, as counted by the target since the session began. */
+export interface LunCounters {
+  iqn: string
+  lun: number
+  sid: string
+  initiator: string
+  readBytes: number
+  writtenBytes: number
+  readCommands: number
+  writeCommands: number
+  errors: number
+}
+
+/**
+ * A target daemon that offers volumes over iSCSI. Every method means "ensure". Targets that are not in the specs given
+ * to this driver are foreign: they are listed, never changed.
+ */
+export interface TargetDriver {
+  readonly name: string
+  readonly supports: TargetSupports
+
+  /**
+   * Gets the daemon ready and its index of what runs there; where the driver starts the daemon itself, it starts it
+   * here, without an open portal. @throws TARGET_UNAVAILABLE, PORTAL_IN_USE, DEPENDENCY_MISSING
+   */
+  open(): Promise<void>
+
+  /**
+   * Puts all `specs` in place, then opens the portals. Called once after open() and by the driver itself whenever the
+   * daemon has restarted: initiators that retry must meet whole targets, so the portals come last.
+   */
+  restore(specs: ExportSpec[]): Promise<void>
+
+  /**
+   * Offers the volume: target, LUN 1, serial and SCSI id, accounts, and the access rule last, so that nobody sees a
+   * half-made target. A failure removes what this call made.
+   * @throws NAME_INVALID, TARGET_EXISTS (a foreign target has that name), TARGET_FAILED, TARGET_UNAVAILABLE
+   */
+  export(spec: ExportSpec): Promise<Export>
+
+  /**
+   * Takes the offer back. With sessions logged in it is refused unless `force`, which first closes them.
+   * A target that is gone already is success. @throws TARGET_IN_USE, TARGET_FAILED
+   */
+  unexport(iqn: string, options?: {force?: boolean}): Promise<void>
+
+  /**
+   * After the backing volume has grown. Adds the LUN anew with its new size where no session is logged in.
+   * @throws TARGET_IN_USE with what to do
+   */
+  resize(spec: ExportSpec): Promise<Export>
+
+  /** The portals that are, or will be, offered. */
+  portals(): Portal[]
+
+  /** Everything that the daemon holds, foreign targets included. Costs a full listing: not for hot paths. */
+  list(): Promise<ObservedTarget[]>
+  /** One target, without a listing of all; undefined where it is absent. */
+  get(iqn: string): Promise<ObservedTarget | undefined>
+  sessions(): Promise<TargetSession[]>
+  counters(): Promise<LunCounters[]>
+
+  /** Closes what open() opened; ends the daemon only where this driver started it. Safe to call twice and before open. */
+  close(): Promise<void>
+
+  /** `restarted`: the daemon came back empty and all specs are in place again; `lost`: it does not answer. */
+  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void
+}

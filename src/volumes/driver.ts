@@ -1,0 +1,68 @@
+import type {Volume, VolumeId} from '../types.js'
+
+export interface PoolCapacity {
+  pool: string
+  driver: string
+  /** Bytes of the file system or volume group below. */
+  totalBytes: number
+  /** Bytes that could still be written to it. */
+  freeBytes: number
+  /** Sum of the volumes' sizes. */
+  provisionedBytes: number
+  /** Most that may be provisioned: totalBytes × the pool's over-commit ratio. */
+  limitBytes: number
+}
+
+export interface CreateVolume {
+  id: VolumeId
+  /** Bytes, a positive multiple of 512. */
+  sizeBytes: number
+  /** Reserve all space now. Default false: sparse. */
+  preallocate?: boolean
+}
+
+export interface CloneVolume {
+  id: VolumeId
+  /** Bytes; at least the source's size, which is the default. */
+  sizeBytes?: number
+  onProgress?: (progress: {copiedBytes: number; totalBytes: number}) => void
+  signal?: AbortSignal
+}
+
+/**
+ * A pool of volumes. Every method means "ensure": called twice with the same arguments it is the same as called once,
+ * so that a recovery after a crash may repeat it. A method that fails leaves nothing half-made behind.
+ * The driver keeps no state of its own: what the pool holds is the truth.
+ */
+export interface VolumeDriver {
+  readonly name: string
+  readonly pool: string
+
+  /**
+   * Checks that the pool is usable (exists, writable, known file system) and finishes deletions that a crash
+   * interrupted. @throws POOL_UNUSABLE
+   */
+  open(): Promise<void>
+
+  /** @throws SIZE_INVALID, POOL_FULL (over the limit, or the space ran out), VOLUME_EXISTS (same id, other size) */
+  create(spec: CreateVolume): Promise<Volume>
+
+  /** A full copy, independent of its source, by reflink where the file system can. @throws as create; CANCELLED */
+  clone(source: Volume, spec: CloneVolume): Promise<Volume>
+
+  /** Grows to `sizeBytes`. @throws SIZE_INVALID where it would shrink, POOL_FULL, VOLUME_MISSING */
+  extend(volume: Volume, sizeBytes: number): Promise<Volume>
+
+  /**
+   * Removes the volume: renames it into quarantine (the commit point: from here a crash is followed by completion, never
+   * by the volume's return), then frees its space. A volume that is gone already is success.
+   * The caller has made sure that nothing exports or uses it; the driver refuses what the kernel can tell it:
+   * open elsewhere, loop device, mount. @throws VOLUME_IN_USE
+   */
+  delete(volume: Volume): Promise<void>
+
+  /** All volumes of the pool, foreign files left out. */
+  list(): Promise<Volume[]>
+  get(id: VolumeId): Promise<Volume | undefined>
+  capacity(): Promise<PoolCapacity>
+}

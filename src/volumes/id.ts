@@ -1,0 +1,11 @@
+import {randomBytes} from 'node:crypto'
+import type {VolumeId} from '../types.js'
+
+/** A new volume id: 64 random bits as 16 lowercase hex digits. The caller checks that no volume has it yet. */
+export function newVolumeId(): VolumeId {
+  return randomBytes(8).toString('hex')
+}
+
+export function isVolumeId(value: string): value is VolumeId {
+  return /^[0-9a-f]{16}$/.test(value)
+}
