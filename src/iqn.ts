@@ -52,3 +52,18 @@ export function parsePortal(text: string): Portal {
 export function formatPortal({address, port}: Portal): string {
   return isIP(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`
 }
+
+/** An access rule by address: `ALL`, an IPv4 or IPv6 address, or a prefix (`10.0.0.0/8`). @throws NAME_INVALID */
+export function checkAddressRule(rule: string): string {
+  const [address, bits, ...rest] = rule.split('/')
+  const family = isIP(address ?? '')
+  const prefixFits = bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) <= (family === 6 ? 128 : 32))
+  if (rule === 'ALL' || (family !== 0 && rest.length === 0 && prefixFits)) return rule
+  throw new StorageError(
+    'NAME_INVALID',
+    `${JSON.stringify(rule.slice(0, 80))} is not an address rule: expected ALL, an address or a prefix as 10.0.0.0/8`,
+    {
+      info: {rule: rule.slice(0, 256)},
+    },
+  )
+}

@@ -1,0 +1,340 @@
+import {stat} from 'node:fs/promises'
+import {isAbsolute} from 'node:path'
+import {checkChap} from '../chap.js'
+import {StorageError} from '../errors.js'
+import {checkAddressRule, checkIscsiName} from '../iqn.js'
+import {checkSize} from '../size.js'
+import type {Change} from '../state/store.js'
+import type {AccessRules, ChapAuth, DiskSource, VolumeId} from '../types.js'
+import {newVolumeId} from '../volumes/id.js'
+import type {Asked, Operations, Wanted} from './operations.js'
+import type {Rooms} from './rooms.js'
+import type {Answer} from './run.js'
+import type {DiskRequest, ExportRequest, MakeRequest, VolumeOrigin} from './steps.js'
+
+export interface NewVolume {
+  /** Bytes, a positive multiple of 512. */
+  sizeBytes: number
+  name?: string
+  preallocate?: boolean
+}
+
+/** How an export is asked for; all of it has defaults. */
+export interface ExportOptions {
+  access?: AccessRules
+  auth?: ChapAuth
+  writeCache?: 'through' | 'back'
+  readOnly?: boolean
+}
+
+/** Exactly one of a volume that exists (id or name) and a size for a new one. */
+export type VolumeChoice = {volume: string} | NewVolume
+
+export type AttachAsked = {
+  /** Name or UUID. */
+  domain: string
+  bus?: 'virtio' | 'scsi'
+  target?: string
+  readOnly?: boolean
+  persistent?: boolean
+  live?: boolean
+  auth?: ChapAuth
+  writeCache?: 'through' | 'back'
+} & (VolumeChoice | {device: string})
+
+/** `volume create`: intent, then the volume. */
+export function createVolume(operations: Operations, asked: NewVolume, options: Asked = {}): Promise<Answer> {
+  return operations.perform('volume.create', asked, options, () => {
+    const volume = newVolume(operations.rooms, asked)
+    return wanted('volume.create', {volume}, ['volume'])
+  })
+}
+
+/** `volume import PATH`: a file or device that lunpath exports, and never wipes, resizes or removes. */
+export function importVolume(
+  operations: Operations,
+  asked: {path: string; name?: string},
+  options: Asked = {},
+): Promise<Answer> {
+  return operations.perform('volume.import', asked, options, () => {
+    const {store} = operations.rooms
+    const known = [...store.volumes.values()].find(({path}) => path === asked.path)
+    if (known) {
+      throw new StorageError('VOLUME_EXISTS', `${asked.path} is the volume ${known.id} already`, {
+        info: {id: known.id, path: asked.path},
+      })
+    }
+    const volume: VolumeOrigin = {
+      from: 'import',
+      id: freshId(operations.rooms),
+      name: checkName(operations.rooms, asked.name),
+      path: asked.path,
+    }
+    return wanted('volume.import', {volume}, ['volume'])
+  })
+}
+
+/** `volume clone`: a full copy of a volume that no operation is changing. */
+export function cloneVolume(
+  operations: Operations,
+  asked: {volume: string; name?: string; sizeBytes?: number},
+  options: Asked = {},
+): Promise<Answer> {
+  return operations.perform('volume.clone', asked, options, () => {
+    const source = operations.rooms.store.volume(asked.volume)
+    const sizeBytes = checkSize(asked.sizeBytes ?? source.sizeBytes)
+    if (sizeBytes < source.sizeBytes) {
+      throw new StorageError(
+        'SIZE_INVALID',
+        `A clone of ${source.id} needs at least its ${source.sizeBytes} bytes, not ${sizeBytes}`,
+        {
+          info: {sizeBytes, sourceBytes: source.sizeBytes},
+        },
+      )
+    }
+    refuseWhileInUse(operations.rooms, source.id, 'cloned')
+    const volume: VolumeOrigin = {
+      from: 'clone',
+      id: freshId(operations.rooms),
+      name: checkName(operations.rooms, asked.name),
+      sourceId: source.id,
+      sizeBytes,
+    }
+    return wanted('volume.clone', {volume}, ['volume'])
+  })
+}
+
+/** `volume extend`: the file, then the LUN where no session would miss the change. */
+export function extendVolume(
+  operations: Operations,
+  asked: {volume: string; sizeBytes: number},
+  options: Asked = {},
+): Promise<Answer> {
+  return operations.perform('volume.extend', asked, options, async () => {
+    const {store, targets} = operations.rooms
+    const {id, sizeBytes, imported} = store.volume(asked.volume)
+    if (imported) {
+      throw new StorageError(
+        'VOLUME_IMPORTED',
+        `${id} is an imported volume: lunpath never resizes it. Grow its file or device yourself and import it anew`,
+        {
+          info: {id},
+        },
+      )
+    }
+    checkSize(asked.sizeBytes)
+    if (asked.sizeBytes < sizeBytes) {
+      throw new StorageError(
+        'SIZE_INVALID',
+        `${id} has ${sizeBytes} bytes, and a volume never shrinks to ${asked.sizeBytes}`,
+        {
+          info: {id, sizeBytes: asked.sizeBytes, currentBytes: sizeBytes},
+        },
+      )
+    }
+    const exported = store.exports.get(id)
+    const sessions = exported ? ((await targets.get(exported.iqn))?.sessions ?? []) : []
+    if (sessions.length > 0) {
+      throw new StorageError(
+        'TARGET_IN_USE',
+        `${id} cannot grow while an initiator is logged in to ${exported!.iqn}: the target would keep the old size. Detach it or log out first`,
+        {info: {id, initiators: sessions.map(({initiator}) => initiator)}},
+      )
+    }
+    return {
+      ...wanted('volume.extend', {volume: {from: 'existing', id}, sizeBytes: asked.sizeBytes}, ['size']),
+      subject: id,
+    }
+  })
+}
+
+/** `export create`: a volume, made here where a size is given, is offered over iSCSI. */
+export function createExport(
+  operations: Operations,
+  asked: VolumeChoice & ExportOptions,
+  options: Asked = {},
+): Promise<Answer> {
+  return operations.perform('export.create', asked, options, () => {
+    const {rooms} = operations
+    const volume = chooseVolume(rooms, asked)
+    const known = rooms.store.exports.get(volume.id)
+    if (known)
+      throw new StorageError('EXPORT_EXISTS', `${volume.id} is exported already as ${known.iqn}`, {
+        info: {id: volume.id, iqn: known.iqn},
+      })
+    const request = {volume, export: exportRequest(rooms, volume.id, asked)}
+    const plan = volume.from === 'existing' ? (['export'] as const) : (['volume', 'export'] as const)
+    return {...wanted('export.create', request, [...plan]), changes: secretChanges(volume.id, asked.auth)}
+  })
+}
+
+/**
+ * The path, from a volume to a disk in a running VM: volume → export → proven login → disk. Each part that exists already
+ * (the volume, its export) is used and stays when this attach fails or is taken back.
+ */
+export function attach(operations: Operations, asked: AttachAsked, options: Asked = {}): Promise<Answer> {
+  return operations.perform('attach', asked, options, async () => {
+    const {rooms} = operations
+    const disk = await diskRequest(rooms, asked)
+    if ('device' in asked) {
+      const source = await deviceSource(rooms, asked.device)
+      return wanted('attach', {volume: {from: 'device', id: freshId(rooms), source}, disk}, ['disk'])
+    }
+    const volume = chooseVolume(rooms, asked)
+    const attached = rooms.store.attachments.get(volume.id)
+    if (attached) {
+      throw new StorageError(
+        'ATTACHMENT_EXISTS',
+        `${volume.id} is attached already: to ${attached.domain} as ${attached.target}`,
+        {
+          info: {id: volume.id, domain: attached.domain, target: attached.target},
+        },
+      )
+    }
+    const exported = rooms.store.exports.get(volume.id)
+    if (exported && asked.auth) {
+      throw new StorageError(
+        'EXPORT_EXISTS',
+        `${volume.id} is exported already, with its own credentials: attach it without --chap`,
+        {info: {id: volume.id}},
+      )
+    }
+    const access = {addresses: [], names: [rooms.initiatorName]}
+    const request: MakeRequest = {volume, disk, export: exportRequest(rooms, volume.id, {...asked, access})}
+    const plan: Wanted['plan'] = ['disk']
+    if (!exported) plan.unshift('export')
+    if (volume.from !== 'existing') plan.unshift('volume')
+    return {...wanted('attach', request, plan), changes: exported ? [] : secretChanges(volume.id, asked.auth)}
+  })
+}
+
+function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wanted {
+  return {kind, direction: 'make', subject: request.volume.id, plan, request, locks: locksOf(request.volume)}
+}
+
+/** Names, paths and clone sources that two operations at once must not share. */
+function locksOf(origin: VolumeOrigin): string[] {
+  const locks = 'name' in origin && origin.name !== null ? [`name ${origin.name}`] : []
+  if (origin.from === 'clone') locks.push(origin.sourceId)
+  if (origin.from === 'import') locks.push(`path ${origin.path}`)
+  if (origin.from === 'device' && 'path' in origin.source) locks.push(`path ${origin.source.path}`)
+  return locks
+}
+
+function chooseVolume(rooms: Rooms, asked: VolumeChoice): VolumeOrigin {
+  return 'volume' in asked ? {from: 'existing', id: rooms.store.volume(asked.volume).id} : newVolume(rooms, asked)
+}
+
+function newVolume(rooms: Rooms, {sizeBytes, name, preallocate}: NewVolume): VolumeOrigin {
+  return {
+    from: 'create',
+    id: freshId(rooms),
+    name: checkName(rooms, name),
+    sizeBytes: checkSize(sizeBytes),
+    preallocate: preallocate ?? false,
+  }
+}
+
+function freshId(rooms: Rooms): VolumeId {
+  const {store} = rooms
+  for (;;) {
+    const id = newVolumeId()
+    if (!store.volumes.has(id) && !store.attachments.has(id)) return id
+  }
+}
+
+/** A volume's own name: letters, digits, `.`, `_`, `-`; not the form of an id, so that the two are never mixed up. */
+function checkName(rooms: Rooms, name: string | undefined): string | null {
+  if (name === undefined) return null
+  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(name) || name.includes('..') || /^[0-9a-f]{16}$/.test(name)) {
+    throw new StorageError(
+      'NAME_INVALID',
+      `${JSON.stringify(name.slice(0, 80))} is not a volume name: 1 to 63 letters, digits, ".", "_" or "-", beginning with a letter or digit, not 16 hex digits`,
+      {info: {name: name.slice(0, 256)}},
+    )
+  }
+  const holder = [...rooms.store.volumes.values()].find(volume => volume.name === name)
+  if (holder)
+    throw new StorageError('VOLUME_EXISTS', `The name ${name} belongs to the volume ${holder.id}`, {
+      info: {name, id: holder.id},
+    })
+  return name
+}
+
+function exportRequest(rooms: Rooms, id: VolumeId, {access, auth, writeCache, readOnly}: ExportOptions): ExportRequest {
+  const rules = access ?? {addresses: [], names: [rooms.initiatorName]}
+  for (const name of rules.names) checkIscsiName(name)
+  for (const address of rules.addresses) checkAddressRule(address)
+  if (auth) checkChap(auth)
+  return {
+    iqn: checkIscsiName(`${rooms.iqnPrefix}:${id}`),
+    access: rules,
+    writeCache: writeCache ?? 'through',
+    readOnly: readOnly ?? false,
+  }
+}
+
+/** Secrets are committed with the intent, so that a resumed export has them; the request itself never holds them. */
+function secretChanges(id: VolumeId, auth: ChapAuth | undefined): Change[] {
+  return auth ? [{table: 'secrets', id, value: auth}] : []
+}
+
+async function diskRequest(rooms: Rooms, asked: AttachAsked): Promise<DiskRequest> {
+  const {name, uuid, state} = await rooms.compute.domain(asked.domain)
+  const persistent = asked.persistent ?? false
+  const live = asked.live ?? state !== 'shutoff'
+  if (!live && !persistent) {
+    throw new StorageError(
+      'DOMAIN_INACTIVE',
+      `The domain ${name} is shut off: start it, or attach with --persistent for its next start`,
+      {
+        op: 'compute.attach',
+        info: {domain: name, state},
+      },
+    )
+  }
+  return {
+    domain: name,
+    domainUuid: uuid,
+    bus: asked.bus ?? 'virtio',
+    target: asked.target,
+    readOnly: asked.readOnly ?? false,
+    persistent,
+    live,
+  }
+}
+
+/** Any block device or disk image, as `virsh attach-disk DOMAIN SOURCE TARGET` takes it. It is never changed by lunpath. */
+async function deviceSource(rooms: Rooms, path: string): Promise<DiskSource> {
+  if (!isAbsolute(path))
+    throw new StorageError('NAME_INVALID', `${JSON.stringify(path)} is not an absolute path`, {info: {path}})
+  const facts = await stat(path).catch(cause => {
+    throw new StorageError('NOT_FOUND', `There is no device or file ${path}`, {info: {path}, cause})
+  })
+  const holder = [...rooms.store.attachments.values()].find(({source}) => 'path' in source && source.path === path)
+  if (holder) {
+    throw new StorageError(
+      'ATTACHMENT_EXISTS',
+      `${path} is attached already: to ${holder.domain} as ${holder.target}`,
+      {
+        info: {id: holder.id, domain: holder.domain, path},
+      },
+    )
+  }
+  if (facts.isBlockDevice()) return {type: 'block', path}
+  if (facts.isFile()) return {type: 'file', path, format: 'raw'}
+  throw new StorageError('INVALID_ARGUMENT', `${path} is neither a block device nor a regular file`, {info: {path}})
+}
+
+/** @throws VOLUME_IN_USE where an export or an attachment could change the volume meanwhile */
+export function refuseWhileInUse(rooms: Rooms, id: VolumeId, verb: string): void {
+  const attachment = rooms.store.attachments.get(id)
+  const exported = rooms.store.exports.get(id)
+  if (!attachment && !exported) return
+  const [use, remedy] = attachment
+    ? [`attached to ${attachment.domain}`, `lunpath detach ${id}`]
+    : [`exported as ${exported!.iqn}`, `lunpath export delete ${id}`]
+  throw new StorageError('VOLUME_IN_USE', `${id} cannot be ${verb}: it is ${use}. First run: ${remedy}`, {
+    info: {id, domain: attachment?.domain, iqn: exported?.iqn},
+  })
+}

@@ -1,0 +1,128 @@
+import {StorageError} from '../errors.js'
+import {hashRequest, type Operation, type StepName} from '../state/journal.js'
+import type {Change} from '../state/store.js'
+import type {Rooms} from './rooms.js'
+import {type Answer, type RunOptions, run} from './run.js'
+
+/** What a caller may say about any operation. */
+export interface Asked extends RunOptions {
+  /** Idempotency token: the same token with the same request gives the same answer. */
+  token?: string | null
+}
+
+export interface Wanted {
+  kind: string
+  direction: Operation['direction']
+  subject: string
+  plan: StepName[]
+  request: unknown
+  /** Rows that recovery needs from the intent on. */
+  changes?: Change[]
+  /** What else nobody may touch meanwhile, beside the subject: a name, the source of a clone, a device's path. */
+  locks?: string[]
+}
+
+/**
+ * Begins operations and runs each at most once at a time. A volume or attachment has one operation at a time: a second
+ * caller gets CONFLICT, not a wait.
+ */
+export class Operations {
+  readonly rooms: Rooms
+  readonly #running = new Map<string, Promise<Answer>>()
+  readonly #locked = new Set<string>()
+
+  constructor(rooms: Rooms) {
+    this.rooms = rooms
+  }
+
+  /**
+   * Answers a request. `prepare` settles it (checks, ids, plan) and runs only where the token is new, under no lock; what
+   * it returns is journalled and run. @throws TOKEN_CONFLICT, CONFLICT, and all that the steps throw
+   */
+  async perform(
+    kind: string,
+    asked: unknown,
+    options: Asked,
+    prepare: () => Promise<Wanted> | Wanted,
+  ): Promise<Answer> {
+    const token = options.token ?? null
+    const requestHash = token === null ? '' : hashRequest(kind, asked)
+    const earlier = this.rooms.journal.withToken(token, requestHash)
+    if (earlier) return this.#again(earlier, options)
+    const unlockToken = token === null ? null : this.lock(`token ${token}`)
+    try {
+      const {changes, locks, ...wanted} = await prepare()
+      const standing = this.rooms.journal.unfinishedOn(wanted.subject)
+      if (standing) return await this.#join(standing, wanted, options)
+      const unlock = this.lock(wanted.subject, ...(locks ?? []))
+      try {
+        const operation = await this.rooms.journal.begin({...wanted, token, requestHash}, changes)
+        return await this.#run(operation, options)
+      } finally {
+        unlock()
+      }
+    } finally {
+      unlockToken?.()
+    }
+  }
+
+  /** The same token again: the answer that was given, or a part in the run that is on. */
+  #again(operation: Operation, options: RunOptions): Promise<Answer> {
+    if (operation.state === 'done') return Promise.resolve(operation.result as Answer)
+    if (operation.state === 'failed') {
+      const {code, message, op, info, cause} = operation.error!
+      throw new StorageError(code as StorageError['code'], message, {op, info, cause})
+    }
+    return this.resume(operation, options)
+  }
+
+  /** Another request meets an operation that stands: one that asks for the same goes on with it. */
+  #join(standing: Operation, wanted: Wanted, options: RunOptions): Promise<Answer> {
+    if (standing.kind === wanted.kind && standing.direction === 'unmake') return this.resume(standing, options)
+    throw this.#conflict(wanted.subject, standing.kind)
+  }
+
+  /** Goes on with an unfinished operation: after a restart, or when what it waits for has come. */
+  async resume(operation: Operation, options: RunOptions = {}): Promise<Answer> {
+    const running = this.#running.get(operation.id)
+    if (running) return running
+    const unlock = this.lock(operation.subject)
+    try {
+      return await this.#run(operation, options)
+    } finally {
+      unlock()
+    }
+  }
+
+  async #run(operation: Operation, options: RunOptions): Promise<Answer> {
+    const running = run(this.rooms, operation, options)
+    this.#running.set(operation.id, running)
+    try {
+      return await running
+    } finally {
+      this.#running.delete(operation.id)
+    }
+  }
+
+  /** Takes keys until the returned function is called. @throws CONFLICT where somebody has one of them */
+  lock(...keys: string[]): () => void {
+    const taken = keys.find(key => this.#locked.has(key))
+    if (taken !== undefined) throw this.#conflict(taken)
+    for (const key of keys) this.#locked.add(key)
+    return () => {
+      for (const key of keys) this.#locked.delete(key)
+    }
+  }
+
+  #conflict(subject: string, kind?: string): StorageError {
+    const what = kind === undefined ? 'Another operation' : `The operation ${kind}`
+    return new StorageError('CONFLICT', `${what} is at work on ${subject}: try again when it has ended`, {
+      info: {subject, kind},
+    })
+  }
+
+  /** Waits for all that runs. */
+  async settle(): Promise<void> {
+    await Promise.allSettled([...this.#running.values()])
+  }
+}

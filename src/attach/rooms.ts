@@ -1,0 +1,39 @@
+import type {ComputeDriver} from '../compute/driver.js'
+import type {SessionInitiator} from '../initiators/driver.js'
+import type {Journal} from '../state/journal.js'
+import type {Store} from '../state/store.js'
+import type {TargetDriver} from '../targets/driver.js'
+import type {LunIdentity, Portal, Volume, VolumeId} from '../types.js'
+import type {VolumeDriver} from '../volumes/driver.js'
+
+/** What a user-space login right before an attach must prove. */
+export interface ProbeSpec {
+  portal: Portal
+  iqn: string
+  lun: number
+  initiatorName: string
+  auth?: {incoming: {user: string; secret: string}; outgoing?: {user: string; secret: string}}
+}
+
+/** The drivers that the daemon has chosen, and the desired state. */
+export interface Rooms {
+  store: Store
+  journal: Journal
+  volumes: VolumeDriver
+  importVolume(path: string, id: VolumeId): Promise<Volume>
+  targets: TargetDriver
+  initiator: SessionInitiator & {
+    probe(
+      spec: ProbeSpec,
+      expected: Pick<LunIdentity, 'wwid' | 'serial' | 'sizeBytes'>,
+      timeoutMs: number,
+    ): Promise<LunIdentity>
+  }
+  compute: ComputeDriver
+  /** Prefix of the targets' names; a colon and the volume's id follow. */
+  iqnPrefix: string
+  /** The name that QEMU and the probe log in with on this node. */
+  initiatorName: string
+  /** Milliseconds for the login that proves an export right before its attach. */
+  probeTimeoutMs: number
+}

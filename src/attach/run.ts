@@ -1,0 +1,160 @@
+import {hasCode, nativeFacts, StorageError} from '../errors.js'
+import type {Operation, StepName} from '../state/journal.js'
+import type {Change} from '../state/store.js'
+import type {Volume} from '../types.js'
+import type {Rooms} from './rooms.js'
+import {type Path, type Step, type StepContext, steps} from './steps.js'
+
+export interface RunOptions {
+  /** The operation is resumed after a restart: a daemon that does not answer yet is waited for, not undone over. */
+  recovering?: boolean
+  signal?: AbortSignal
+  onProgress?: StepContext['onProgress']
+}
+
+/** What a finished operation answers: the nouns that it reached. */
+export interface Answer {
+  volume: Volume | null
+  export: unknown
+  disk: unknown
+}
+
+/**
+ * Runs an operation to its end, from wherever its journal says that it is. Used for a new operation and, after a crash,
+ * for an old one.
+ * @throws StorageError of the failed step, with `info.undone`: what was made and is gone again
+ */
+export async function run(rooms: Rooms, operation: Operation, options: RunOptions = {}): Promise<Answer> {
+  if (operation.state === 'undoing') return undo(rooms, operation)
+  return operation.direction === 'make' ? make(rooms, operation, options) : unmake(rooms, operation)
+}
+
+function planned(operation: Operation): Step[] {
+  return steps.filter(({name}) => operation.plan.includes(name))
+}
+
+/** The nouns that exist when the operation starts, or that its finished steps have given. */
+function startingPath(rooms: Rooms, operation: Operation): Path {
+  const {store} = rooms
+  const {volume, export: exported, disk} = operation.finished as Path
+  return {
+    volume: volume ?? store.volumes.get(operation.subject),
+    export: exported ?? store.exports.get(operation.subject),
+    disk,
+  }
+}
+
+/** Failures after which nobody knows whether the step's effect is in the world: an undo makes sure that it is not. */
+const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'TIMEOUT'] as const
+
+async function make(rooms: Rooms, begun: Operation, {recovering, signal, onProgress}: RunOptions): Promise<Answer> {
+  const {journal} = rooms
+  let operation = begun
+  let path = startingPath(rooms, operation)
+  const remaining = planned(operation).filter(({name}) => !(name in operation.finished))
+  try {
+    for (const step of remaining) {
+      if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: step.name})
+      const context = {rooms, operation, signal, onProgress}
+      path = await step.make(context, path).catch(async error => {
+        const changes = await step.failed?.(context).catch((): Change[] => [])
+        if (changes?.length) await rooms.store.write(changes)
+        throw error
+      })
+      const changes = step.made(context, path)
+      if (step === remaining.at(-1)) {
+        await journal.complete(operation, 'done', answer(path), changes)
+        return answer(path)
+      }
+      operation = await journal.stepMade(operation, step.name, pieceOf(path, step.name), changes)
+    }
+  } catch (error) {
+    if (recovering && hasCode(error, ...uncertain)) throw error
+    return undo(rooms, await journal.failing(operation, describe(error)), error)
+  }
+  await journal.complete(operation, 'done', answer(path))
+  return answer(path)
+}
+
+function pieceOf(path: Path, step: StepName): unknown {
+  return step === 'size' ? null : path[step]
+}
+
+function answer(path: Path): Answer {
+  return {volume: path.volume ?? null, export: path.export ?? null, disk: path.disk ?? null}
+}
+
+/**
+ * Takes back what the operation itself has made, in reverse. Where a step cannot be undone now (its daemon is dead), the
+ * operation stays in the journal as `undoing` and the reconciler goes on with it later.
+ */
+async function undo(rooms: Rooms, failing: Operation, cause?: unknown): Promise<never> {
+  let operation = failing
+  const undone: StepName[] = []
+  const failed = planned(operation).find(({name}) => !(name in operation.finished))
+  const suspect = (uncertain as readonly string[]).includes(operation.error!.code) ? failed : undefined
+  for (const step of planned(operation).reverse()) {
+    if (!(step.name in operation.finished) && step !== suspect) continue
+    const context = {rooms, operation}
+    try {
+      await step.unmake(context)
+    } catch (error) {
+      throw failureOf(operation, cause, {undone, notUndone: step.name, undoError: nativeFacts(error)})
+    }
+    operation = await rooms.journal.stepUnmade(operation, step.name, step.unmade(context))
+    if (step !== suspect) undone.push(step.name)
+  }
+  // A secret is stored with the intent, before the export that it belongs to: it goes also where no step was made.
+  const secrets: Change[] = operation.plan.includes('export')
+    ? [{table: 'secrets', id: operation.subject, value: null}]
+    : []
+  await rooms.journal.complete(operation, 'failed', null, secrets)
+  throw failureOf(operation, cause, {undone})
+}
+
+function failureOf(operation: Operation, cause: unknown, facts: Record<string, unknown>): StorageError {
+  const {code, message, op, info} = operation.error!
+  return new StorageError(code as StorageError['code'], message, {
+    op: op ?? operation.kind,
+    info: {...info, ...facts},
+    cause: (cause as Error | undefined)?.cause ?? cause,
+  })
+}
+
+/** An error as it is journalled and answered: never with a secret, since no error of ours holds one. */
+export function describe(error: unknown): NonNullable<Operation['error']> {
+  if (error instanceof StorageError) {
+    const {code, message, op, info} = error
+    return {code, message, op, info, cause: nativeFacts(error.cause)}
+  }
+  return {code: 'INTERNAL', message: error instanceof Error ? error.message : String(error), cause: nativeFacts(error)}
+}
+
+/** True where waiting helps, so that the operation stands and goes on later by itself. */
+function standsWhileWaiting(error: unknown): boolean {
+  return hasCode(error, 'DETACH_PENDING')
+}
+
+async function unmake(rooms: Rooms, begun: Operation): Promise<Answer> {
+  let operation = begun
+  const remaining = planned(operation)
+    .reverse()
+    .filter(({name}) => !(name in operation.finished))
+  const path = startingPath(rooms, operation)
+  for (const step of remaining) {
+    const context = {rooms, operation}
+    try {
+      await step.unmake(context)
+    } catch (error) {
+      // Once a step is done the rest must follow: the operation stands. With nothing done it is as if never asked.
+      const untouched = Object.keys(operation.finished).length === 0
+      if (untouched && !standsWhileWaiting(error))
+        await rooms.journal.complete({...operation, error: describe(error)}, 'failed', null)
+      throw error
+    }
+    const changes = step.unmade(context)
+    if (step === remaining.at(-1)) await rooms.journal.complete(operation, 'done', answer(path), changes)
+    else operation = await rooms.journal.stepUnmade(operation, step.name, changes)
+  }
+  return answer(path)
+}

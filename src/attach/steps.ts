@@ -1,0 +1,271 @@
+import {StorageError} from '../errors.js'
+import type {Operation, StepName} from '../state/journal.js'
+import type {AttachmentRecord, Change, ExportRecord, VolumeRecord} from '../state/store.js'
+import type {AccessRules, Disk, DiskSource, Export, ExportSpec, Portal, Volume, VolumeId} from '../types.js'
+import type {Rooms} from './rooms.js'
+
+/** Where the volume of a make operation comes from. */
+export type VolumeOrigin =
+  | {from: 'create'; id: VolumeId; name: string | null; sizeBytes: number; preallocate: boolean}
+  | {from: 'clone'; id: VolumeId; name: string | null; sourceId: VolumeId; sizeBytes: number}
+  | {from: 'import'; id: VolumeId; name: string | null; path: string}
+  | {from: 'existing'; id: VolumeId}
+  | {from: 'device'; id: VolumeId; source: DiskSource}
+
+export interface ExportRequest {
+  iqn: string
+  access: AccessRules
+  writeCache: 'through' | 'back'
+  readOnly: boolean
+}
+
+export interface DiskRequest {
+  domain: string
+  domainUuid: string
+  bus: 'virtio' | 'scsi'
+  target?: string
+  readOnly: boolean
+  persistent: boolean
+  live?: boolean
+}
+
+/** The settled request of a make operation. CHAP secrets are not in it: they lie in the store's own table. */
+export interface MakeRequest {
+  volume: VolumeOrigin
+  export?: ExportRequest
+  disk?: DiskRequest
+  /** The new size of an extend. */
+  sizeBytes?: number
+}
+
+/** The settled request of an unmake operation. */
+export interface UnmakeRequest {
+  /** Close sessions that are still logged in. */
+  force?: boolean
+  /** Milliseconds to wait for the guest's release. */
+  timeoutMs?: number
+}
+
+/** The nouns that have been reached so far. Each step adds the next one. */
+export interface Path {
+  volume?: Volume
+  export?: Export
+  disk?: Disk
+}
+
+/** What a running operation may use besides its request. */
+export interface StepContext {
+  rooms: Rooms
+  operation: Operation
+  signal?: AbortSignal
+  onProgress?: (progress: {copiedBytes: number; totalBytes: number}) => void
+}
+
+/**
+ * One room's part of the path. `make` and `unmake` both mean "ensure", so a recovery may repeat them. `made` and
+ * `unmade` are the rows of the desired state that the journal commits together with the step's end.
+ */
+export interface Step {
+  name: StepName
+  make(context: StepContext, path: Path): Promise<Path>
+  made(context: StepContext, path: Path): Change[]
+  unmake(context: StepContext): Promise<void>
+  unmade(context: StepContext): Change[]
+  /** After `make` has failed: rows that must follow what the world holds now. */
+  failed?(context: StepContext): Promise<Change[]>
+}
+
+const makeRequest = (operation: Operation) => operation.request as MakeRequest
+const unmakeRequest = (operation: Operation) =>
+  operation.direction === 'unmake' ? (operation.request as UnmakeRequest) : ({force: true} satisfies UnmakeRequest)
+
+const volumeStep: Step = {
+  name: 'volume',
+  async make({rooms, operation, signal, onProgress}, path) {
+    const origin = makeRequest(operation).volume
+    switch (origin.from) {
+      case 'create':
+        return {...path, volume: await rooms.volumes.create(origin)}
+      case 'clone': {
+        const {id, sizeBytes} = origin
+        return {
+          ...path,
+          volume: await rooms.volumes.clone(rooms.store.volume(origin.sourceId), {id, sizeBytes, signal, onProgress}),
+        }
+      }
+      case 'import':
+        return {...path, volume: await rooms.importVolume(origin.path, origin.id)}
+      case 'existing':
+      case 'device':
+        throw new StorageError('INTERNAL', `A volume that exists is not made again: ${operation.kind}`)
+    }
+  },
+  made({operation}, path) {
+    const origin = makeRequest(operation).volume
+    const name = 'name' in origin ? origin.name : null
+    const value: VolumeRecord = {...path.volume!, name, createdAt: operation.startedAt}
+    return [{table: 'volumes', id: value.id, value}]
+  },
+  async unmake({rooms, operation}) {
+    const volume = rooms.store.volumes.get(operation.subject) ?? (await rooms.volumes.get(operation.subject))
+    if (volume && !volume.imported) await rooms.volumes.delete(volume)
+  },
+  unmade({operation}) {
+    return [{table: 'volumes', id: operation.subject, value: null}]
+  },
+}
+
+/** The volume's export as the target driver is asked for it: from the request while it is made, else from the store. */
+export function exportSpec(
+  rooms: Rooms,
+  record: Pick<ExportRecord, 'volumeId' | 'iqn' | 'access' | 'writeCache' | 'readOnly'>,
+  volume: Volume,
+): ExportSpec {
+  const {iqn, access, writeCache, readOnly} = record
+  const auth = rooms.store.secrets.get(record.volumeId)
+  return {volume, iqn, access, writeCache, readOnly, ...(auth ? {auth} : {})}
+}
+
+const exportStep: Step = {
+  name: 'export',
+  async make({rooms, operation}, path) {
+    const request = makeRequest(operation).export!
+    const spec = exportSpec(rooms, {...request, volumeId: operation.subject}, path.volume!)
+    return {...path, export: await rooms.targets.export(spec)}
+  },
+  made({rooms, operation}, path) {
+    const {access, writeCache, readOnly} = makeRequest(operation).export!
+    const hasAuth = rooms.store.secrets.has(operation.subject)
+    const value: ExportRecord = {...path.export!, access, writeCache, readOnly, hasAuth, createdAt: operation.startedAt}
+    return [{table: 'exports', id: operation.subject, value}]
+  },
+  async unmake({rooms, operation}) {
+    const iqn = rooms.store.exports.get(operation.subject)?.iqn ?? makeRequest(operation).export?.iqn
+    if (iqn !== undefined) await rooms.targets.unexport(iqn, {force: unmakeRequest(operation).force})
+  },
+  unmade({operation}) {
+    return [
+      {table: 'exports', id: operation.subject, value: null},
+      {table: 'secrets', id: operation.subject, value: null},
+    ]
+  },
+}
+
+/** The portal that the compute node uses: the first, as all are the same target portal group. */
+function firstPortal(exported: Export): Portal {
+  const [portal] = exported.portals
+  if (!portal) {
+    throw new StorageError('TARGET_UNAVAILABLE', `${exported.iqn} has no portal: configure targets.portals`, {
+      info: {iqn: exported.iqn},
+    })
+  }
+  return portal
+}
+
+const diskStep: Step = {
+  name: 'disk',
+  async make({rooms, operation}, path) {
+    const {disk: request, volume} = makeRequest(operation)
+    const source = volume.from === 'device' ? volume.source : await proveExport(rooms, path.export!)
+    const {domain, bus, target, readOnly, persistent, live} = request!
+    return {
+      ...path,
+      disk: await rooms.compute.attach({
+        domain,
+        id: operation.subject,
+        source,
+        bus,
+        target,
+        readOnly,
+        persistent,
+        live,
+      }),
+    }
+  },
+  made({operation}, path) {
+    const {volume, disk: request} = makeRequest(operation)
+    const {source, ...disk} = path.disk!
+    const value: AttachmentRecord = {
+      id: operation.subject,
+      volumeId: volume.from === 'device' ? null : operation.subject,
+      iqn: path.export?.iqn ?? null,
+      domain: disk.domain,
+      domainUuid: request!.domainUuid,
+      target: disk.target,
+      bus: disk.bus,
+      source: withoutSecret(source.type === 'other' ? (volume as {source: DiskSource}).source : source),
+      persistent: request!.persistent,
+      readOnly: request!.readOnly,
+      madeExport: operation.plan.includes('export'),
+      createdAt: operation.startedAt,
+    }
+    return [{table: 'attachments', id: value.id, value}]
+  },
+  async unmake({rooms, operation}) {
+    const record = rooms.store.attachments.get(operation.subject)
+    const domain = record?.domainUuid ?? makeRequest(operation).disk?.domainUuid
+    if (domain === undefined) return
+    const {timeoutMs} = unmakeRequest(operation)
+    await rooms.compute.detach(domain, operation.subject, {
+      timeoutMs,
+      persistent: record?.persistent ?? makeRequest(operation).disk?.persistent,
+    })
+  },
+  unmade({operation}) {
+    return [{table: 'attachments', id: operation.subject, value: null}]
+  },
+}
+
+function withoutSecret(source: DiskSource): DiskSource {
+  if (source.type !== 'iscsi') return source
+  const {auth: _secret, ...rest} = source
+  return rest
+}
+
+/**
+ * QEMU opens an iSCSI disk synchronously in its main loop, so a portal that is dead or another volume behind the name
+ * would freeze or mislead the guest. A login of our own with a deadline proves the export first.
+ */
+async function proveExport(rooms: Rooms, exported: Export): Promise<DiskSource> {
+  const {iqn, lun, wwid, serial, sizeBytes, volumeId} = exported
+  const portal = firstPortal(exported)
+  const auth = rooms.store.secrets.get(volumeId)
+  const {initiatorName} = rooms
+  await rooms.initiator.probe(
+    {portal, iqn, lun, initiatorName, ...(auth ? {auth} : {})},
+    {wwid, serial, sizeBytes},
+    rooms.probeTimeoutMs,
+  )
+  return {type: 'iscsi', iqn, lun, portal, initiatorName, ...(auth ? {auth: auth.incoming} : {})}
+}
+
+/** Growing a volume: the file, then the target's LUN, then the guest's disk, each only where there is one. */
+const sizeStep: Step = {
+  name: 'size',
+  async make({rooms, operation}, path) {
+    const record = rooms.store.exports.get(operation.subject)
+    const volume = await rooms.volumes.extend(path.volume!, makeRequest(operation).sizeBytes!)
+    if (!record) return {...path, volume}
+    return {...path, volume, export: await rooms.targets.resize(exportSpec(rooms, record, volume))}
+  },
+  made({rooms, operation}, path) {
+    const volume: VolumeRecord = {...rooms.store.volume(operation.subject), sizeBytes: path.volume!.sizeBytes}
+    const changes: Change[] = [{table: 'volumes', id: volume.id, value: volume}]
+    const exported = rooms.store.exports.get(operation.subject)
+    if (exported && path.export) {
+      changes.push({table: 'exports', id: volume.id, value: {...exported, sizeBytes: path.export.sizeBytes}})
+    }
+    return changes
+  },
+  // A volume cannot be shrunk back: where its target could not follow, the record follows the pool.
+  async failed({rooms, operation}) {
+    const record = rooms.store.volume(operation.subject)
+    const found = await rooms.volumes.get(operation.subject)
+    return found ? [{table: 'volumes', id: record.id, value: {...record, sizeBytes: found.sizeBytes}}] : []
+  },
+  async unmake() {},
+  unmade: () => [],
+}
+
+/** The table of steps, in the order of making. Attach runs down it, detach runs up it, so does a failed attach. */
+export const steps: readonly Step[] = [volumeStep, exportStep, diskStep, sizeStep]

@@ -1,0 +1,37 @@
+import {StorageError} from './errors.js'
+import type {ChapAuth, ChapCredentials} from './types.js'
+
+/** RFC 7143, 9.2.1: a CHAP secret needs at least 96 random bits, which twelve characters can hold. */
+const minSecretLength = 12
+const maxSecretLength = 128
+
+/**
+ * Checks CHAP credentials before they reach a target. A message never quotes a secret.
+ * @throws INVALID_ARGUMENT
+ */
+export function checkChap({incoming, outgoing}: ChapAuth): void {
+  checkCredentials('incoming', incoming)
+  if (!outgoing) return
+  checkCredentials('outgoing', outgoing)
+  if (outgoing.secret === incoming.secret) {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      'The two CHAP secrets must differ, else either side can be made to answer for the other (RFC 7143, 9.2.1)',
+    )
+  }
+}
+
+function checkCredentials(direction: string, {user, secret}: ChapCredentials): void {
+  if (!/^[\x21-\x2b\x2d-\x7e]{1,223}$/.test(user)) {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `The ${direction} CHAP user must be 1 to 223 printable characters without blanks and commas`,
+    )
+  }
+  if (!/^[\x21-\x2b\x2d-\x7e]*$/.test(secret) || secret.length < minSecretLength || secret.length > maxSecretLength) {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `The ${direction} CHAP secret must be ${minSecretLength} to ${maxSecretLength} printable characters without blanks and commas`,
+    )
+  }
+}

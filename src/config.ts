@@ -1,0 +1,133 @@
+import {readFile} from 'node:fs/promises'
+import {isIP} from 'node:net'
+import {hostname} from 'node:os'
+import {type Static, Type} from '@sinclair/typebox'
+import {Value} from '@sinclair/typebox/value'
+import {parse} from 'smol-toml'
+import {StorageError} from './errors.js'
+import {checkIscsiName, parsePortal} from './iqn.js'
+
+const strict = {additionalProperties: false} as const
+
+/** The configuration file, TOML. Every key has a default, so that an absent file is a working configuration. */
+const configSchema = Type.Object(
+  {
+    daemon: Type.Object(
+      {
+        /** Where the store and the private files of managed daemons lie. */
+        directory: Type.String({default: '/var/lib/lunpath'}),
+        /** The API's unix socket, mode 0600. */
+        socket: Type.String({default: '/run/lunpath/lunpath.sock'}),
+        logLevel: Type.Union(
+          ['trace', 'debug', 'info', 'warn', 'error'].map(level => Type.Literal(level)),
+          {default: 'info'},
+        ),
+      },
+      {...strict, default: {}},
+    ),
+    volumes: Type.Object(
+      {
+        /** Directory of the pool of file volumes; default: DIRECTORY/volumes. */
+        directory: Type.Optional(Type.String()),
+        /** How many times the file system's size may be promised to sparse volumes. */
+        overcommit: Type.Number({default: 1, exclusiveMinimum: 0, maximum: 1000}),
+      },
+      {...strict, default: {}},
+    ),
+    targets: Type.Object(
+      {
+        /** True: lunpath starts and supervises a tgtd of its own. False: it uses the one that answers at `socket`. */
+        managed: Type.Boolean({default: true}),
+        /** Control socket of a tgtd that is not managed. */
+        socket: Type.String({default: '/var/run/tgtd/socket.0'}),
+        /** Where initiators log in: ADDRESS:PORT, IPv6 in brackets. */
+        portals: Type.Array(Type.String(), {default: ['127.0.0.1:3260'], minItems: 1}),
+        iqnPrefix: Type.String({default: 'iqn.2026-01.io.lunpath'}),
+        /** The managed tgtd ends with the daemon. For demonstrations and tests: guests lose their disks with it. */
+        endWithDaemon: Type.Boolean({default: false}),
+      },
+      {...strict, default: {}},
+    ),
+    initiator: Type.Object(
+      {
+        /** The name that QEMU and lunpath log in with on this node. Default: the prefix, `:`, the host's name. */
+        name: Type.Optional(Type.String()),
+        timeoutMs: Type.Integer({default: 5000, minimum: 100}),
+      },
+      {...strict, default: {}},
+    ),
+    compute: Type.Object({uri: Type.String({default: 'qemu:///system'})}, {...strict, default: {}}),
+    metrics: Type.Object(
+      {
+        /** ADDRESS:PORT of /metrics; an empty string switches it off. */
+        listen: Type.String({default: '127.0.0.1:9723'}),
+        /** How often tgtd's counters are read, in ms: they are lost when a session ends between two readings. */
+        intervalMs: Type.Integer({default: 5000, minimum: 100}),
+      },
+      {...strict, default: {}},
+    ),
+  },
+  strict,
+)
+
+export type Config = Static<typeof configSchema> & {
+  volumes: {directory: string}
+  initiator: {name: string}
+}
+
+/** Recursive optional: what a caller may leave out. */
+export type PartialConfig = {[K in keyof Config]?: Partial<Config[K]>}
+
+export const defaultConfigPath = '/etc/lunpath/lunpath.toml'
+export const defaultSocket = '/run/lunpath/lunpath.sock'
+
+/** Fills in the defaults and checks every value. @throws INVALID_ARGUMENT that names the key */
+export function settleConfig(given: PartialConfig = {}): Config {
+  const config = Value.Default(configSchema, structuredClone(given)) as Config
+  const [problem] = Value.Errors(configSchema, config)
+  if (problem) {
+    const key = problem.path.slice(1).replaceAll('/', '.') || 'the file'
+    throw new StorageError('INVALID_ARGUMENT', `Configuration: ${key}: ${problem.message}`, {op: 'config', info: {key}})
+  }
+  config.volumes.directory ??= `${config.daemon.directory}/volumes`
+  config.initiator.name ??= `${config.targets.iqnPrefix}:${hostLabel()}`
+  checkIscsiName(config.targets.iqnPrefix)
+  checkIscsiName(config.initiator.name)
+  for (const portal of config.targets.portals) parsePortal(portal)
+  if (config.metrics.listen !== '') parsePortal(config.metrics.listen)
+  return config
+}
+
+/** The host's name in the characters of an iSCSI name. */
+function hostLabel(): string {
+  const label = hostname()
+    .toLowerCase()
+    .replaceAll(/[^a-z0-9.-]/g, '-')
+    .replaceAll(/\.{2,}/g, '.')
+  return isIP(label) === 0 && label !== '' ? label : 'node'
+}
+
+/**
+ * Reads a configuration file. The default one may be absent; one that was named must be there.
+ * @throws INVALID_ARGUMENT
+ */
+export async function readConfig(path?: string): Promise<Config> {
+  const file = path ?? defaultConfigPath
+  const text = await readFile(file, 'utf8').catch((cause: NodeJS.ErrnoException) => {
+    if (path === undefined && cause.code === 'ENOENT') return ''
+    throw new StorageError('INVALID_ARGUMENT', `The configuration file ${file} cannot be read: ${cause.message}`, {
+      op: 'config',
+      cause,
+    })
+  })
+  try {
+    return settleConfig(parse(text) as PartialConfig)
+  } catch (cause) {
+    if (cause instanceof StorageError) throw cause
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `The configuration file ${file} is not TOML: ${(cause as Error).message}`,
+      {op: 'config', cause},
+    )
+  }
+}

@@ -1,0 +1,29 @@
+import type {Rooms} from '../attach/rooms.js'
+import type {Disk, ObservedTarget, Volume} from '../types.js'
+
+/** What the world holds now. It is never stored: the next look may differ. */
+export interface Observed {
+  volumes: Volume[]
+  targets: ObservedTarget[]
+  /** Disks by domain UUID; null where the domain is unknown to libvirt. Absent as a whole where libvirt does not answer. */
+  disks: Map<string, Disk[] | null> | null
+}
+
+/** Looks at the pool, the target daemon and the domains that have attachments. */
+export async function observe(rooms: Rooms): Promise<Observed> {
+  const [volumes, targets, disks] = await Promise.all([rooms.volumes.list(), rooms.targets.list(), observeDisks(rooms)])
+  return {volumes, targets, disks}
+}
+
+/** The disks of all domains with attachments, one call a domain; null where libvirt does not answer. */
+export async function observeDisks(rooms: Rooms): Promise<Observed['disks']> {
+  const uuids = new Set([...rooms.store.attachments.values()].map(({domainUuid}) => domainUuid))
+  const disks = new Map<string, Disk[] | null>()
+  try {
+    const known = new Set((await rooms.compute.domains()).map(({uuid}) => uuid))
+    for (const uuid of uuids) disks.set(uuid, known.has(uuid) ? await rooms.compute.disks(uuid) : null)
+    return disks
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,89 @@
+import type {Operation} from '../state/journal.js'
+import type {AttachmentRecord, ExportRecord, VolumeRecord} from '../state/store.js'
+import type {Disk, Volume} from '../types.js'
+import type {Observed} from './observe.js'
+
+export interface Desired {
+  volumes: Iterable<VolumeRecord>
+  exports: Iterable<ExportRecord>
+  attachments: Iterable<AttachmentRecord>
+  /** Operations that a crash or a dead daemon has left unfinished, oldest first. */
+  unfinished: Operation[]
+}
+
+export type Action =
+  | {do: 'resume'; operation: Operation}
+  /** The target daemon lacks the export, or its LUN. */
+  | {do: 'restore'; volumeId: string}
+  /** Cannot be mended by lunpath: said in log and metrics. */
+  | {do: 'report'; problem: Problem}
+
+export interface Problem {
+  problem: 'volume-missing' | 'volume-unknown' | 'export-unknown' | 'disk-absent'
+  subject: string
+  message: string
+}
+
+export type AttachmentState = 'attached' | 'detaching' | 'absent' | 'unknown'
+
+/**
+ * What to do so that the world is again what was asked for. A pure function: all it knows is in its arguments.
+ * Things in the world that nobody asked for are reported, never removed: only an operation removes, and it says what.
+ */
+export function plan(desired: Desired, observed: Observed, ours: (iqn: string) => boolean): Action[] {
+  const unfinished = new Set(desired.unfinished.map(({subject}) => subject))
+  const settled = <T>(items: Iterable<T>, id: (item: T) => string) =>
+    [...items].filter(item => !unfinished.has(id(item)))
+  const volumes = settled(desired.volumes, ({id}) => id)
+  const exports = settled(desired.exports, ({volumeId}) => volumeId)
+  const attachments = settled(desired.attachments, ({id}) => id)
+
+  const inPool = new Map(observed.volumes.map(volume => [volume.id, volume]))
+  const online = new Set(observed.targets.filter(({luns}) => luns.some(({lun}) => lun === 1)).map(({iqn}) => iqn))
+  const exported = new Set(exports.map(({iqn}) => iqn))
+  const wanted = new Set(volumes.map(({id}) => id))
+
+  return [
+    ...exports.filter(({iqn}) => !online.has(iqn)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
+    ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
+    ...volumes.filter(({id, imported}) => !imported && !inPool.has(id)).map(volumeMissing),
+    ...settled(observed.volumes, ({id}) => id)
+      .filter(({id}) => !wanted.has(id))
+      .map(volumeUnknown),
+    ...observed.targets
+      .filter(({iqn}) => ours(iqn) && !exported.has(iqn) && !unfinished.has(iqn.slice(-16)))
+      .map(({iqn}) =>
+        report('export-unknown', iqn, `The target ${iqn} has a name of lunpath's, and no export in the store has it`),
+      ),
+    ...attachments
+      .filter(attachment => attachmentState(attachment, observed.disks, false) === 'absent')
+      .map(diskAbsent),
+  ]
+}
+
+/** What is seen of an attachment now. */
+export function attachmentState(
+  {id, domainUuid}: Pick<AttachmentRecord, 'id' | 'domainUuid'>,
+  disks: Map<string, Disk[] | null> | null,
+  detaching: boolean,
+): AttachmentState {
+  if (detaching) return 'detaching'
+  if (disks === null) return 'unknown'
+  return disks.get(domainUuid)?.some(({serial, alias}) => serial === id || alias.endsWith(id)) ? 'attached' : 'absent'
+}
+
+function report(problem: Problem['problem'], subject: string, message: string): Action {
+  return {do: 'report', problem: {problem, subject, message}}
+}
+
+function volumeMissing({id, path}: VolumeRecord): Action {
+  return report('volume-missing', id, `The volume ${id} is gone: ${path} is not there`)
+}
+
+function volumeUnknown({id, path}: Volume): Action {
+  return report('volume-unknown', id, `${path} has the form of a volume, and the store has none with that id`)
+}
+
+function diskAbsent({id, domain, target}: AttachmentRecord): Action {
+  return report('disk-absent', id, `The disk ${target} (${id}) is no longer in ${domain}: detach it to forget it`)
+}
