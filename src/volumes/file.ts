@@ -749,7 +749,7 @@ const codeByErrno: Record<string, ErrorCode> = {
 function poolError(op: string, error: unknown, info: Record<string, unknown>): unknown {
   const errno = (error as NodeJS.ErrnoException | null)?.code
   if (error instanceof StorageError || typeof errno !== 'string') return error
-  const code = codeByErrno[errno] ?? 'POOL_UNUSABLE'
+  const code = (op === 'volume.open' ? undefined : codeByErrno[errno]) ?? 'POOL_UNUSABLE'
   return new StorageError(code, `${op} failed in pool ${info.pool}: ${(error as Error).message}`, {
     op,
     info,
