@@ -65,4 +65,10 @@ export interface VolumeDriver {
   list(): Promise<Volume[]>
   get(id: VolumeId): Promise<Volume | undefined>
   capacity(): Promise<PoolCapacity>
+
+  /** Waits until the space of the volumes deleted so far is free. */
+  settled(): Promise<void>
+
+  /** Waits for what runs and closes what open() opened. Safe to call twice and before open. */
+  close(): Promise<void>
 }
