@@ -15,6 +15,13 @@ export interface LoginSpec {
   auth?: ChapAuth
   /** Milliseconds for the whole login; default 5,000. */
   timeoutMs?: number
+  /** Milliseconds for each read, write and flush, a login again included; default 10,000. */
+  commandTimeoutMs?: number
+  /**
+   * Where the connection is lost, log in again within the command's deadline, check that it is still the same logical
+   * unit (else IDENTITY_MISMATCH) and repeat the command. Default false: a lost session stays lost.
+   */
+  reconnect?: boolean
 }
 
 /** A session of a user-space initiator with one logical unit. Every call has a deadline and rejects after close(). */
@@ -22,7 +29,7 @@ export interface IscsiSession {
   readonly identity: LunIdentity
   /** Reads whole blocks; `offsetBytes` and `lengthBytes` are multiples of the block size, at most 1 MiB a call. */
   read(offsetBytes: number, lengthBytes: number): Promise<Buffer>
-  write(offsetBytes: number, data: Buffer): Promise<void>
+  write(offsetBytes: number, data: Uint8Array): Promise<void>
   /** SYNCHRONIZE CACHE (10). */
   flush(): Promise<void>
   /** Logs out; waits for pending calls; can be called twice. */
