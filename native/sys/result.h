@@ -9,11 +9,11 @@ namespace lunpath {
 
 // The native fact behind a failure; binding code turns it into a JS Error with the same properties.
 struct Error {
-  std::string message;
-  std::string code;     // stable word: "ETIMEDOUT", "TGT_ERROR", "VIR_ERR" …
-  int number = 0;       // errno, tgtd's error, libvirt's code: what `code` says
-  std::string syscall;  // system call or library function that failed
-  int domain = 0;       // libvirt's error domain, else 0
+  std::string message{};
+  std::string code{};     // stable word: "ETIMEDOUT", "TGT_ERROR", "VIR_ERR" …
+  int number = 0;         // errno, tgtd's error, libvirt's code: what `code` says
+  std::string syscall{};  // system call or library function that failed
+  int domain = 0;         // libvirt's error domain, else 0
 };
 
 // An errno as an Error whose code is the errno's name.
