@@ -45,6 +45,8 @@
       'targets': [
         {
           'target_name': 'libvirt',
+          # gyp takes "lib" for a prefix and would call the file virt.node.
+          'product_name': 'libvirt',
           'sources': [
             'native/libvirt/binding.cc', 'native/libvirt/connection.cc', 'native/libvirt/event_loop.cc',
             'native/napi/error.cc', 'native/sys/result.cc',

@@ -81,6 +81,14 @@ class PromiseWorker {
   void RefuseNew() { refuses_new_ = true; }
   bool refuses_new() const { return refuses_new_; }
 
+  // RefuseNew, and jobs that are queued or running no longer keep the event loop alive: for a job that hangs in a
+  // library. They still settle where something else keeps the loop alive long enough.
+  void LetGo() {
+    RefuseNew();
+    if (state_->pending > 0 && !state_->let_go) state_->settle.Unref(env_);
+    state_->let_go = true;
+  }
+
  private:
   using Completion = std::function<void(Napi::Env)>;
   using Job = std::function<Completion()>;
@@ -95,7 +103,7 @@ class PromiseWorker {
     Napi::HandleScope scope(env);
     State& state = *owned->state;
     if (--state.pending == 0) {
-      state.settle.Unref(env);
+      if (!state.let_go) state.settle.Unref(env);
       state.owner->Unref();
     }
     owned->complete(env);
@@ -110,7 +118,8 @@ class PromiseWorker {
     int idle = 0;
     bool closed = false;
     Settle settle;
-    size_t pending = 0;                                // main thread only
+    size_t pending = 0;                              // main thread only
+    bool let_go = false;                             // main thread only
     Napi::Reference<Napi::Object>* owner = nullptr;  // main thread only; alive while pending > 0
   };
 

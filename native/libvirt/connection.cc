@@ -1,0 +1,399 @@
+#include "libvirt/connection.h"
+
+#include <libvirt/virterror.h>
+
+#include "libvirt/event_loop.h"
+
+namespace lunpath::libvirt {
+
+namespace {
+
+// Seconds between probes of an idle peer, and how many may stay unanswered.
+constexpr int kKeepaliveSeconds = 5;
+constexpr unsigned kKeepaliveCount = 3;
+
+struct FreeDomain {
+  void operator()(virDomainPtr domain) const { virDomainFree(domain); }
+};
+using DomainHandle = std::unique_ptr<virDomain, FreeDomain>;
+
+struct FreeSecret {
+  void operator()(virSecretPtr secret) const { virSecretFree(secret); }
+};
+using SecretHandle = std::unique_ptr<virSecret, FreeSecret>;
+
+struct FreeMemory {
+  void operator()(char* text) const { free(text); }
+};
+using Text = std::unique_ptr<char, FreeMemory>;
+
+// The calling thread's last error. libvirt resets it at the next public call, virDomainFree included, so this comes
+// first after a failure.
+Error LastError(const char* function) {
+  virErrorPtr error = virGetLastError();
+  if (error == nullptr) {
+    return Error{.message = std::string(function) + " failed without an error", .code = "VIR_ERR", .syscall = function};
+  }
+  return Error{.message = error->message ? error->message : "unknown error",
+               .code = "VIR_ERR",
+               .number = error->code,
+               .syscall = function,
+               .domain = error->domain};
+}
+
+bool LooksLikeUuid(const std::string& text) {
+  return text.size() == VIR_UUID_STRING_BUFLEN - 1 &&
+         text.find_first_not_of("0123456789abcdefABCDEF-") == std::string::npos;
+}
+
+Result<DomainHandle> Find(virConnectPtr connection, const std::string& domain) {
+  if (LooksLikeUuid(domain)) {
+    DomainHandle found(virDomainLookupByUUIDString(connection, domain.c_str()));
+    if (found) return found;
+    Error error = LastError("virDomainLookupByUUIDString");
+    if (error.number != VIR_ERR_NO_DOMAIN) return error;
+  }
+  DomainHandle found(virDomainLookupByName(connection, domain.c_str()));
+  if (!found) return LastError("virDomainLookupByName");
+  return found;
+}
+
+std::string Uuid(virDomainPtr domain) {
+  char text[VIR_UUID_STRING_BUFLEN] = "";
+  virDomainGetUUIDString(domain, text);
+  return text;
+}
+
+Result<DomainInfo> Describe(virDomainPtr domain) {
+  DomainInfo info;
+  int reason = 0;
+  if (virDomainGetState(domain, &info.state, &reason, 0) < 0) return LastError("virDomainGetState");
+  int persistent = virDomainIsPersistent(domain);
+  if (persistent < 0) return LastError("virDomainIsPersistent");
+  info.persistent = persistent == 1;
+  info.name = virDomainGetName(domain);
+  info.uuid = Uuid(domain);
+  // The handle's id is of the time of its look-up; the state is newer.
+  unsigned id = virDomainGetID(domain);
+  if (id != static_cast<unsigned>(-1) && info.state != VIR_DOMAIN_SHUTOFF) info.id = id;
+  return info;
+}
+
+}  // namespace
+
+// Callbacks may still run while, or after, the connection goes: they share this, and see that it is closed.
+struct Connection::Sink {
+  std::mutex mutex;
+  EventSink deliver;
+
+  void Deliver(Event event) {
+    std::lock_guard lock(mutex);
+    if (deliver) deliver(std::move(event));
+  }
+
+  static void* Share(const std::shared_ptr<Sink>& sink) { return new std::shared_ptr<Sink>(sink); }
+  static void Free(void* opaque) { delete static_cast<std::shared_ptr<Sink>*>(opaque); }
+  static Sink& Of(void* opaque) { return **static_cast<std::shared_ptr<Sink>*>(opaque); }
+
+  static int OnLifecycle(virConnectPtr, virDomainPtr domain, int event, int detail, void* opaque) {
+    Of(opaque).Deliver({.kind = Event::Kind::kLifecycle,
+                        .domain = virDomainGetName(domain),
+                        .uuid = Uuid(domain),
+                        .event = event,
+                        .detail = detail});
+    return 0;
+  }
+
+  template <Event::Kind kind>
+  static void OnDevice(virConnectPtr, virDomainPtr domain, const char* alias, void* opaque) {
+    Of(opaque).Deliver({.kind = kind, .domain = virDomainGetName(domain), .uuid = Uuid(domain), .alias = alias});
+  }
+
+  static void OnClosed(virConnectPtr, int reason, void* opaque) {
+    Of(opaque).Deliver({.kind = Event::Kind::kClosed, .reason = reason});
+  }
+};
+
+// One call in progress: holds the connection open, so that Close waits for it.
+class Connection::Call {
+ public:
+  explicit Call(Connection& owner) : owner_(owner) {
+    std::lock_guard lock(owner_.mutex_);
+    if (owner_.connection_ == nullptr || owner_.closed_) return;
+    connection_ = owner_.connection_;
+    ++owner_.calls_;
+  }
+  ~Call() {
+    if (connection_ == nullptr) return;
+    std::lock_guard lock(owner_.mutex_);
+    if (--owner_.calls_ == 0) owner_.idle_.notify_all();
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  explicit operator bool() const { return connection_ != nullptr; }
+  virConnectPtr get() const { return connection_; }
+  static Error NotOpen() { return Error{.message = "The connection to libvirt is not open", .code = "ERR_NOT_OPEN"}; }
+
+ private:
+  Connection& owner_;
+  virConnectPtr connection_ = nullptr;
+};
+
+Connection::Connection(EventSink sink) : sink_(std::make_shared<Sink>()) { sink_->deliver = std::move(sink); }
+
+Connection::~Connection() { Close(); }
+
+void Connection::DropEvents() {
+  std::lock_guard lock(sink_->mutex);
+  sink_->deliver = nullptr;
+}
+
+Status Connection::Open(const std::string& uri) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) return Call::NotOpen();
+    if (opening_ || connection_ != nullptr) return Error{.message = "Already open", .code = "ERR_ALREADY_OPEN"};
+    opening_ = true;
+  }
+  EnsureEventLoop();
+  virConnectPtr connection = virConnectOpen(uri.c_str());
+  std::optional<Error> failure;
+  if (connection == nullptr) failure = LastError("virConnectOpen");
+
+  std::vector<int> callbacks;
+  bool close_callback = false;
+  auto listen = [&](int event, virConnectDomainEventGenericCallback callback) {
+    if (failure) return;
+    void* shared = Sink::Share(sink_);
+    int id = virConnectDomainEventRegisterAny(connection, nullptr, event, callback, shared, &Sink::Free);
+    if (id < 0) {
+      failure = LastError("virConnectDomainEventRegisterAny");
+      Sink::Free(shared);
+    } else {
+      callbacks.push_back(id);
+    }
+  };
+  if (!failure) {
+    // Drivers without a remote peer (test:///) have neither; there a connection is not lost.
+    virConnectSetKeepAlive(connection, kKeepaliveSeconds, kKeepaliveCount);
+    void* shared = Sink::Share(sink_);
+    close_callback = virConnectRegisterCloseCallback(connection, &Sink::OnClosed, shared, &Sink::Free) == 0;
+    if (!close_callback) Sink::Free(shared);
+  }
+  listen(VIR_DOMAIN_EVENT_ID_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnLifecycle));
+  listen(VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceAdded>));
+  listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemoved>));
+  listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
+         VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemovalFailed>));
+
+  if (failure && connection != nullptr) {
+    for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
+    if (close_callback) virConnectUnregisterCloseCallback(connection, &Sink::OnClosed);
+    virConnectClose(connection);
+  }
+  std::lock_guard lock(mutex_);
+  opening_ = false;
+  idle_.notify_all();
+  if (failure) return *failure;
+  connection_ = connection;
+  callbacks_ = std::move(callbacks);
+  return Nothing{};
+}
+
+Status Connection::Close() {
+  virConnectPtr connection = nullptr;
+  std::vector<int> callbacks;
+  {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    idle_.wait(lock, [&] { return calls_ == 0 && !opening_; });
+    std::swap(connection, connection_);
+    std::swap(callbacks, callbacks_);
+  }
+  DropEvents();
+  if (connection == nullptr) return Nothing{};
+  for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
+  // A registered close callback holds a reference, which would keep the connection open.
+  virConnectUnregisterCloseCallback(connection, &Sink::OnClosed);
+  virConnectClose(connection);
+  return Nothing{};
+}
+
+Result<bool> Connection::IsAlive() {
+  Call call(*this);
+  if (!call) return false;
+  return virConnectIsAlive(call.get()) == 1;
+}
+
+Result<std::vector<DomainInfo>> Connection::Domains() {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  virDomainPtr* list = nullptr;
+  int count = virConnectListAllDomains(call.get(), &list, 0);
+  if (count < 0) return LastError("virConnectListAllDomains");
+  std::vector<DomainInfo> domains;
+  std::optional<Error> failure;
+  for (int i = 0; i < count; ++i) {
+    DomainHandle domain(list[i]);
+    Result<DomainInfo> info = Describe(domain.get());
+    if (info.ok()) {
+      domains.push_back(std::move(info.value()));
+    } else if (info.error().number != VIR_ERR_NO_DOMAIN) {  // gone since the listing
+      failure = info.error();
+    }
+  }
+  free(list);
+  if (failure) return *failure;
+  return domains;
+}
+
+Result<DomainInfo> Connection::Domain(const std::string& name) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  Result<DomainHandle> domain = Find(call.get(), name);
+  if (!domain.ok()) return domain.error();
+  return Describe(domain.value().get());
+}
+
+Result<DomainXml> Connection::Xml(const std::string& name) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  Result<DomainHandle> domain = Find(call.get(), name);
+  if (!domain.ok()) return domain.error();
+  virDomainPtr handle = domain.value().get();
+  Result<DomainInfo> info = Describe(handle);
+  if (!info.ok()) return info.error();
+  DomainXml found{.info = info.value(), .live = {}, .inactive = {}};
+  if (found.info.id) {
+    Text xml(virDomainGetXMLDesc(handle, 0));
+    if (!xml) return LastError("virDomainGetXMLDesc");
+    found.live = xml.get();
+  }
+  if (found.info.persistent) {
+    Text xml(virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE));
+    if (!xml) return LastError("virDomainGetXMLDesc");
+    found.inactive = xml.get();
+  }
+  return found;
+}
+
+template <class Make>
+Result<DomainInfo> Connection::MakeDomain(const char* function, const Make& make) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  DomainHandle domain(make(call.get()));
+  if (!domain) return LastError(function);
+  return Describe(domain.get());
+}
+
+Result<DomainInfo> Connection::Define(const std::string& xml) {
+  return MakeDomain("virDomainDefineXMLFlags", [&](virConnectPtr connection) {
+    return virDomainDefineXMLFlags(connection, xml.c_str(), VIR_DOMAIN_DEFINE_VALIDATE);
+  });
+}
+
+Result<DomainInfo> Connection::Create(const std::string& xml) {
+  return MakeDomain("virDomainCreateXML", [&](virConnectPtr connection) {
+    return virDomainCreateXML(connection, xml.c_str(), VIR_DOMAIN_START_VALIDATE);
+  });
+}
+
+Status Connection::OnDomain(const std::string& name, const char* function,
+                            const std::function<int(virDomainPtr)>& action) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  Result<DomainHandle> domain = Find(call.get(), name);
+  if (!domain.ok()) return domain.error();
+  if (action(domain.value().get()) < 0) return LastError(function);
+  return Nothing{};
+}
+
+Status Connection::Start(const std::string& domain) {
+  return OnDomain(domain, "virDomainCreate", [](virDomainPtr handle) { return virDomainCreate(handle); });
+}
+
+Status Connection::Destroy(const std::string& domain) {
+  return OnDomain(domain, "virDomainDestroy", [](virDomainPtr handle) { return virDomainDestroy(handle); });
+}
+
+Status Connection::Undefine(const std::string& domain) {
+  return OnDomain(domain, "virDomainUndefine", [](virDomainPtr handle) { return virDomainUndefine(handle); });
+}
+
+Status Connection::Suspend(const std::string& domain) {
+  return OnDomain(domain, "virDomainSuspend", [](virDomainPtr handle) { return virDomainSuspend(handle); });
+}
+
+Status Connection::Resume(const std::string& domain) {
+  return OnDomain(domain, "virDomainResume", [](virDomainPtr handle) { return virDomainResume(handle); });
+}
+
+Status Connection::AttachDevice(const std::string& domain, const std::string& xml, unsigned flags) {
+  return OnDomain(domain, "virDomainAttachDeviceFlags",
+                  [&](virDomainPtr handle) { return virDomainAttachDeviceFlags(handle, xml.c_str(), flags); });
+}
+
+Status Connection::DetachAlias(const std::string& domain, const std::string& alias, unsigned flags) {
+  return OnDomain(domain, "virDomainDetachDeviceAlias",
+                  [&](virDomainPtr handle) { return virDomainDetachDeviceAlias(handle, alias.c_str(), flags); });
+}
+
+Status Connection::BlockResize(const std::string& domain, const std::string& disk, uint64_t bytes) {
+  return OnDomain(domain, "virDomainBlockResize", [&](virDomainPtr handle) {
+    return virDomainBlockResize(handle, disk.c_str(), bytes, VIR_DOMAIN_BLOCK_RESIZE_BYTES);
+  });
+}
+
+Result<BlockStats> Connection::Stats(const std::string& domain, const std::string& disk) {
+  virDomainBlockStatsStruct stats;
+  Status status = OnDomain(domain, "virDomainBlockStats", [&](virDomainPtr handle) {
+    return virDomainBlockStats(handle, disk.c_str(), &stats, sizeof(stats));
+  });
+  if (!status.ok()) return status.error();
+  return BlockStats{stats.rd_req, stats.rd_bytes, stats.wr_req, stats.wr_bytes, stats.errs};
+}
+
+Result<std::string> Connection::DefineSecret(const std::string& xml) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  SecretHandle secret(virSecretDefineXML(call.get(), xml.c_str(), 0));
+  if (!secret) return LastError("virSecretDefineXML");
+  char uuid[VIR_UUID_STRING_BUFLEN];
+  if (virSecretGetUUIDString(secret.get(), uuid) < 0) return LastError("virSecretGetUUIDString");
+  return std::string(uuid);
+}
+
+Status Connection::SetSecret(const std::string& uuid, const std::vector<uint8_t>& value) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  SecretHandle secret(virSecretLookupByUUIDString(call.get(), uuid.c_str()));
+  if (!secret) return LastError("virSecretLookupByUUIDString");
+  if (virSecretSetValue(secret.get(), value.data(), value.size(), 0) < 0) return LastError("virSecretSetValue");
+  return Nothing{};
+}
+
+Status Connection::UndefineSecret(const std::string& uuid) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  SecretHandle secret(virSecretLookupByUUIDString(call.get(), uuid.c_str()));
+  if (!secret) return LastError("virSecretLookupByUUIDString");
+  if (virSecretUndefine(secret.get()) < 0) return LastError("virSecretUndefine");
+  return Nothing{};
+}
+
+Result<std::optional<std::string>> Connection::FindSecret(const std::string& usage) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  SecretHandle secret(virSecretLookupByUsage(call.get(), VIR_SECRET_USAGE_TYPE_ISCSI, usage.c_str()));
+  if (!secret) {
+    Error error = LastError("virSecretLookupByUsage");
+    if (error.number == VIR_ERR_NO_SECRET) return std::optional<std::string>();
+    return error;
+  }
+  char uuid[VIR_UUID_STRING_BUFLEN];
+  if (virSecretGetUUIDString(secret.get(), uuid) < 0) return LastError("virSecretGetUUIDString");
+  return std::optional<std::string>(uuid);
+}
+
+}  // namespace lunpath::libvirt
