@@ -22,6 +22,11 @@ function packageRoot(): string {
   return directory
 }
 
+/** `LUNPATH_ADDON_DIR` names a directory of addons built otherwise, such as those under sanitizers. */
+function addonDirectory(): string {
+  return process.env.LUNPATH_ADDON_DIR || join(packageRoot(), 'build', 'Release')
+}
+
 /**
  * Loads one addon. This is the only place that does.
  * @throws StorageError DEPENDENCY_MISSING: says what was found, what is needed and which package brings it.
@@ -30,7 +35,7 @@ export function loadAddon<T>(name: AddonName): T {
   const cached = loaded.get(name)
   if (cached !== undefined) return cached as T
   const {library, buildPackage, runtimePackage} = addons[name]
-  const file = join(packageRoot(), 'build', 'Release', `${name}.node`)
+  const file = join(addonDirectory(), `${name}.node`)
   if (!existsSync(file)) {
     const remedy = buildPackage
       ? `Install ${buildPackage} (apt-get install ${buildPackage}) and run: npm run build`

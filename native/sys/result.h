@@ -17,7 +17,7 @@ struct Error {
 };
 
 // An errno as an Error whose code is the errno's name.
-Error ErrnoError(int number, const char* syscall, std::string what);
+Error ErrnoError(int number, const char* syscall, const std::string& what);
 
 template <class T>
 class Result {

@@ -1,0 +1,23 @@
+// The tests that drive the addons, with the addons built under AddressSanitizer and UndefinedBehaviorSanitizer.
+// `npm run test:sanitize` builds them first.
+import {execFileSync} from 'node:child_process'
+import {fileURLToPath} from 'node:url'
+
+const directory = fileURLToPath(new URL('../../.cache/sanitize/build/Release', import.meta.url))
+const runtime = execFileSync('g++', ['-print-file-name=libasan.so'], {encoding: 'utf8'}).trim()
+
+export default {
+  files: ['native', 'targets', 'initiators', 'compute', 'bench'].map(room => `dist/test/${room}/**/*.test.js`),
+  workerThreads: false,
+  concurrency: 2,
+  timeout: '8m',
+  environmentVariables: {
+    LUNPATH_ADDON_DIR: directory,
+    // Node itself is not instrumented, so the runtime has to be there before the first addon.
+    LD_PRELOAD: runtime,
+    // Node frees little at its end, which would all be reported.
+    ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1',
+    UBSAN_OPTIONS: 'halt_on_error=1:print_stacktrace=1',
+  },
+  require: ['./test/sanitize/forget-preload.js'],
+}
