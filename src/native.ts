@@ -16,7 +16,8 @@ export type AddonName = keyof typeof addons
 const require = createRequire(import.meta.url)
 const loaded = new Map<AddonName, unknown>()
 
-function packageRoot(): string {
+/** The directory of our package.json: the addons lie below it, and .cache where it is a checkout. */
+export function packageRoot(): string {
   let directory = dirname(fileURLToPath(import.meta.url))
   while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory)
   return directory
