@@ -37,10 +37,23 @@ export async function readAt(path: string, length: number, position: number): Pr
   }
 }
 
-/** A loop device over `path`, gone after the test. */
-export async function attachLoop(t: ExecutionContext, path: string): Promise<string> {
-  const {stdout} = await run('losetup', ['--find', '--show', '--', path])
+/**
+ * A loop device over `path`, gone after the test or after its detach(). Detached once: another test may have the number
+ * by then.
+ */
+export async function attachLoop(
+  t: ExecutionContext,
+  path: string,
+  options: string[] = [],
+): Promise<{device: string; detach: () => Promise<void>}> {
+  const {stdout} = await run('losetup', ['--find', '--show', ...options, '--', path])
   const device = stdout.trim()
-  t.teardown(() => run('losetup', ['--detach', device], {accept: [0, 1]}))
-  return device
+  let attached = true
+  const detach = async () => {
+    if (!attached) return
+    attached = false
+    await run('losetup', ['--detach', device])
+  }
+  t.teardown(detach)
+  return {device, detach}
 }

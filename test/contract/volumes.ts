@@ -4,7 +4,6 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {ExecutionContext} from 'ava'
 import test from 'ava'
-import {run} from '../../src/exec.js'
 import type {Volume} from '../../src/types.js'
 import type {VolumeDriver} from '../../src/volumes/driver.js'
 import {newVolumeId} from '../../src/volumes/id.js'
@@ -303,10 +302,10 @@ export function volumeContract(name: string, makePool: MakePool): void {
   test(`${name}: a volume under a loop device is VOLUME_IN_USE`, async t => {
     const {driver} = await openPool(t)
     const volume = await driver.create({id: newVolumeId(), sizeBytes: 8 * MiB})
-    const device = await attachLoop(t, volume.path)
+    const {detach} = await attachLoop(t, volume.path)
     t.is(await codeOf(driver.delete(volume)), 'VOLUME_IN_USE')
     t.deepEqual(await driver.get(volume.id), volume)
-    await run('losetup', ['--detach', device])
+    await detach()
     await driver.delete(volume)
     t.is(await driver.get(volume.id), undefined)
   })
