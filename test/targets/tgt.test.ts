@@ -1,47 +1,12 @@
-import {execFile, spawn} from 'node:child_process'
-import {once} from 'node:events'
-import {open} from 'node:fs/promises'
 import {join} from 'node:path'
-import {promisify} from 'node:util'
-import test, {type ExecutionContext} from 'ava'
+import test from 'ava'
 import {freePort} from '../../src/sandbox/ports.js'
 import {TgtDriver} from '../../src/targets/tgt.js'
-import {TgtControl} from '../../src/targets/tgt-control.js'
 import type {Portal} from '../../src/types.js'
-import {targetContract, until} from '../contract/targets.js'
-
-const run = promisify(execFile)
+import {targetContract} from '../contract/targets.js'
+import {startForeignTgtd} from './foreign-tgtd.js'
 
 const freePortal = async (address: string): Promise<Portal> => ({address, port: await freePort(address)})
-
-/** A tgtd that is not the driver's, on a private control socket and without a public portal. */
-async function startForeignTgtd(t: ExecutionContext, directory: string) {
-  const prefix = join(directory, 'foreign')
-  const env = {PATH: `${process.env.PATH}:/usr/sbin`, LC_ALL: 'C', TGT_IPC_SOCKET: prefix}
-  const log = await open(join(directory, 'foreign.log'), 'a')
-  const child = spawn(
-    'setpriv',
-    ['--pdeathsig', 'KILL', '--', 'tgtd', '-f', '-C', '3', '-t', '1', '--iscsi', 'portal=127.0.0.1:0'],
-    {env, stdio: ['ignore', log.fd, log.fd]},
-  )
-  const exited = once(child, 'exit')
-  await log.close()
-  t.teardown(async () => {
-    child.kill('SIGKILL')
-    await exited
-  })
-  const socketPath = `${prefix}.3`
-  const control = new TgtControl(socketPath)
-  await until(async () => !(await control.run([[]], {timeoutMs: 100})).failure && (await answers(control)))
-  await control.close()
-  const tgtadm = (...args: string[]) => run('tgtadm', ['-C', '3', '--lld', 'iscsi', ...args], {env})
-  return {socketPath, tgtadm, child, exited}
-}
-
-async function answers(control: TgtControl): Promise<boolean> {
-  const {failure} = await control.run([[{mode: 3, op: 2}]], {timeoutMs: 1_000})
-  return failure === undefined
-}
 
 targetContract('a tgtd of our own', {
   test,
