@@ -883,9 +883,19 @@ export class TgtDriver implements TargetDriver {
       } catch (error) {
         if (!(error instanceof ExchangeError)) throw error
         if (again > 0 || error.fact.code === 'ETIMEDOUT') throw this.#unavailable(error.fact)
-        await this.#check()
-        if (this.#lost) throw this.#unavailable(error.fact)
+        if (!(await this.#returned())) throw this.#unavailable(error.fact)
       }
+    }
+  }
+
+  /** After a broken exchange: true once tgtd answers again. One that is not ours to start gets no time to come back. */
+  async #returned(): Promise<boolean> {
+    const deadline = Date.now() + recoveryDeadlineMs
+    for (;;) {
+      await this.#check()
+      if (!this.#lost) return true
+      if (!this.#tgtd || this.#state !== 'open' || Date.now() > deadline) return false
+      await sleep(10)
     }
   }
 

@@ -1,5 +1,5 @@
 import {type ChildProcess, spawn} from 'node:child_process'
-import {access, mkdir, open, readFile, readlink, rm} from 'node:fs/promises'
+import {access, mkdir, open, readFile, readlink, rm, writeFile} from 'node:fs/promises'
 import {basename, delimiter, join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {StorageError} from '../errors.js'
@@ -60,6 +60,8 @@ export class Tgtd {
     const pid = await this.#spawn()
     await this.#waitUntilItAnswers(pid)
     await this.#closeFirstPortal(pid)
+    // For people; the socket's peer is what counts.
+    await writeFile(this.#pidFile, `${pid}\n`)
     return {pid, adopted: false}
   }
 
@@ -126,13 +128,11 @@ export class Tgtd {
     const command = [
       ...(dieWithParent ? ['setpriv', '--pdeathsig', 'KILL', '--'] : []),
       binary,
-      ...['-f', '-C', String(controlPort), '-t', String(threads), '-p', this.#pidFile],
+      ...['-f', '-C', String(controlPort), '-t', String(threads)],
       // Without a portal here tgtd opens 3260 on every address. Port 0 takes any free port of loopback, for the moment
       // until we close it.
       ...['--iscsi', 'portal=127.0.0.1:0'],
     ]
-    // A pid file of a dead tgtd must not be mistaken for the new one's.
-    await rm(this.#pidFile, {force: true})
     const log = await open(this.#logFile, 'a', 0o600)
     try {
       const child = spawn(command[0]!, command.slice(1), {
