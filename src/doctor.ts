@@ -1,0 +1,349 @@
+import {constants} from 'node:fs'
+import {access, open, readdir, readFile, stat} from 'node:fs/promises'
+import {delimiter, dirname, join} from 'node:path'
+import {hasCode} from './errors.js'
+import {run} from './exec.js'
+import {checkIscsiName, formatPortal} from './iqn.js'
+import {type AddonName, loadAddon} from './native.js'
+import {portHolders} from './port-holders.js'
+import {formatSize} from './size.js'
+import {examinePool} from './volumes/file.js'
+
+export type CheckArea = 'node' | 'volumes' | 'targets' | 'initiators' | 'compute'
+
+/** One thing that lunpath needs, or that the operator should know, on this machine. */
+export interface Check {
+  area: CheckArea
+  name: string
+  /** `warn`: works, but not as well as it could, or not for everything. `missing`: what needs it cannot work. */
+  status: 'ok' | 'warn' | 'missing'
+  found: string
+  needed: string
+  /** What to do; null where nothing is to be done. */
+  remedy: string | null
+}
+
+export interface ExamineOptions {
+  pools?: {name: string; directory: string}[]
+  /** Program of the target daemon; default `tgtd` of the PATH. */
+  tgtd?: string
+  /** Port on which targets are to be offered; default 3260. */
+  portalPort?: number
+  /** Processes that may hold that port: the tgtd that lunpath itself runs. */
+  ownPids?: number[]
+  initiatorName?: string
+  /** Default `qemu:///system`. Of a remote host's hypervisor nothing is looked for here. */
+  libvirtUri?: string
+  /** Connects to libvirt and says what answered; without it the connection is not tried. */
+  connect?: () => Promise<string>
+}
+
+const oldestNode = [20, 19] as const
+/** The control protocol was read in 1.0.85; 1.0.80 is what the oldest supported Ubuntu has. */
+const oldestTgtd = [1, 0, 80] as const
+const lowFreeShare = 0.1
+
+/** Looks at everything that this machine's roles need. Changes nothing, and never throws for what it finds. */
+export async function examine(options: ExamineOptions = {}): Promise<Check[]> {
+  const groups = await Promise.all([
+    [checkNode()],
+    checkVolumes(options),
+    checkTargets(options),
+    checkInitiators(options),
+    checkCompute(options),
+  ])
+  return groups.flat()
+}
+
+/** The checks as people read them: a line each, and under it what to do. */
+export function formatChecks(checks: Check[]): string {
+  const marks = {ok: 'ok     ', warn: 'warn   ', missing: 'MISSING'}
+  const width = Math.max(0, ...checks.map(({area, name}) => area.length + name.length + 2))
+  const lines = checks.flatMap(({area, name, status, found, needed, remedy}) => {
+    const line = `${marks[status]}  ${`${area}: ${name}`.padEnd(width)}  ${found}`
+    if (status === 'ok') return [line]
+    return [line, `         needed: ${needed}`, ...(remedy ? [`         do: ${remedy}`] : [])]
+  })
+  const count = (status: Check['status']) => checks.filter(check => check.status === status).length
+  return `${[...lines, `${count('ok')} ok, ${count('warn')} to look at, ${count('missing')} missing`].join('\n')}\n`
+}
+
+function checkNode(): Check {
+  const [major, minor] = process.versions.node.split('.').map(Number) as [number, number]
+  const enough = major > oldestNode[0] || (major === oldestNode[0] && minor >= oldestNode[1])
+  return {
+    area: 'node',
+    name: 'Node.js',
+    status: enough ? 'ok' : 'missing',
+    found: process.version,
+    needed: `v${oldestNode.join('.')} or newer`,
+    remedy: enough ? null : 'Install a newer Node.js (nodejs.org, or your distribution)',
+  }
+}
+
+async function checkVolumes({pools = []}: ExamineOptions): Promise<Check[]> {
+  const fallocate = await findProgram('fallocate')
+  return Promise.all([
+    Promise.resolve<Check>({
+      area: 'volumes',
+      name: 'fallocate',
+      status: fallocate ? 'ok' : 'warn',
+      found: fallocate ?? 'not in the PATH',
+      needed: 'fallocate(1), so that preallocated volumes are not written with zeros',
+      remedy: fallocate ? null : 'apt-get install util-linux',
+    }),
+    ...pools.map(checkPool),
+  ])
+}
+
+async function checkPool({name, directory}: {name: string; directory: string}): Promise<Check> {
+  const needed = 'a directory of lunpath alone, writable, on a file system with sparse files'
+  const check = {area: 'volumes', name: `pool ${name}`, needed} as const
+  const exists = await stat(directory).catch(() => undefined)
+  if (!exists && (await isDirectory(dirname(directory)))) {
+    return {...check, status: 'ok', found: `${directory} is not there yet and will be made`, remedy: null}
+  }
+  try {
+    const {fileSystem, marked} = await examinePool(directory, {make: false})
+    const {freeBytes, totalBytes} = fileSystem
+    const found = `${directory}: ${fileSystem.name}, ${formatSize(freeBytes)} of ${formatSize(totalBytes)} free${marked ? '' : ', not a pool yet'}`
+    if (fileSystem.name === 'tmpfs' || fileSystem.name === 'ramfs') {
+      return {...check, status: 'warn', found, remedy: 'Its volumes are lost when the machine stops: use a disk'}
+    }
+    if (freeBytes < totalBytes * lowFreeShare) {
+      return {
+        ...check,
+        status: 'warn',
+        found,
+        remedy: 'Less than a tenth is free: delete volumes or grow the file system',
+      }
+    }
+    return {...check, status: 'ok', found, remedy: null}
+  } catch (error) {
+    const remedy = 'Name another directory in the configuration, or mend this one as the message says'
+    return {...check, status: 'missing', found: (error as Error).message, remedy}
+  }
+}
+
+async function checkTargets(options: ExamineOptions): Promise<Check[]> {
+  return [
+    checkAddon('targets', 'tgt'),
+    await checkTgtd(options.tgtd ?? 'tgtd'),
+    await checkSystemTgtd(),
+    await checkPort(options),
+  ]
+}
+
+async function checkTgtd(program: string): Promise<Check> {
+  const needed = `tgtd ${oldestTgtd.join('.')} or newer (it was read and measured with 1.0.85)`
+  const check = {area: 'targets', name: 'tgtd', needed} as const
+  const path = await findProgram(program)
+  if (!path) return {...check, status: 'missing', found: 'not in the PATH', remedy: 'apt-get install tgt'}
+  try {
+    const {stdout} = await run(path, ['-V'], {timeoutMs: 5000})
+    const version = /^(\d+)\.(\d+)\.(\d+)/.exec(stdout.trim())
+    const found = `${path}, version ${stdout.trim() || 'unknown'}`
+    if (version && !isOlder(version.slice(1).map(Number), oldestTgtd)) {
+      return {...check, status: 'ok', found, remedy: null}
+    }
+    return {...check, status: 'warn', found, remedy: 'Install a newer tgt, and try this one before you rely on it'}
+  } catch (error) {
+    return {...check, status: 'missing', found: `${path}: ${(error as Error).message}`, remedy: 'apt-get install tgt'}
+  }
+}
+
+async function checkSystemTgtd(): Promise<Check> {
+  const pids = await processesNamed('tgtd')
+  const system = await stat('/var/run/tgtd/socket.0').catch(() => undefined)
+  const running = pids.length === 0 ? 'no tgtd runs' : `tgtd runs as process ${pids.join(', ')}`
+  return {
+    area: 'targets',
+    name: "the system's tgtd",
+    status: 'ok',
+    found: `${running}; ${system ? '/var/run/tgtd/socket.0 is there' : 'no control socket at /var/run/tgtd/socket.0'}`,
+    needed: 'nothing: lunpath runs a tgtd of its own, and leaves foreign targets of any other alone',
+    remedy: null,
+  }
+}
+
+async function checkPort({portalPort = 3260, ownPids = []}: ExamineOptions): Promise<Check> {
+  const holders = await portHolders(portalPort)
+  const strangers = holders.filter(({processes}) => !processes.some(({pid}) => ownPids.includes(pid)))
+  const check = {
+    area: 'targets',
+    name: `port ${portalPort}`,
+    needed: 'a port that nobody holds, or that lunpath holds',
+  } as const
+  if (holders.length === 0) return {...check, status: 'ok', found: 'free', remedy: null}
+  const found = holders.map(describeHolder).join('; ')
+  if (strangers.length === 0) return {...check, status: 'ok', found, remedy: null}
+  return {
+    ...check,
+    status: 'warn',
+    found,
+    remedy:
+      'Give lunpath another portal, or stop the other service (systemctl disable --now tgt, or rtslib-fb-targetctl for LIO) if nobody needs it',
+  }
+}
+
+function describeHolder({address, port, processes}: Awaited<ReturnType<typeof portHolders>>[number]): string {
+  const portal = formatPortal({address, port})
+  if (processes.length > 0) {
+    return `${portal} is held by ${processes.map(({pid, command}) => `${command} (process ${pid})`).join(', ')}`
+  }
+  if (process.getuid?.() !== 0)
+    return `${portal} is held by a process of another user, or by the kernel: run as root to see`
+  return `${portal} is held by no process that shows here: by the kernel's own target (LIO), or in another PID namespace`
+}
+
+async function checkInitiators({initiatorName}: ExamineOptions): Promise<Check[]> {
+  return [checkAddon('initiators', 'iscsi'), await checkInitiatorName(initiatorName)]
+}
+
+async function checkInitiatorName(configured: string | undefined): Promise<Check> {
+  const file = '/etc/iscsi/initiatorname.iscsi'
+  const text = await readFile(file, 'utf8').catch(() => '')
+  const name = configured ?? /^\s*InitiatorName\s*=\s*(\S+)\s*$/m.exec(text)?.[1]
+  const check = {
+    area: 'initiators',
+    name: 'initiator name',
+    needed: 'an iSCSI name that no other host has: hosts that share one end the sessions of each other',
+  } as const
+  if (name === undefined) {
+    const found = `none configured, and none in ${file}: lunpath makes one of its own`
+    return {...check, status: 'ok', found, remedy: null}
+  }
+  const origin = configured === undefined ? file : 'the configuration'
+  try {
+    return {...check, status: 'ok', found: `${checkIscsiName(name)}, from ${origin}`, remedy: null}
+  } catch (error) {
+    const remedy = `Write a name as iqn.2026-01.org.example:host into ${origin}`
+    return {...check, status: 'missing', found: (error as Error).message, remedy}
+  }
+}
+
+async function checkCompute({libvirtUri = 'qemu:///system', connect}: ExamineOptions): Promise<Check[]> {
+  const checks = [checkAddon('compute', 'libvirt')]
+  if (connect) checks.push(await checkLibvirt(libvirtUri, connect))
+  if (!isRemote(libvirtUri)) checks.push(await checkQemu(), await checkIscsiBlockDriver(), await checkKvm())
+  return checks
+}
+
+async function checkLibvirt(uri: string, connect: () => Promise<string>): Promise<Check> {
+  const check = {area: 'compute', name: 'libvirt', needed: `a libvirt that answers at ${uri}`} as const
+  try {
+    return {...check, status: 'ok', found: await connect(), remedy: null}
+  } catch (error) {
+    const remedy = isRemote(uri)
+      ? 'See that the host is up and that its libvirt listens'
+      : 'apt-get install libvirt-daemon-system (or start libvirtd), or name another URI in the configuration'
+    return {...check, status: 'missing', found: (error as Error).message, remedy}
+  }
+}
+
+async function checkQemu(): Promise<Check> {
+  const architecture = {x64: 'x86_64', arm64: 'aarch64'}[process.arch as string] ?? process.arch
+  const name = `qemu-system-${architecture}`
+  const path = await findProgram(name)
+  return {
+    area: 'compute',
+    name: 'QEMU',
+    status: path ? 'ok' : 'missing',
+    found: path ?? `${name} is not in the PATH`,
+    needed: name,
+    remedy: path ? null : `apt-get install qemu-system-${architecture === 'aarch64' ? 'arm' : 'x86'}`,
+  }
+}
+
+/** Debian and Ubuntu ship QEMU's iSCSI driver as a module of its own; other builds have it inside. */
+async function checkIscsiBlockDriver(): Promise<Check> {
+  const libraries = [
+    '/usr/lib64',
+    '/usr/lib',
+    ...(await readdir('/usr/lib').catch(() => [])).map(name => join('/usr/lib', name)),
+  ]
+  const candidates = libraries.map(library => join(library, 'qemu', 'block-iscsi.so'))
+  const present = await Promise.all(candidates.map(candidate => isReadable(candidate)))
+  const found = candidates[present.indexOf(true)]
+  return {
+    area: 'compute',
+    name: "QEMU's iSCSI driver",
+    status: found ? 'ok' : 'warn',
+    found: found ?? 'block-iscsi.so is in no library directory of QEMU',
+    needed: 'block-iscsi.so, so that QEMU itself can be the initiator (unless this QEMU has it built in)',
+    remedy: found ? null : 'apt-get install qemu-block-extra',
+  }
+}
+
+async function checkKvm(): Promise<Check> {
+  const check = {area: 'compute', name: 'KVM', needed: '/dev/kvm, or guests run under TCG, many times slower'} as const
+  try {
+    await (await open('/dev/kvm', 'r+')).close()
+    return {...check, status: 'ok', found: '/dev/kvm opens', remedy: null}
+  } catch (error) {
+    const {code} = error as NodeJS.ErrnoException
+    const remedy =
+      code === 'EACCES'
+        ? 'Add the user to the group kvm'
+        : 'Switch virtualisation on in the firmware, or nested virtualisation in the host; lunpath works without'
+    return {...check, status: 'warn', found: `/dev/kvm does not open: ${code}`, remedy}
+  }
+}
+
+function checkAddon(area: CheckArea, name: AddonName): Check {
+  const check = {area, name: `addon ${name}`, needed: `${name}.node, built for this machine`} as const
+  try {
+    loadAddon(name)
+    return {...check, status: 'ok', found: 'loads', remedy: null}
+  } catch (error) {
+    const packageName = hasCode(error, 'DEPENDENCY_MISSING') ? error.info.package : undefined
+    const install = packageName ? `apt-get install ${packageName}, then ` : ''
+    return {...check, status: 'missing', found: (error as Error).message, remedy: `${install}npm run build`}
+  }
+}
+
+/** A URI with a host part, as qemu+ssh://host/system (libvirt.org/uri.html). */
+function isRemote(uri: string): boolean {
+  return /^[a-z0-9+]+:\/\/[^/?]+/i.test(uri)
+}
+
+function isOlder(version: readonly number[], than: readonly number[]): boolean {
+  const index = than.findIndex((part, position) => version[position] !== part)
+  return index !== -1 && (version[index] ?? 0) < than[index]!
+}
+
+/** The first executable of that name; also in the sbin directories, which an ordinary user's PATH lacks. */
+async function findProgram(name: string): Promise<string | undefined> {
+  if (name.includes('/')) return (await isExecutable(name)) ? name : undefined
+  const directories = [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin', '/sbin']
+  for (const directory of directories.filter(entry => entry !== '')) {
+    const path = join(directory, name)
+    if (await isExecutable(path)) return path
+  }
+  return undefined
+}
+
+async function processesNamed(name: string): Promise<number[]> {
+  const pids = (await readdir('/proc')).filter(entry => /^\d+$/.test(entry))
+  const commands = await Promise.all(pids.map(pid => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')))
+  return pids.filter((_, index) => commands[index]!.trim() === name).map(Number)
+}
+
+async function isDirectory(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined))?.isDirectory() ?? false
+}
+
+function isExecutable(path: string): Promise<boolean> {
+  return canAccess(path, constants.X_OK)
+}
+
+function isReadable(path: string): Promise<boolean> {
+  return canAccess(path, constants.R_OK)
+}
+
+function canAccess(path: string, mode: number): Promise<boolean> {
+  return access(path, mode).then(
+    () => true,
+    () => false,
+  )
+}

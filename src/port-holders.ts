@@ -1,0 +1,68 @@
+import {readdir, readFile, readlink} from 'node:fs/promises'
+
+/** A listening TCP socket of this network namespace and who has it. */
+export interface PortHolder {
+  /** IPv6 without brackets; `0.0.0.0` and `::` are all addresses. */
+  address: string
+  port: number
+  /** Processes with a descriptor of the socket, as far as this process may look. */
+  processes: {pid: number; command: string}[]
+}
+
+const listenState = '0A'
+
+/**
+ * Who listens on a TCP port: /proc/net/tcp and tcp6 name the socket's inode (proc(5)), /proc/PID/fd the processes that
+ * have it. A listener without a process belongs to the kernel (LIO makes its sockets there), to another user where this
+ * process is not root, or to another PID namespace.
+ */
+export async function portHolders(port: number): Promise<PortHolder[]> {
+  const listeners = (await Promise.all(['tcp', 'tcp6'].map(table => listenersIn(table)))).flat()
+  const wanted = listeners.filter(listener => listener.port === port)
+  if (wanted.length === 0) return []
+  const processes = await processesByInode(new Set(wanted.map(({inode}) => inode)))
+  return wanted.map(({address, inode}) => ({address, port, processes: processes.get(inode) ?? []}))
+}
+
+async function listenersIn(table: string): Promise<{address: string; port: number; inode: string}[]> {
+  const text = await readFile(`/proc/net/${table}`, 'utf8').catch(() => '')
+  return text.split('\n').flatMap(line => {
+    const fields = line.trim().split(/\s+/)
+    const [address, port] = (fields[1] ?? '').split(':')
+    if (fields[3] !== listenState || !address || !port) return []
+    return [{address: readAddress(address), port: Number.parseInt(port, 16), inode: fields[9] ?? ''}]
+  })
+}
+
+/** The kernel prints an address as 32-bit words of this machine's byte order (net/ipv4/tcp_ipv4.c, get_openreq4). */
+function readAddress(hex: string): string {
+  const words = hex.match(/.{8}/g) ?? []
+  const bytes = words.flatMap(word => {
+    const buffer = Buffer.alloc(4)
+    if (littleEndian) buffer.writeUInt32LE(Number.parseInt(word, 16))
+    else buffer.writeUInt32BE(Number.parseInt(word, 16))
+    return [...buffer]
+  })
+  if (bytes.length === 4) return bytes.join('.')
+  const groups = Array.from({length: 8}, (_, index) => (bytes[2 * index]! * 256 + bytes[2 * index + 1]!).toString(16))
+  // URL writes an IPv6 address in its shortest form (RFC 5952).
+  return new URL(`http://[${groups.join(':')}]`).hostname.slice(1, -1)
+}
+
+const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+
+async function processesByInode(inodes: Set<string>): Promise<Map<string, {pid: number; command: string}[]>> {
+  const found = new Map<string, {pid: number; command: string}[]>()
+  const pids = (await readdir('/proc')).filter(name => /^\d+$/.test(name))
+  for (const pid of pids) {
+    const descriptors = await readdir(`/proc/${pid}/fd`).catch(() => [])
+    const links = await Promise.all(descriptors.map(fd => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')))
+    const owned = new Set(links.flatMap(link => /^socket:\[(\d+)\]$/.exec(link)?.[1] ?? []))
+    for (const inode of inodes) {
+      if (!owned.has(inode)) continue
+      const command = (await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')).trim()
+      found.set(inode, [...(found.get(inode) ?? []), {pid: Number(pid), command}])
+    }
+  }
+  return found
+}
