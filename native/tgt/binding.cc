@@ -9,52 +9,37 @@
 namespace lunpath::tgt {
 namespace {
 
-uint32_t NumberField(const Napi::Object& object, const char* name) {
-  Napi::Value value = object.Get(name);
-  return value.IsNumber() ? value.As<Napi::Number>().Uint32Value() : 0;
+// A request is an array, mode first; arrays are read at a fraction of what named properties cost.
+Request ToRequest(const Napi::Array& fields) {
+  auto number = [&](uint32_t index) { return fields.Get(index).As<Napi::Number>(); };
+  bool lossless;
+  return Request{.mode = number(0).Uint32Value(),
+                 .op = number(1).Uint32Value(),
+                 .tid = number(2).Int32Value(),
+                 .sid = fields.Get(3u).As<Napi::BigInt>().Uint64Value(&lossless),
+                 .lun = static_cast<uint64_t>(number(4).Int64Value()),
+                 .cid = number(5).Uint32Value(),
+                 .account_direction = number(6).Uint32Value(),
+                 .parameters = fields.Get(7u).As<Napi::String>().Utf8Value()};
 }
 
-uint64_t WideField(const Napi::Object& object, const char* name) {
-  Napi::Value value = object.Get(name);
-  if (value.IsBigInt()) {
-    bool lossless;
-    return value.As<Napi::BigInt>().Uint64Value(&lossless);
-  }
-  return value.IsNumber() ? static_cast<uint64_t>(value.As<Napi::Number>().Int64Value()) : 0;
-}
-
-Request ToRequest(const Napi::Object& object) {
-  Napi::Value tid = object.Get("tid");
-  Napi::Value force = object.Get("force");
-  Napi::Value parameters = object.Get("parameters");
-  return Request{.mode = NumberField(object, "mode"),
-                 .op = NumberField(object, "op"),
-                 .tid = tid.IsNumber() ? tid.As<Napi::Number>().Int32Value() : 0,
-                 .sid = WideField(object, "sid"),
-                 .lun = WideField(object, "lun"),
-                 .cid = NumberField(object, "cid"),
-                 .account_direction = NumberField(object, "accountDirection"),
-                 .force = force.IsBoolean() && force.As<Napi::Boolean>().Value(),
-                 .parameters = parameters.IsString() ? parameters.As<Napi::String>().Utf8Value() : std::string()};
-}
-
+// [pid, sequences, failure?], a sequence being error, text, error, text …
 Napi::Value ToJs(Napi::Env env, Outcome& outcome) {
-  Napi::Object js = Napi::Object::New(env);
+  Napi::Array js = Napi::Array::New(env, outcome.failure ? 3 : 2);
   Napi::Array sequences = Napi::Array::New(env, outcome.replies.size());
   for (uint32_t i = 0; i < outcome.replies.size(); ++i) {
+    Napi::HandleScope scope(env);
     auto& replies = outcome.replies[i];
-    Napi::Array list = Napi::Array::New(env, replies.size());
+    Napi::Array list = Napi::Array::New(env, 2 * replies.size());
     for (uint32_t j = 0; j < replies.size(); ++j) {
-      Napi::Object reply = Napi::Object::New(env);
-      reply.Set("error", replies[j].error);
-      reply.Set("text", replies[j].text);
-      list.Set(j, reply);
+      list.Set(2 * j, replies[j].error);
+      list.Set(2 * j + 1, replies[j].text);
     }
     sequences.Set(i, list);
   }
-  js.Set("replies", sequences);
-  js.Set("pid", static_cast<int32_t>(outcome.pid));
-  if (outcome.failure) js.Set("failure", ToJsError(env, *outcome.failure));
+  js.Set(0u, static_cast<int32_t>(outcome.pid));
+  js.Set(1u, sequences);
+  if (outcome.failure) js.Set(2u, ToJsError(env, *outcome.failure));
   return js;
 }
 
@@ -83,7 +68,7 @@ class Control : public Napi::ObjectWrap<Control> {
       sequences[i].reserve(requests.Length());
       for (uint32_t j = 0; j < requests.Length(); ++j) {
         Napi::HandleScope scope(info.Env());
-        sequences[i].push_back(ToRequest(requests.Get(j).As<Napi::Object>()));
+        sequences[i].push_back(ToRequest(requests.Get(j).As<Napi::Array>()));
       }
     }
     auto deadline = Clock::now() + std::chrono::milliseconds(info[1].As<Napi::Number>().Int64Value());

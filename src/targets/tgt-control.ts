@@ -69,8 +69,13 @@ export interface TgtOutcome {
   failure?: Error & {code: string}
 }
 
+/** mode, op, tid, sid, lun, cid, accountDirection, parameters. */
+type NativeRequest = [number, number, number, bigint, number, number, number, string]
+/** pid, answers as error, text, error, text … by sequence, and why it broke off. */
+type NativeOutcome = [number, (number | string)[][], (Error & {code: string})?]
+
 interface NativeControl {
-  run(sequences: TgtRequest[][], timeoutMs: number, expectedPid: number): Promise<TgtOutcome>
+  run(sequences: NativeRequest[][], timeoutMs: number, expectedPid: number): Promise<NativeOutcome>
   close(): Promise<void>
 }
 
@@ -88,12 +93,12 @@ const unsafe = /[\u0000-\u001f\u007f,]/
  * @throws TypeError for a value with a comma or a control character; callers have refused those with a better message
  */
 export function parameters(values: Record<string, string>): string {
-  for (const [key, value] of Object.entries(values)) {
+  let text = ''
+  for (const key in values) {
+    const value = values[key]!
     if (unsafe.test(value)) throw new TypeError(`tgtd cannot take a comma or a control character in ${key}`)
+    text += text === '' ? `${key}=${value}` : `,${key}=${value}`
   }
-  const text = Object.entries(values)
-    .map(([key, value]) => `${key}=${value}`)
-    .join(',')
   if (Buffer.byteLength(text) > maxParameterBytes) {
     throw new TypeError(`tgtd takes at most ${maxParameterBytes} bytes of parameters`)
   }
@@ -132,8 +137,10 @@ export class TgtControl {
    * the socket did: see TgtOutcome. `timeoutMs` counts from now, the wait for earlier calls included. With
    * `expectedPid` ≠ 0 nothing is sent to another process than that.
    */
-  run(sequences: TgtRequest[][], options: {timeoutMs: number; expectedPid?: number}): Promise<TgtOutcome> {
-    return this.#native.run(sequences, options.timeoutMs, options.expectedPid ?? 0)
+  async run(sequences: TgtRequest[][], options: {timeoutMs: number; expectedPid?: number}): Promise<TgtOutcome> {
+    const requests = sequences.map(sequence => sequence.map(toNative))
+    const [pid, answers, failure] = await this.#native.run(requests, options.timeoutMs, options.expectedPid ?? 0)
+    return {pid, replies: answers.map(toReplies), failure}
   }
 
   /** Waits for what is running; later calls reject with ERR_CLOSED. */
@@ -141,6 +148,19 @@ export class TgtControl {
     this.#closing ??= this.#native.close()
     return this.#closing
   }
+}
+
+function toNative(request: TgtRequest): NativeRequest {
+  const {mode, op, tid = 0, sid = 0n, lun = 0, cid = 0, accountDirection = 0, parameters = ''} = request
+  return [mode, op, tid, sid, lun, cid, accountDirection, parameters]
+}
+
+function toReplies(answers: (number | string)[]): TgtReply[] {
+  const replies: TgtReply[] = []
+  for (let i = 0; i < answers.length; i += 2) {
+    replies.push({error: answers[i] as number, text: answers[i + 1] as string})
+  }
+  return replies
 }
 
 /** Makes the requests; each is one line of the protocol. */

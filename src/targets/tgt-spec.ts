@@ -25,7 +25,7 @@ export function lunParameters({volume, readOnly, writeCache}: ExportSpec): Recor
     scsi_id: volume.id,
     scsi_sn: volume.id,
     readonly: readOnly ? '1' : '0',
-    mode_page: cachingPage(writeCache),
+    mode_page: cachingPages[writeCache],
   }
 }
 
@@ -42,6 +42,8 @@ function cachingPage(writeCache: ExportSpec['writeCache']): string {
   const rest = [0, 0xff, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x80, 0x14, 0, 0, 0, 0, 0, 0]
   return ['8', '0', '18', ...[first, ...rest].map(byte => `0x${byte.toString(16)}`)].join(':')
 }
+
+const cachingPages = {through: cachingPage('through'), back: cachingPage('back')}
 
 /** All access rules, as tgtd lists them. */
 export function ruleTexts({access}: Pick<ExportSpec, 'access'>): string[] {

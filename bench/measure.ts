@@ -1,0 +1,135 @@
+import {execFile, spawn} from 'node:child_process'
+import {once} from 'node:events'
+import {closeSync, fdatasyncSync, openSync, writeSync} from 'node:fs'
+import {mkdir, mkdtemp, readFile, rm, stat} from 'node:fs/promises'
+import {arch, cpus, loadavg, release, tmpdir, totalmem} from 'node:os'
+import {join} from 'node:path'
+import {promisify} from 'node:util'
+
+const run = promisify(execFile)
+
+/** What a row of the table has to say about one side: one number a sample, in the trial's unit. */
+export type Sample = () => Promise<number>
+
+/** Both sides of a comparison, ready to run any number of times. */
+export interface Comparison {
+  ours: Sample
+  other: Sample
+  otherName: string
+  /** Facts to print beside the figures: processes spawned per operation, sizes … */
+  beside?: () => Promise<Record<string, unknown>>
+}
+
+export interface Summary {
+  median: number
+  min: number
+  max: number
+  samples: number
+}
+
+export interface Paired {
+  ours: Summary
+  other: Summary
+  /** Median of the ratios ours ÷ other of each pair. */
+  ratio: number
+}
+
+export function median(values: number[]): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
+}
+
+export function summarize(values: number[]): Summary {
+  return {median: median(values), min: Math.min(...values), max: Math.max(...values), samples: values.length}
+}
+
+/**
+ * Runs both sides in turn, `pairs` times, and compares within each pair: what the machine does meanwhile falls on both
+ * sides alike. Which side goes first alternates. One pair before counts for nothing: it warms both up.
+ */
+export async function measurePaired({ours, other}: Pick<Comparison, 'ours' | 'other'>, pairs: number): Promise<Paired> {
+  const results: {ours: number; other: number}[] = []
+  for (let pair = -1; pair < pairs; pair++) {
+    const oursFirst = pair % 2 === 0
+    const first = await (oursFirst ? ours : other)()
+    const second = await (oursFirst ? other : ours)()
+    if (pair >= 0) results.push(oursFirst ? {ours: first, other: second} : {ours: second, other: first})
+  }
+  return {
+    ours: summarize(results.map(result => result.ours)),
+    other: summarize(results.map(result => result.other)),
+    ratio: median(results.map(result => result.ours / result.other)),
+  }
+}
+
+/** The median of 100 appends of 4 KiB, each made durable: what the disk costs any operation that stores something. */
+export async function fdatasyncMicroseconds(directory = tmpdir()): Promise<number> {
+  const own = await mkdtemp(join(directory, 'lp-sync-'))
+  const fd = openSync(join(own, 'file'), 'w')
+  try {
+    const block = Buffer.alloc(4096, 1)
+    const times: number[] = []
+    for (let i = 0; i < 100; i++) {
+      const began = process.hrtime.bigint()
+      writeSync(fd, block)
+      fdatasyncSync(fd)
+      times.push(Number(process.hrtime.bigint() - began) / 1e3)
+    }
+    return median(times)
+  } finally {
+    closeSync(fd)
+    await rm(own, {recursive: true})
+  }
+}
+
+/**
+ * Counts the processes started (execve) while `task` runs, by this process and all that it starts, with strace. Tracing
+ * slows both: never within a measurement. Null without strace or the right to trace.
+ */
+export async function countExecve(task: () => Promise<void>): Promise<number | null> {
+  const own = await mkdtemp(join(tmpdir(), 'lp-trace-'))
+  try {
+    const trace = join(own, 'trace')
+    const args = ['-f', '-p', String(process.pid), '-e', 'trace=execve,execveat', '-o', trace]
+    const tracer = spawn('strace', args, {stdio: ['ignore', 'ignore', 'pipe']})
+    const ended = once(tracer, 'exit')
+    const attached = await Promise.race([
+      once(tracer.stderr, 'data').then(([text]) => String(text).includes('attached')),
+      once(tracer, 'error').then(() => false),
+    ])
+    if (!attached) return null
+    await task()
+    tracer.kill('SIGINT')
+    await ended
+    // strace itself is not counted: it was started before it could trace.
+    const calls = (await readFile(trace, 'utf8')).split('\n')
+    return calls.filter(call => /execve(at)?\(.*= 0$/.test(call)).length
+  } finally {
+    await rm(own, {recursive: true})
+  }
+}
+
+/** Compiles a C file of bench/c with the system's compiler into .cache/bench, unless that is newer. Returns the program. */
+export async function compile(source: string, program: string): Promise<string> {
+  const output = join('.cache', 'bench', program)
+  const built = await stat(output).catch(() => undefined)
+  if (built && built.mtimeMs > (await stat(source)).mtimeMs) return output
+  await mkdir(join('.cache', 'bench'), {recursive: true})
+  await run('cc', ['-O2', '-Wall', '-Wextra', '-o', output, source])
+  return output
+}
+
+/** The machine, as far as it explains figures. */
+export async function describeMachine(): Promise<Record<string, unknown>> {
+  return {
+    cpu: cpus()[0]?.model ?? 'unknown',
+    cores: cpus().length,
+    arch: arch(),
+    memoryBytes: totalmem(),
+    kernel: release(),
+    node: process.version,
+    load1: loadavg()[0],
+    fdatasyncUs: Math.round(await fdatasyncMicroseconds()),
+  }
+}

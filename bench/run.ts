@@ -1,0 +1,109 @@
+import {parseArgs} from 'node:util'
+import {describeMachine, measurePaired, type Paired} from './measure.js'
+import {type Trial, trials} from './trials.js'
+
+const defaultPairs = 11
+
+interface TrialResult {
+  name: string
+  unit: string
+  better: 'lower' | 'higher'
+  statistic: string
+  ours: Paired['ours']
+  other: Paired['other'] & {name: string}
+  ratio: number
+  bar: {atMost?: number; atLeast?: number; holds: boolean}
+  beside: Record<string, unknown>
+}
+
+function usage(): string {
+  const names = [...new Set(trials.map(({bench}) => bench))]
+  return [
+    'Usage: npm run bench -- NAME [--json] [--check] [--pairs N]',
+    '',
+    `  NAME       ${names.join(', ')}`,
+    '  --json     print one JSON document',
+    '  --check    exit with 1 where a bar does not hold',
+    `  --pairs N  interleaved pairs of samples per trial, at least 9 (default ${defaultPairs})`,
+    '',
+  ].join('\n')
+}
+
+async function runTrial(trial: Trial, pairs: number): Promise<TrialResult> {
+  const cleanups: (() => Promise<void>)[] = []
+  try {
+    const comparison = await trial.prepare(cleanup => cleanups.push(cleanup))
+    const {ours, other, ratio} = await measurePaired(comparison, pairs)
+    const beside = (await comparison.beside?.()) ?? {}
+    const holds = 'atMost' in trial.bar ? ratio <= trial.bar.atMost : ratio >= trial.bar.atLeast
+    return {
+      name: trial.name,
+      unit: trial.unit,
+      better: trial.better,
+      statistic: `median of ${pairs} paired ratios`,
+      ours,
+      other: {name: comparison.otherName, ...other},
+      ratio,
+      bar: {...trial.bar, holds},
+      beside,
+    }
+  } finally {
+    for (const cleanup of cleanups.reverse()) await cleanup()
+  }
+}
+
+function print(result: TrialResult): void {
+  const {name, unit, ours, other, ratio, bar, beside} = result
+  const limit = bar.atMost === undefined ? `≥ ${bar.atLeast?.toFixed(3)}` : `≤ ${bar.atMost.toFixed(3)}`
+  const figures = ({median, min, max}: Paired['ours']) =>
+    `${median.toFixed(1)} (${min.toFixed(1)}–${max.toFixed(1)}) ${unit}`
+  console.log(name)
+  console.log(`  lunpath  ${figures(ours)}`)
+  console.log(`  other    ${figures(other)}: ${other.name}`)
+  console.log(
+    `  ratio    ${ratio.toFixed(3)}, ${result.statistic}; bar ${limit}: ${bar.holds ? 'holds' : 'DOES NOT HOLD'}`,
+  )
+  for (const [key, value] of Object.entries(beside)) console.log(`  ${key} ${value ?? 'unknown'}`)
+}
+
+async function main(): Promise<number> {
+  const {values, positionals} = parseArgs({
+    allowPositionals: true,
+    options: {
+      json: {type: 'boolean', default: false},
+      check: {type: 'boolean', default: false},
+      help: {type: 'boolean', short: 'h', default: false},
+      pairs: {type: 'string', default: String(defaultPairs)},
+    },
+  })
+  const [bench, ...rest] = positionals
+  const chosen = trials.filter(trial => trial.bench === bench)
+  const pairs = Number(values.pairs)
+  if (values.help || positionals.length === 0) {
+    console.log(usage())
+    return 0
+  }
+  if (chosen.length === 0 || rest.length > 0 || !Number.isInteger(pairs) || pairs < 9) {
+    console.error(usage())
+    return 2
+  }
+  const machine = await describeMachine()
+  if (!values.json)
+    console.log(
+      Object.entries(machine)
+        .map(([key, value]) => `${key} ${value}`)
+        .join(', '),
+    )
+  const results: TrialResult[] = []
+  for (const trial of chosen) {
+    const result = await runTrial(trial, pairs)
+    results.push(result)
+    if (!values.json) print(result)
+  }
+  if (values.json) console.log(JSON.stringify({bench, machine, trials: results}, null, 2))
+  return values.check && results.some(({bar}) => !bar.holds) ? 1 : 0
+}
+
+// Drivers do not keep a process alive; the measurement must.
+const awake = setInterval(() => undefined, 1_000)
+process.exitCode = await main().finally(() => clearInterval(awake))
