@@ -30,6 +30,8 @@ export function parseXml(text: string, lists: readonly string[] = []): XmlElemen
     ...shape,
     parseTagValue: false,
     parseAttributeValue: false,
+    // A path may end in a blank.
+    trimValues: false,
     // Numeric character references are decoded only together with HTML's names.
     htmlEntities: true,
     isArray: name => lists.includes(name),

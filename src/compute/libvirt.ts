@@ -53,6 +53,7 @@ const reconnectMs = {first: 50, longest: 5_000}
 // A guest that is asked while it boots takes no notice, so it is asked again.
 const askAgainMs = 5_000
 const leftoverRetries = 5
+const targetRetries = 5
 /** Rings when a connection is there; never the UUID of a domain. */
 const connectionBell = 'connection'
 
@@ -166,35 +167,47 @@ export class LibvirtDriver implements ComputeDriver {
     checkSpec(spec)
     const {name, uuid} = await this.domain(spec.domain)
     return await this.#queue.run(uuid, async () => {
-      const found = await this.#inspect(uuid)
-      const places = placesFor(spec, found.domain)
-      const alias = aliasOf(spec.id)
-      const info = {domain: name, id: spec.id}
-      if (this.#leaving.has(`${uuid} ${alias}`) && found.disks.some(disk => disk.alias === alias && disk.live)) {
-        throw new StorageError('DETACH_PENDING', `Disk ${spec.id} is still leaving domain ${name}`, {op, info})
-      }
-      const ours = found.disks.filter(disk => disk.alias === alias)
-      refuseOtherUses(spec, name, found)
-      const missing = places.filter(place => !ours.some(disk => disk[place]))
-      if (missing.length === 0) return ours.find(disk => disk[places[0]!])!
-
-      const plan = planDisk(spec, name, found, ours[0]?.target)
-      const {source} = spec
-      if (source.type === 'iscsi' && source.auth) await this.rememberSecret(source.iqn, source.auth)
-      await this.#attachDevice(uuid, plan, missing, {op, action: `attach disk ${spec.id} to domain ${name}`, info})
-      const has = (place: Place) => missing.includes(place) || ours.some(disk => disk[place])
-      return {
-        domain: name,
-        target: plan.target,
-        bus: plan.bus,
-        alias,
-        serial: spec.id,
-        source: withoutSecret(source),
-        live: has('live'),
-        persistent: has('persistent'),
-        readOnly: plan.readOnly,
+      for (let attempt = 0; ; attempt++) {
+        try {
+          return await this.#ensureAttached(spec, {name, uuid})
+        } catch (error) {
+          // Somebody else has taken the name that we chose in between: choose again.
+          const chosen = spec.target === undefined && hasCode(error, 'DISK_TARGET_IN_USE')
+          if (!chosen || attempt >= targetRetries) throw error
+        }
       }
     })
+  }
+
+  async #ensureAttached(spec: AttachSpec, {name, uuid}: {name: string; uuid: string}): Promise<Disk> {
+    const {id, source} = spec
+    const found = await this.#inspect(uuid)
+    const places = placesFor(spec, found.domain)
+    const alias = aliasOf(id)
+    const info = {domain: name, id}
+    if (this.#leaving.has(`${uuid} ${alias}`) && found.disks.some(disk => disk.alias === alias && disk.live)) {
+      throw new StorageError('DETACH_PENDING', `Disk ${id} is still leaving domain ${name}`, {op, info})
+    }
+    refuseOtherUses(spec, name, found)
+    const ours = found.disks.filter(disk => disk.alias === alias)
+    const missing = places.filter(place => !ours.some(disk => disk[place]))
+    if (missing.length === 0) return ours.find(disk => disk[places[0]!])!
+
+    const plan = planDisk(spec, name, found, ours[0]?.target)
+    if (source.type === 'iscsi' && source.auth) await this.rememberSecret(source.iqn, source.auth)
+    await this.#attachDevice(uuid, plan, missing, {op, action: `attach disk ${id} to domain ${name}`, info})
+    const has = (place: Place) => missing.includes(place) || ours.some(disk => disk[place])
+    return {
+      domain: name,
+      target: plan.target,
+      bus: plan.bus,
+      alias,
+      serial: id,
+      source: withoutSecret(source),
+      live: has('live'),
+      persistent: has('persistent'),
+      readOnly: plan.readOnly,
+    }
   }
 
   async detach(domain: string, id: VolumeId, options: DetachOptions = {}): Promise<void> {
@@ -358,7 +371,8 @@ export class LibvirtDriver implements ComputeDriver {
     timeoutMs: number,
     call: (connection: LibvirtConnection) => Promise<T>,
   ): Promise<T> {
-    const connection = await this.#connected()
+    // Without a pause where there is a connection: close() waits for the calls that came before it.
+    const connection = this.#connection ?? (await this.#connected())
     let result: T | typeof late
     try {
       result = await within(call(connection), timeoutMs)
