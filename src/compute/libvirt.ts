@@ -1,0 +1,713 @@
+import {EventEmitter} from 'node:events'
+import {hasCode, StorageError} from '../errors.js'
+import {KeyedQueue} from '../lock.js'
+import type {ChapCredentials, Disk, Domain, DomainState, VolumeId} from '../types.js'
+import {
+  affectConfig,
+  affectLive,
+  type LibvirtConnection,
+  type LibvirtEvent,
+  type NativeDomain,
+  newConnection,
+} from './connection.js'
+import {
+  aliasOf,
+  buildDiskXml,
+  buildSecretXml,
+  checkSource,
+  checkTarget,
+  type DiskPlan,
+  type DomainDisks,
+  freeTarget,
+  freeUnit,
+  idOfAlias,
+  parseDomain,
+  sameSource,
+  secretUsage,
+} from './disk-xml.js'
+import type {AttachSpec, ComputeDriver, DetachOptions, DiskCounters} from './driver.js'
+import {
+  type ErrorContext,
+  isConnectionLoss,
+  isDeviceMissing,
+  isDomainGone,
+  isLeftoverNode,
+  isLibvirtError,
+  isUnplugPending,
+  isWithoutDirectIo,
+  toStorageError,
+} from './libvirt-error.js'
+
+export interface LibvirtOptions {
+  /** libvirt's URI: `qemu:///system`, or a private libvirtd's. */
+  uri: string
+  /** Milliseconds for a call that only asks; default 10,000. */
+  queryTimeoutMs?: number
+  /** Milliseconds for a call that changes a domain; default 60,000: libvirt itself gives up its job lock after 30 s. */
+  changeTimeoutMs?: number
+  /** Milliseconds that a call waits for a connection that is being made again; default 3,000. */
+  connectWaitMs?: number
+}
+
+const reconnectMs = {first: 50, longest: 5_000}
+// A guest that is asked while it boots takes no notice, so it is asked again.
+const askAgainMs = 5_000
+const leftoverRetries = 5
+const targetRetries = 5
+/** Rings when a connection is there; never the UUID of a domain. */
+const connectionBell = 'connection'
+
+// enum virDomainState, in its order (libvirt-domain.h)
+const states: DomainState[] = [
+  'nostate',
+  'running',
+  'blocked',
+  'paused',
+  'shutdown',
+  'shutoff',
+  'crashed',
+  'pmsuspended',
+]
+
+type Place = 'live' | 'persistent'
+
+/**
+ * Attaches disks to the domains of one libvirtd. A lost connection is made again in the background, with growing pauses;
+ * calls wait for it a while and then fail with COMPUTE_UNAVAILABLE. CHAP secrets are kept in this process's memory and
+ * given to libvirt, as ephemeral secrets, before each attach and after each reconnect.
+ */
+export class LibvirtDriver implements ComputeDriver {
+  readonly name = 'libvirt'
+  readonly #uri: string
+  readonly #queryTimeoutMs: number
+  readonly #changeTimeoutMs: number
+  readonly #connectWaitMs: number
+  readonly #queue = new KeyedQueue()
+  readonly #events = new EventEmitter()
+  /** Rings with a domain's UUID when something that a detach waits for may have happened there. */
+  readonly #bell = new EventEmitter()
+  readonly #secrets = new Map<string, ChapCredentials>()
+  /** `UUID alias` of disks that a guest was asked to release. */
+  readonly #leaving = new Set<string>()
+  readonly #known = new Map<string, Domain>()
+  #connection: LibvirtConnection | undefined
+  #connecting: Promise<void> | undefined
+  /** The connection that is being opened. */
+  #attempt: LibvirtConnection | undefined
+  #retry: NodeJS.Timeout | undefined
+  #pauseMs = reconnectMs.first
+  #lastFailure: unknown
+  #state: 'new' | 'open' | 'closed' = 'new'
+  #wasConnected = false
+  #closing: Promise<void> | undefined
+
+  constructor({uri, queryTimeoutMs = 10_000, changeTimeoutMs = 60_000, connectWaitMs = 3_000}: LibvirtOptions) {
+    this.#uri = uri
+    this.#queryTimeoutMs = queryTimeoutMs
+    this.#changeTimeoutMs = changeTimeoutMs
+    this.#connectWaitMs = connectWaitMs
+    this.#bell.setMaxListeners(0)
+    this.#events.setMaxListeners(0)
+  }
+
+  /**
+   * Connects. Where that fails it rejects, and the driver goes on trying in the background until close().
+   * @throws COMPUTE_UNAVAILABLE, DEPENDENCY_MISSING
+   */
+  async open(): Promise<void> {
+    if (this.#state === 'new') this.#state = 'open'
+    this.#connect()
+    await this.#connected()
+  }
+
+  async close(): Promise<void> {
+    this.#state = 'closed'
+    this.#closing ??= this.#disconnect()
+    await this.#closing
+  }
+
+  async #disconnect(): Promise<void> {
+    clearTimeout(this.#retry)
+    const connection = this.#connection
+    this.#connection = undefined
+    if (this.#attempt) dispose(this.#attempt)
+    this.#ringAll()
+    if (!connection) return
+    if ((await within(connection.close(), this.#queryTimeoutMs)) === late) connection.abandon()
+  }
+
+  /** What `virsh list --all` shows. */
+  async domains(): Promise<Domain[]> {
+    const found = await this.#query('list the domains', {}, connection => connection.domains())
+    return found.map(describe)
+  }
+
+  async domain(nameOrUuid: string): Promise<Domain> {
+    checkDomainName(nameOrUuid)
+    const action = `find domain ${nameOrUuid}`
+    return describe(await this.#query(action, {domain: nameOrUuid}, connection => connection.domain(nameOrUuid)))
+  }
+
+  /** What `virsh domblklist` shows, live and persistent together. @throws DOMAIN_NOT_FOUND */
+  async disks(domain: string): Promise<Disk[]> {
+    return (await this.#inspect(domain)).disks
+  }
+
+  /**
+   * Keeps the CHAP secret for a target and gives it to libvirt now and after each reconnect: a domain whose definition
+   * names it starts only while libvirt has it. attach() does this by itself for the source that it is given.
+   */
+  async rememberSecret(iqn: string, credentials: ChapCredentials): Promise<void> {
+    this.#secrets.set(iqn, credentials)
+    const action = `give libvirt the CHAP secret for ${iqn}`
+    await this.#query(action, {iqn}, connection => giveSecret(connection, iqn, credentials))
+  }
+
+  async attach(spec: AttachSpec): Promise<Disk> {
+    checkSpec(spec)
+    const {name, uuid} = await this.domain(spec.domain)
+    return await this.#queue.run(uuid, async () => {
+      for (let attempt = 0; ; attempt++) {
+        try {
+          return await this.#ensureAttached(spec, {name, uuid})
+        } catch (error) {
+          // Somebody else has taken the name that we chose in between: choose again.
+          const chosen = spec.target === undefined && hasCode(error, 'DISK_TARGET_IN_USE')
+          if (!chosen || attempt >= targetRetries) throw error
+        }
+      }
+    })
+  }
+
+  async #ensureAttached(spec: AttachSpec, {name, uuid}: {name: string; uuid: string}): Promise<Disk> {
+    const {id, source} = spec
+    const found = await this.#inspect(uuid)
+    const places = placesFor(spec, found.domain)
+    const alias = aliasOf(id)
+    const info = {domain: name, id}
+    if (this.#leaving.has(`${uuid} ${alias}`) && found.disks.some(disk => disk.alias === alias && disk.live)) {
+      throw new StorageError('DETACH_PENDING', `Disk ${id} is still leaving domain ${name}`, {op, info})
+    }
+    refuseOtherUses(spec, name, found)
+    const ours = found.disks.filter(disk => disk.alias === alias)
+    const missing = places.filter(place => !ours.some(disk => disk[place]))
+    if (missing.length === 0) return ours.find(disk => disk[places[0]!])!
+
+    const plan = planDisk(spec, name, found, ours[0]?.target)
+    if (source.type === 'iscsi' && source.auth) await this.rememberSecret(source.iqn, source.auth)
+    await this.#attachDevice(uuid, plan, missing, {op, action: `attach disk ${id} to domain ${name}`, info})
+    const has = (place: Place) => missing.includes(place) || ours.some(disk => disk[place])
+    return {
+      domain: name,
+      target: plan.target,
+      bus: plan.bus,
+      alias,
+      serial: id,
+      source: withoutSecret(source),
+      live: has('live'),
+      persistent: has('persistent'),
+      readOnly: plan.readOnly,
+    }
+  }
+
+  async detach(domain: string, id: VolumeId, options: DetachOptions = {}): Promise<void> {
+    const {timeoutMs = 20_000, persistent = true} = options
+    checkId(id)
+    const found = await this.domain(domain).catch((error: unknown) => {
+      if (hasCode(error, 'DOMAIN_NOT_FOUND')) return undefined
+      throw error
+    })
+    if (!found) return
+    const {uuid, name} = found
+    const alias = aliasOf(id)
+    const context = {op: 'compute.detach', action: `detach disk ${id} from domain ${name}`, info: {domain: name, id}}
+    const deadline = performance.now() + timeoutMs
+    const isLive = await this.#queue.run(uuid, async () => {
+      const disks = await this.#disksOrNone(uuid)
+      if (persistent && disks.some(disk => disk.alias === alias && disk.persistent)) {
+        await this.#askRelease(uuid, alias, affectConfig, context)
+      }
+      await this.#forgetSecretOf(disks, alias, persistent)
+      return disks.some(disk => disk.alias === alias && disk.live)
+    })
+    if (!isLive) return
+
+    const key = `${uuid} ${alias}`
+    this.#leaving.add(key)
+    for (;;) {
+      // The bell is listened to before the request, since the guest may be faster than libvirt's answer to us.
+      const rings = this.#listen(uuid)
+      try {
+        await this.#queue.run(uuid, () => this.#askRelease(uuid, alias, affectLive, context))
+        const until = Math.min(deadline, performance.now() + askAgainMs)
+        do {
+          if (!(await this.#disksOrNone(uuid)).some(disk => disk.alias === alias && disk.live)) {
+            this.#leaving.delete(key)
+            return
+          }
+        } while (await rings.next(until - performance.now()))
+      } finally {
+        rings.stop()
+      }
+      if (performance.now() >= deadline) {
+        throw new StorageError(
+          'DETACH_PENDING',
+          `The guest of domain ${name} has not released disk ${id} within ${timeoutMs} ms. The request stands: the disk goes when the guest lets it; detaching again waits again`,
+          {op: context.op, info: context.info},
+        )
+      }
+    }
+  }
+
+  async resize(domain: string, id: VolumeId, sizeBytes: number): Promise<void> {
+    if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % 512 !== 0) {
+      throw new StorageError(
+        'SIZE_INVALID',
+        `${sizeBytes} bytes is no size for a disk: it must be a positive multiple of 512`,
+      )
+    }
+    const {uuid, target} = await this.#liveDisk(domain, id)
+    const context = {
+      op: 'compute.resize',
+      action: `resize disk ${id} of domain ${domain}`,
+      info: {domain, id, sizeBytes},
+    }
+    await this.#queue.run(uuid, () =>
+      this.#call(context, this.#changeTimeoutMs, connection => connection.blockResize(uuid, target, sizeBytes)),
+    )
+  }
+
+  async counters(domain: string, id: VolumeId): Promise<DiskCounters> {
+    const {uuid, target} = await this.#liveDisk(domain, id)
+    const action = `read the counters of disk ${id} of domain ${domain}`
+    const stats = await this.#query(action, {domain, id}, connection => connection.blockStats(uuid, target))
+    // QEMU has no count of errors for all its disks; libvirt says -1 then.
+    return {...stats, errors: Math.max(0, stats.errors)}
+  }
+
+  on(event: 'connected' | 'lost' | 'removed' | 'domain', listener: (facts: Record<string, unknown>) => void): void {
+    this.#events.on(event, listener)
+  }
+
+  // --- attaching and detaching, step by step
+
+  async #attachDevice(uuid: string, plan: DiskPlan, places: Place[], context: Omit<ErrorContext, 'secrets'>) {
+    const flags = places.reduce((sum, place) => sum | flagOf[place], 0)
+    let current = plan
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const xml = buildDiskXml(current)
+        await this.#call(context, this.#changeTimeoutMs, connection => connection.attachDevice(uuid, xml, flags))
+        return
+      } catch (error) {
+        const cause = (error as Error).cause
+        if (!isLibvirtError(cause)) throw error
+        if (isWithoutDirectIo(cause) && current.cache === 'none') current = {...current, cache: 'writethrough'}
+        else if (!isLeftoverNode(cause) || attempt >= leftoverRetries) throw error
+      }
+    }
+  }
+
+  /** Asks for the removal; what is gone already, and a guest that is still thinking, are as good as asked. */
+  async #askRelease(uuid: string, alias: string, flags: number, context: Omit<ErrorContext, 'secrets'>): Promise<void> {
+    try {
+      await this.#call(context, this.#changeTimeoutMs, connection => connection.detachAlias(uuid, alias, flags))
+    } catch (error) {
+      const cause = (error as Error).cause
+      if (!isLibvirtError(cause)) throw error
+      if (!isDomainGone(cause) && !isDeviceMissing(cause) && !isUnplugPending(cause)) throw error
+    }
+  }
+
+  async #forgetSecretOf(disks: Disk[], alias: string, persistent: boolean): Promise<void> {
+    const disk = disks.find(it => it.alias === alias)
+    const stays = disks.some(it => it.alias === alias && it.persistent && !persistent)
+    if (disk?.source.type !== 'iscsi' || stays) return
+    const {iqn} = disk.source
+    const known = this.#secrets.delete(iqn)
+    if (!known) return
+    // QEMU has had its own copy since the attach.
+    await this.#query(`take back the CHAP secret for ${iqn}`, {iqn}, async connection => {
+      const uuid = await connection.findSecret(secretUsage(iqn))
+      if (uuid !== null) await connection.undefineSecret(uuid)
+    })
+  }
+
+  async #inspect(domain: string): Promise<DomainDisks & {domain: Domain}> {
+    checkDomainName(domain)
+    const found = await this.#query(`read domain ${domain}`, {domain}, connection => connection.xml(domain))
+    return {domain: describe(found.domain), ...parseDomain(found.domain.name, found)}
+  }
+
+  async #disksOrNone(uuid: string): Promise<Disk[]> {
+    try {
+      return await this.disks(uuid)
+    } catch (error) {
+      if (hasCode(error, 'DOMAIN_NOT_FOUND')) return []
+      throw error
+    }
+  }
+
+  async #liveDisk(domain: string, id: VolumeId): Promise<{uuid: string; target: string}> {
+    checkId(id)
+    const found = await this.#inspect(domain)
+    const disk = found.disks.find(it => it.alias === aliasOf(id) && it.live)
+    if (!disk) {
+      throw new StorageError('ATTACHMENT_NOT_FOUND', `Disk ${id} is not attached to the running domain ${domain}`, {
+        info: {domain, id},
+      })
+    }
+    return {uuid: found.domain.uuid, target: disk.target}
+  }
+
+  // --- calls
+
+  #query<T>(action: string, info: Record<string, unknown>, call: (connection: LibvirtConnection) => Promise<T>) {
+    return this.#call({op: 'compute.query', action, info}, this.#queryTimeoutMs, call)
+  }
+
+  async #call<T>(
+    context: Omit<ErrorContext, 'secrets'>,
+    timeoutMs: number,
+    call: (connection: LibvirtConnection) => Promise<T>,
+  ): Promise<T> {
+    // Without a pause where there is a connection: close() waits for the calls that came before it.
+    const connection = this.#connection ?? (await this.#connected())
+    let result: T | typeof late
+    try {
+      result = await within(call(connection), timeoutMs)
+    } catch (error) {
+      if (isLibvirtError(error) && isConnectionLoss(error)) this.#lost(connection, {message: error.message})
+      const secrets = [...this.#secrets.values()].map(({secret}) => secret)
+      throw toStorageError(error, {...context, secrets})
+    }
+    if (result === late) {
+      const {op, action, info} = context
+      throw new StorageError('TIMEOUT', `Cannot ${action}: libvirt has not answered within ${timeoutMs} ms`, {op, info})
+    }
+    return result
+  }
+
+  // --- the connection
+
+  /** The connection, waited for a while where it is being made (again). @throws COMPUTE_UNAVAILABLE */
+  async #connected(): Promise<LibvirtConnection> {
+    if (!this.#connection && this.#state === 'open') {
+      if (this.#wasConnected) {
+        const rings = this.#listen(connectionBell)
+        await rings.next(this.#connectWaitMs)
+        rings.stop()
+      } else {
+        await within(this.#connecting ?? Promise.resolve(), this.#queryTimeoutMs)
+      }
+    }
+    if (this.#connection) return this.#connection
+    const failure = this.#lastFailure instanceof Error ? this.#lastFailure.message : 'no answer yet'
+    const reason = this.#state === 'open' ? failure : this.#state === 'new' ? 'not open yet' : 'closed'
+    if (hasCode(this.#lastFailure, 'DEPENDENCY_MISSING')) throw this.#lastFailure
+    throw new StorageError('COMPUTE_UNAVAILABLE', `No connection to libvirt at ${this.#uri}: ${reason}`, {
+      op: 'compute.connect',
+      info: {uri: this.#uri},
+      cause: this.#lastFailure,
+    })
+  }
+
+  /** Starts an attempt unless one is under way or waits for its turn. Never rejects. */
+  #connect(): void {
+    if (this.#connection || this.#connecting || this.#retry || this.#state !== 'open') return
+    this.#connecting = this.#tryConnect().finally(() => {
+      this.#connecting = undefined
+      if (!this.#connection) this.#connectLater()
+    })
+  }
+
+  async #tryConnect(): Promise<void> {
+    let connection: LibvirtConnection | undefined
+    try {
+      const made = newConnection(event => this.#hear(made, event))
+      connection = made
+      this.#attempt = made
+      await connection.open(this.#uri)
+      for (const [iqn, credentials] of this.#secrets) await giveSecret(connection, iqn, credentials)
+      const domains = (await connection.domains()).map(describe)
+      if (this.#state !== 'open') {
+        dispose(connection)
+        return
+      }
+      this.#connection = connection
+      this.#wasConnected = true
+      this.#pauseMs = reconnectMs.first
+      this.#lastFailure = undefined
+      this.#compare(domains)
+      this.#events.emit('connected', {uri: this.#uri, domains: domains.length})
+      // What was waited for may have happened while nobody listened.
+      this.#ringAll()
+    } catch (error) {
+      this.#lastFailure = error
+      if (connection) dispose(connection)
+    } finally {
+      this.#attempt = undefined
+    }
+  }
+
+  #connectLater(): void {
+    if (this.#retry || this.#state !== 'open') return
+    this.#retry = setTimeout(() => {
+      this.#retry = undefined
+      this.#connect()
+    }, this.#pauseMs).unref()
+    this.#pauseMs = Math.min(this.#pauseMs * 2, reconnectMs.longest)
+  }
+
+  #lost(connection: LibvirtConnection, facts: Record<string, unknown>): void {
+    if (this.#connection !== connection) return
+    this.#connection = undefined
+    this.#lastFailure = new Error('the connection was lost')
+    dispose(connection)
+    this.#events.emit('lost', {uri: this.#uri, ...facts})
+    this.#connectLater()
+  }
+
+  #ringAll(): void {
+    for (const bell of this.#bell.eventNames()) this.#bell.emit(bell)
+  }
+
+  #hear(connection: LibvirtConnection, event: LibvirtEvent): void {
+    if (event.kind === 'closed') {
+      this.#lost(connection, {reason: event.reason})
+      return
+    }
+    const {domain, uuid} = event
+    if (event.kind === 'deviceRemoved') {
+      this.#leaving.delete(`${uuid} ${event.alias}`)
+      const id = idOfAlias(event.alias) ?? null
+      this.#events.emit('removed', {domain, uuid, alias: event.alias, id})
+    }
+    if (event.kind === 'lifecycle') this.#noteLifecycle(uuid, domain, event)
+    this.#bell.emit(uuid)
+  }
+
+  #noteLifecycle(uuid: string, domain: string, {event, detail}: {event: number; detail: number}): void {
+    this.#events.emit('domain', {domain, uuid, event: lifecycle[event] ?? String(event), detail})
+    const known = this.#known.get(uuid)
+    const state = stateAfter[event]
+    if (known && state) this.#known.set(uuid, {...known, state})
+    if (state === 'shutoff') this.#forgetLeaving(uuid)
+  }
+
+  /** Tells what happened to domains while the connection was lost: events of that time are not all delivered. */
+  #compare(domains: Domain[]): void {
+    const now = new Map(domains.map(domain => [domain.uuid, domain]))
+    for (const {uuid, name, state} of this.#known.values()) {
+      const after = now.get(uuid)
+      if (after?.state === state) continue
+      const event = after ? after.state : 'gone'
+      this.#events.emit('domain', {domain: name, uuid, event, detail: null})
+      if (!after || after.id === null) this.#forgetLeaving(uuid)
+    }
+    this.#known.clear()
+    for (const domain of domains) this.#known.set(domain.uuid, domain)
+  }
+
+  #forgetLeaving(uuid: string): void {
+    for (const key of this.#leaving) if (key.startsWith(`${uuid} `)) this.#leaving.delete(key)
+  }
+
+  /** Counts the bell's rings for a domain from now on; next() takes one, or gives false after `timeoutMs`. */
+  #listen(uuid: string): {next(timeoutMs: number): Promise<boolean>; stop(): void} {
+    let rung = 0
+    let wake: (() => void) | undefined
+    const onRing = () => {
+      rung++
+      wake?.()
+    }
+    this.#bell.on(uuid, onRing)
+    return {
+      next: async timeoutMs => {
+        if (rung === 0 && timeoutMs > 0) {
+          await new Promise<void>(resolve => {
+            const timer = setTimeout(resolve, timeoutMs)
+            wake = () => {
+              clearTimeout(timer)
+              resolve()
+            }
+          })
+        }
+        const any = rung > 0
+        rung = 0
+        return any
+      },
+      stop: () => this.#bell.off(uuid, onRing),
+    }
+  }
+}
+
+const op = 'compute.attach'
+
+const flagOf: Record<Place, number> = {live: affectLive, persistent: affectConfig}
+
+// virDomainEventType (libvirt-domain.h)
+const lifecycle = [
+  'defined',
+  'undefined',
+  'started',
+  'suspended',
+  'resumed',
+  'stopped',
+  'shutdown',
+  'pmsuspended',
+  'crashed',
+]
+const stateAfter: (DomainState | undefined)[] = [
+  undefined,
+  undefined,
+  'running',
+  'paused',
+  'running',
+  'shutoff',
+  'shutdown',
+  'pmsuspended',
+  'crashed',
+]
+
+function describe({name, uuid, id, state, persistent}: NativeDomain): Domain {
+  return {name, uuid, id, state: states[state] ?? 'nostate', persistent}
+}
+
+/** Where the disk is to be. @throws DOMAIN_INACTIVE, CONFLICT */
+function placesFor({live, persistent = false}: AttachSpec, domain: Domain): Place[] {
+  const active = domain.id !== null
+  const {name} = domain
+  const info = {domain: name, state: domain.state}
+  if (live ? !active : !active && !persistent) {
+    throw new StorageError('DOMAIN_INACTIVE', `Domain ${name} is shut off: start it, or attach persistently`, {
+      op,
+      info,
+    })
+  }
+  if (persistent && !domain.persistent) {
+    throw new StorageError('CONFLICT', `Domain ${name} is transient: it has no definition to keep a disk in`, {
+      op,
+      info,
+    })
+  }
+  const places: Place[] = []
+  if (live ?? active) places.push('live')
+  if (persistent) places.push('persistent')
+  if (places.length === 0) {
+    throw new StorageError('INVALID_ARGUMENT', 'Neither live nor persistent: nothing to attach to', {op, info})
+  }
+  return places
+}
+
+/** libvirt attaches one LUN twice without a word, and two file systems' worth of damage follows. */
+function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: DomainDisks): void {
+  const alias = aliasOf(id)
+  for (const disk of disks) {
+    if (disk.alias === alias && !sameSource(disk.source, source)) {
+      throw new StorageError('ATTACHMENT_EXISTS', `Disk ${id} of domain ${domain} has another source already`, {
+        op,
+        info: {domain, id, target: disk.target},
+      })
+    }
+    if (disk.alias !== alias && sameSource(disk.source, source)) {
+      throw new StorageError('ATTACHMENT_EXISTS', `The same source is attached to domain ${domain} as ${disk.target}`, {
+        op,
+        info: {domain, id, target: disk.target, alias: disk.alias},
+      })
+    }
+  }
+}
+
+/** @throws DISK_TARGET_IN_USE */
+function planDisk(spec: AttachSpec, domain: string, found: DomainDisks, given: string | undefined): DiskPlan {
+  const alias = aliasOf(spec.id)
+  const taken = new Set(found.disks.filter(disk => disk.alias !== alias).map(disk => disk.target))
+  const target = spec.target ?? given ?? freeTarget(spec.bus, taken)
+  if (taken.has(target)) {
+    throw new StorageError('DISK_TARGET_IN_USE', `Domain ${domain} has a disk ${target} already`, {
+      op,
+      info: {domain, id: spec.id, target},
+    })
+  }
+  const {scsiController: controller, scsiUnits} = found
+  return {
+    id: spec.id,
+    source: spec.source,
+    bus: spec.bus,
+    target,
+    address: controller === undefined ? undefined : {controller, unit: freeUnit(scsiUnits)},
+    readOnly: spec.readOnly ?? false,
+    cache: 'none',
+  }
+}
+
+function withoutSecret(source: AttachSpec['source']): Disk['source'] {
+  if (source.type !== 'iscsi') return source
+  const {auth: _, ...rest} = source
+  return rest
+}
+
+function checkSpec({domain, id, source, bus, target}: AttachSpec): void {
+  checkDomainName(domain)
+  checkId(id)
+  if (bus !== 'virtio' && bus !== 'scsi') {
+    throw new StorageError('INVALID_ARGUMENT', `Unknown bus ${JSON.stringify(bus)}: expected virtio or scsi`, {op})
+  }
+  checkSource(source)
+  if (target !== undefined) checkTarget(target, bus)
+}
+
+function checkId(id: string): void {
+  if (!/^[0-9a-f]{16}$/.test(id)) {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `${JSON.stringify(id.slice(0, 80))} is no volume id: 16 lowercase hex digits`,
+    )
+  }
+}
+
+function checkDomainName(name: string): void {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  if (name === '' || name.length > 255 || /[\u0000-\u001f\u007f/]/.test(name)) {
+    throw new StorageError('NAME_INVALID', `${JSON.stringify(name.slice(0, 80))} is no name of a domain`, {
+      info: {domain: name.slice(0, 256)},
+    })
+  }
+}
+
+/** Defines the secret, or gives the one that is there its value. Two drivers may do so at once. */
+async function giveSecret(connection: LibvirtConnection, iqn: string, {secret}: ChapCredentials): Promise<void> {
+  const uuid =
+    (await connection.findSecret(secretUsage(iqn))) ??
+    (await connection.defineSecret(buildSecretXml(iqn)).catch(async error => {
+      const other = await connection.findSecret(secretUsage(iqn))
+      if (other === null) throw error
+      return other
+    }))
+  await connection.setSecret(uuid, Buffer.from(secret))
+}
+
+const late = Symbol('late')
+
+/** What `promise` settles to, or `late`: the work goes on, its outcome is dropped. */
+async function within<T>(promise: Promise<T>, timeoutMs: number): Promise<T | typeof late> {
+  let timer: NodeJS.Timeout | undefined
+  promise.catch(() => {})
+  try {
+    return await Promise.race([
+      promise,
+      new Promise<typeof late>(resolve => {
+        timer = setTimeout(resolve, timeoutMs, late)
+      }),
+    ])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+/** For a connection that is lost or of no use: it closes in its own time, which may be never where the peer hangs. */
+function dispose(connection: LibvirtConnection): void {
+  connection.close().catch(() => {})
+  connection.abandon()
+}
