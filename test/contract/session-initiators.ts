@@ -254,8 +254,7 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     await Promise.all(closes)
     await session.close()
     t.is((await refusal(session.read(0, 512))).code, 'INITIATOR_FAILED')
-    const {stdout} = {stdout: await tgtd.adm('--mode', 'conn', '--op', 'show', '--tid', '1')}
-    t.notRegex(stdout, /Session/, 'tgtd has no session left')
+    t.notRegex(await tgtd.adm('--mode', 'conn', '--op', 'show', '--tid', '1'), /Session/, 'tgtd has no session left')
   })
 
   async function onOwnTgtd(more: Partial<LoginSpec>): Promise<{own: HandStartedTgtd; session: IscsiSession}> {
