@@ -1,0 +1,247 @@
+import {truncate} from 'node:fs/promises'
+import {setTimeout as sleep} from 'node:timers/promises'
+import test, {type ExecutionContext} from 'ava'
+import type {BenchJob} from '../../src/bench/job.js'
+import {jsonReport, textReport} from '../../src/bench/report.js'
+import {type BenchSample, newHistogram, start} from '../../src/bench/run.js'
+import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
+import {makeLun} from '../fixtures/lun-by-hand.js'
+import {openLogoutGate, openPortal} from '../fixtures/portals.js'
+import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
+
+const initiatorName = 'iqn.2025-01.test.lunpath:bench'
+
+async function onTgtd(t: ExecutionContext, options: Parameters<typeof makeLun>[2] = {}) {
+  const tgtd = await startTgtd()
+  t.teardown(() => tgtd.stop())
+  const lun = await makeLun(tgtd, 1, options)
+  t.teardown(() => lun.remove())
+  const {serial, wwid, sizeBytes} = lun
+  const target = {portal: {address: '127.0.0.1', port: tgtd.port}, iqn: lun.iqn, lun: 1, initiatorName}
+  return {tgtd, lun, target, expect: {serial, wwid, sizeBytes}}
+}
+
+async function collect(samples: AsyncIterable<BenchSample>): Promise<BenchSample[]> {
+  const all: BenchSample[] = []
+  for await (const sample of samples) all.push(sample)
+  return all
+}
+
+/** Resolves once the run has measured something. */
+async function underWay(samples: AsyncIterable<BenchSample>): Promise<void> {
+  for await (const {ios} of samples) if (ios > 0) return
+}
+
+interface Reads {
+  bytes: number
+  commands: number
+}
+
+/** A portal for `target` and what tgtd had sent from LUN 1 to each session that logged out through it. */
+async function openCountingPortal(t: ExecutionContext, tgtd: HandStartedTgtd) {
+  const reads: Reads[] = []
+  const {portal, close} = await openLogoutGate(tgtd.port, async () => {
+    const statistics = await tgtd.adm('--mode', 'target', '--op', 'stat', '--tid', '1')
+    // tgt lun sid, then bytes and commands of: reads submitted, reads done, writes submitted, writes done.
+    const rows = statistics.split('\n').map(row => row.trim().split(/\s+/).map(Number))
+    const [, , , , , bytes, commands] = rows.find(([tid, lun]) => tid === 1 && lun === 1)!
+    reads.push({bytes: bytes!, commands: commands!})
+  })
+  t.teardown(close)
+  return {portal, reads}
+}
+
+test.serial('every read that is reported was done by the target, and none more', async t => {
+  const {tgtd, target, expect} = await onTgtd(t)
+  const {portal, reads} = await openCountingPortal(t, tgtd)
+  // INQUIRY and READ CAPACITY count as reads: what a session costs that does nothing else.
+  await new LibiscsiInitiator().probe({...target, portal}, expect)
+
+  const run = start({target: {...target, portal}, expect, iodepth: 16, runtime: 1})
+  const samples = await collect(run.samples)
+  const result = await run.result
+  t.is(result.state, 'finished')
+  t.true(result.ios > 0)
+  t.is(result.bytes, result.ios * 4096)
+  const [login, whole] = reads as [Reads, Reads]
+  t.is(whole.bytes - login.bytes, result.bytes)
+  t.is(whole.commands - login.commands, result.ios)
+
+  t.is(
+    samples.reduce((sum, {ios}) => sum + ios, 0),
+    result.ios,
+    'the samples add up',
+  )
+  t.deepEqual(
+    samples.slice(1).map(({fromSeconds}) => fromSeconds),
+    samples.slice(0, -1).map(({toSeconds}) => toSeconds),
+    'without gaps',
+  )
+  const {minNs, p50Ns, p95Ns, p99Ns, p999Ns, maxNs} = result.latency
+  const ordered = [minNs, p50Ns, p95Ns, p99Ns, p999Ns, maxNs]
+  t.deepEqual(
+    ordered,
+    ordered.toSorted((a, b) => a - b),
+  )
+  // Little's law in closed loop: mean latency × throughput = I/Os in flight.
+  const inFlight = (result.latency.meanNs / 1e9) * result.iops
+  t.true(Math.abs(inFlight - 16) < 16 * 0.05, `${inFlight} in flight`)
+})
+
+test.serial('sequential reads of a range go round it', async t => {
+  const {target} = await onTgtd(t)
+  const {result} = start({target, rw: 'read', bs: '64k', offset: '1m', size: '256k', runtime: 0.2})
+  const {state, errors, ios, sizeBytes, offsetBytes} = await result
+  t.deepEqual(
+    {state, errors, sizeBytes, offsetBytes},
+    {state: 'finished', errors: 0, sizeBytes: 2 ** 18, offsetBytes: 2 ** 20},
+  )
+  t.true(ios > 4)
+})
+
+test.serial('two runs at once have a session and a result each', async t => {
+  const {target} = await onTgtd(t)
+  const runs = [1, 2].map(seed => start({target, runtime: 0.3, iodepth: 4, seed}).result)
+  const results = await Promise.all(runs)
+  t.deepEqual(
+    results.map(({state, seed}) => ({state, seed})),
+    [
+      {state: 'finished', seed: '1'},
+      {state: 'finished', seed: '2'},
+    ],
+  )
+  const total = newHistogram()
+  for (const {histogram} of results) total.merge(histogram)
+  t.is(total.count, results[0]!.ios + results[1]!.ios)
+})
+
+test.serial('cancel() and an AbortSignal end a run with what there is', async t => {
+  const {target} = await onTgtd(t)
+  const run = start({target, runtime: 3600, iodepth: 8})
+  await underWay(run.samples)
+  run.cancel()
+  const cancelled = await run.result
+  t.is(cancelled.state, 'cancelled')
+  t.true(cancelled.ios > 0)
+  run.cancel()
+
+  const controller = new AbortController()
+  const aborted = start({target, runtime: 3600}, {signal: controller.signal})
+  await underWay(aborted.samples)
+  controller.abort()
+  t.is((await aborted.result).state, 'cancelled')
+  t.throws(() => start({target}, {signal: controller.signal}), {code: 'CANCELLED'})
+})
+
+test.serial('cancel() during a login that hangs rejects', async t => {
+  const silent = await openPortal(() => {})
+  t.teardown(() => silent.close())
+  const accepted = silent.accepted()
+  const target = {portal: silent.portal, iqn: 'iqn.2025-01.test.lunpath:x', lun: 1, initiatorName, timeoutMs: 3_600_000}
+  const run = start({target})
+  await accepted
+  run.cancel()
+  await t.throwsAsync(run.result, {code: 'CANCELLED'})
+})
+
+test.serial('a target that is killed in mid-run: device-lost, with what there is', async t => {
+  const {tgtd, target} = await onTgtd(t)
+  const run = start({target, runtime: 3600, iodepth: 8})
+  await underWay(run.samples)
+  tgtd.kill('SIGKILL')
+  const result = await run.result
+  t.is(result.state, 'device-lost')
+  t.true(result.ios > 0)
+  t.is(result.unanswered, 8)
+  t.truthy(result.error)
+  t.notThrows(() => JSON.stringify(jsonReport(result)))
+})
+
+test.serial('a target that hangs in mid-run: stuck, with what there is', async t => {
+  const {tgtd, target} = await onTgtd(t)
+  const run = start({target, runtime: 3600, iodepth: 8, stuckMs: 300})
+  await underWay(run.samples)
+  tgtd.kill('SIGSTOP')
+  const result = await run.result
+  t.is(result.state, 'stuck')
+  t.true(result.ios > 0)
+  t.is(result.unanswered, 8)
+})
+
+test.serial('a target that hangs while the run ends: stuck too', async t => {
+  const {tgtd, target} = await onTgtd(t)
+  const run = start({target, runtime: 1, iodepth: 8, stuckMs: 3_000})
+  await underWay(run.samples)
+  tgtd.kill('SIGSTOP')
+  t.is((await run.result).state, 'stuck')
+})
+
+test.serial('a target that hangs does not hold a cancel up', async t => {
+  const {tgtd, target} = await onTgtd(t)
+  const run = start({target, runtime: 3600, iodepth: 8, stuckMs: 3_600_000})
+  await underWay(run.samples)
+  tgtd.kill('SIGSTOP')
+  await sleep(50)
+  run.cancel()
+  const result = await run.result
+  t.is(result.state, 'cancelled')
+  t.is(result.unanswered, 8)
+})
+
+test.serial('another serial, WWID or size is refused before anything is read', async t => {
+  const {tgtd, target, expect} = await onTgtd(t)
+  const {portal, reads} = await openCountingPortal(t, tgtd)
+  await new LibiscsiInitiator().probe({...target, portal}, expect)
+  for (const wrong of [{serial: 'other'}, {wwid: 'naa.6001405'}, {sizeBytes: expect.sizeBytes * 2}]) {
+    const run = start({target: {...target, portal}, expect: {...expect, ...wrong}})
+    await t.throwsAsync(run.result, {code: 'IDENTITY_MISMATCH'})
+    await t.throwsAsync(collect(run.samples), {code: 'IDENTITY_MISMATCH'})
+  }
+  t.deepEqual(reads, Array(4).fill(reads[0]))
+})
+
+test.serial('a range that the device does not have is refused', async t => {
+  const {target, expect} = await onTgtd(t)
+  const wrong: Partial<BenchJob>[] = [
+    {offset: expect.sizeBytes},
+    {offset: expect.sizeBytes * 2},
+    {size: expect.sizeBytes + 512},
+    {size: 512},
+    {offset: expect.sizeBytes - 2048, size: 4096},
+  ]
+  for (const range of wrong) await t.throwsAsync(start({target, ...range}).result, {code: 'INVALID_ARGUMENT'})
+})
+
+test.serial('reads that the target fails are counted, and are no reads', async t => {
+  const {lun, target} = await onTgtd(t)
+  await truncate(lun.path, lun.sizeBytes / 2)
+  const result = await start({target, runtime: 0.3, iodepth: 4}).result
+  t.is(result.state, 'finished')
+  t.true(result.errors > 0)
+  t.true(result.ios > 0)
+  t.is(result.histogram.count, result.ios)
+  t.is(result.error?.code, 'SCSI_SENSE')
+})
+
+test.serial('CHAP, and its failure', async t => {
+  const incoming = {user: 'bench-user', secret: 'bench-secret-1'}
+  const {target} = await onTgtd(t, {auth: {incoming}})
+  const result = await start({target: {...target, auth: {incoming}}, runtime: 0.1}).result
+  t.is(result.state, 'finished')
+  await t.throwsAsync(start({target, runtime: 0.1}).result, {code: 'AUTH_FAILED'})
+  t.false([...textReport(result), JSON.stringify(jsonReport(result))].join().includes(incoming.secret))
+})
+
+test.serial('the report has the figures that the demo prints', async t => {
+  const {target} = await onTgtd(t)
+  const result = await start({target, runtime: 0.2, seed: 5}).result
+  const text = textReport(result).join('\n')
+  for (const word of ['IOPS', 'MB/s', 'p50', 'p99 ', 'p99.9', 'max', 'CPU', 'seed 5', 'finished']) {
+    t.true(text.includes(word), word)
+  }
+  const json = JSON.parse(JSON.stringify(jsonReport(result)))
+  t.like(json, {schema: 1, engine: 'libiscsi', rw: 'randread', bs: 4096, iodepth: 1, seed: '5', error: null})
+  t.is(typeof json.latency.p999Ns, 'number')
+  t.is(typeof json.kernel, 'string')
+  t.true(json.cpuNsPerIo > 0)
+})
