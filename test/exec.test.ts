@@ -2,6 +2,7 @@ import {existsSync, mkdtempSync, readFileSync, rmSync} from 'node:fs'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
+import {fileURLToPath} from 'node:url'
 import test from 'ava'
 import {StorageError} from '../src/errors.js'
 import {run} from '../src/exec.js'
@@ -128,4 +129,23 @@ test('more output than allowed ends the program', async t => {
   const error = await failure(run('yes', [], {maxOutputBytes: 10_000}))
   t.is(error.code, 'COMMAND_FAILED')
   t.true(error.message.includes('more than 10000 bytes'))
+})
+
+test('a child in state D is reported and left behind, and holds neither the caller nor its process', async t => {
+  const directory = mkdtempSync(join(tmpdir(), 'lp-exec-'))
+  t.teardown(() => rmSync(directory, {recursive: true}))
+  // A write to a frozen file system waits in the kernel, where SIGKILL does not reach it. The trap thaws it at any end.
+  const script = `
+    cd "$1" && truncate -s 16M image && mkfs.ext4 -q image && mkdir frozen && mount -o loop image frozen || exit 9
+    trap 'fsfreeze --unfreeze frozen; while ! umount frozen; do sleep 0.1; done' EXIT
+    fsfreeze --freeze frozen || exit 9
+    "$2" "$3" "$1/frozen/file"`
+  const onFrozen = fileURLToPath(new URL('./run-on-frozen.js', import.meta.url))
+  const namespace = ['--mount', '--propagation', 'private', 'sh', '-c', script, 'sh']
+  const {stdout} = await run('unshare', [...namespace, directory, node, onFrozen])
+  const {code, message, info} = JSON.parse(stdout)
+  t.is(code, 'TIMEOUT')
+  t.is(info.leftState, 'D')
+  t.true(message.endsWith(`process ${info.leftPid} is left in state D`))
+  t.true(await gone(info.leftPid))
 })

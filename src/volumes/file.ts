@@ -126,10 +126,9 @@ export class FileVolumeDriver implements VolumeDriver {
       if (existing) return existing
       return this.#withReservation(id, sizeBytes, async () => {
         if (!preallocate) return this.#createSparse(id, sizeBytes)
-        await this.#checkFree(sizeBytes)
         return this.#publish(id, async temporary => {
           await makeFile(temporary, sizeBytes)
-          await reserveSpace(temporary, sizeBytes)
+          await this.#reserve(temporary, sizeBytes)
         })
       })
     })
@@ -182,8 +181,7 @@ export class FileVolumeDriver implements VolumeDriver {
       const growth = sizeBytes - current.sizeBytes
       return this.#withReservation(volume.id, growth, async () => {
         if (current.allocation === 'preallocated') {
-          await this.#checkFree(growth)
-          await reserveSpace(path, growth, current.sizeBytes).catch(async error => {
+          await this.#reserve(path, growth, current.sizeBytes).catch(async error => {
             // What was reserved beyond the old end, or written there as zeros, goes again.
             await resizeFile(path, current.sizeBytes)
             throw error
@@ -414,14 +412,17 @@ export class FileVolumeDriver implements VolumeDriver {
     )
   }
 
-  async #checkFree(bytes: number): Promise<void> {
-    const {freeBytes} = await this.#refreshFileSystem()
-    if (bytes <= freeBytes) return
-    throw new StorageError(
-      'POOL_FULL',
-      `Pool ${this.pool} has ${formatSize(freeBytes)} free: ${formatSize(bytes)} cannot be reserved`,
-      {info: {pool: this.pool, freeBytes, wantedBytes: bytes}},
-    )
+  /** One reservation of real space at a time: of two that run at once and do not both fit, each could fail the other. */
+  async #reserve(path: string, lengthBytes: number, offsetBytes = 0): Promise<void> {
+    await this.#queue.run('reserve', async () => {
+      const {freeBytes} = await this.#refreshFileSystem()
+      if (lengthBytes <= freeBytes) return reserveSpace(path, lengthBytes, offsetBytes)
+      throw new StorageError(
+        'POOL_FULL',
+        `Pool ${this.pool} has ${formatSize(freeBytes)} free: ${formatSize(lengthBytes)} cannot be reserved`,
+        {info: {pool: this.pool, freeBytes, wantedBytes: lengthBytes}},
+      )
+    })
   }
 
   async #refreshFileSystem(): Promise<FileSystem> {

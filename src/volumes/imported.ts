@@ -15,7 +15,7 @@ export const importedDriver = 'imported'
 /**
  * Takes an existing regular file or block device as a volume: looked at, never changed. The volume's path has no
  * symbolic links, except that a block device gets a name of /dev/disk/by-id where udev gave it one, because sdX names
- * another disk after a reboot. Call it again after a restart and compare the size.
+ * another disk after a reboot.
  * @throws NAME_INVALID (the path, or the id), VOLUME_MISSING, SIZE_INVALID, UNSUPPORTED (another kind of file),
  * VOLUME_EXISTS (a file of a pool), DEVICE_IN_USE (mounted, swap, a loop device's backing file, held by device-mapper or
  * md, claimed exclusively, or locked by a process)

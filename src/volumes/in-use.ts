@@ -1,4 +1,4 @@
-import type {Stats} from 'node:fs'
+import {existsSync, type Stats} from 'node:fs'
 import {readdir, readFile, realpath, stat} from 'node:fs/promises'
 
 /** Who uses a file or a block device, as far as the kernel tells it cheaply. */
@@ -53,8 +53,10 @@ export function deviceNumber(device: number): DeviceNumber {
 
 async function loopDeviceOf(path: string): Promise<string | undefined> {
   const loops = (await names('/sys/block')).filter(name => /^loop\d+$/.test(name))
+  // Only a loop device in use has the attribute. Asking sysfs does not block and is many times cheaper than a failed read.
+  const bound = loops.filter(name => existsSync(`/sys/block/${name}/loop/backing_file`))
   const found = await Promise.all(
-    loops.map(async name => {
+    bound.map(async name => {
       const backing = await text(`/sys/block/${name}/loop/backing_file`)
       return backing.replace(/\n$/, '') === path ? `/dev/${name}` : undefined
     }),

@@ -119,20 +119,20 @@ export function volumeContract(name: string, makePool: MakePool): void {
   test(`${name}: listing while volumes come and go does not confuse what is provisioned`, async t => {
     const {driver} = await openPool(t, {limitBytes: 256 * MiB})
     let busy = true
-    const lister = (async () => {
+    const lister = async () => {
       while (busy) await driver.list()
-    })()
-    await Promise.all(
-      Array.from({length: 8}, async () => {
-        for (let round = 0; round < 8; round++) {
-          const volume = await driver.create({id: newVolumeId(), sizeBytes: 32 * MiB})
-          await driver.get(volume.id)
-          await driver.delete(volume)
-        }
-      }),
-    )
-    busy = false
-    await lister
+    }
+    const worker = async () => {
+      for (let round = 0; round < 8; round++) {
+        const volume = await driver.create({id: newVolumeId(), sizeBytes: 32 * MiB})
+        await driver.get(volume.id)
+        await driver.delete(volume)
+      }
+    }
+    const workers = Promise.all(Array.from({length: 8}, worker)).finally(() => {
+      busy = false
+    })
+    await Promise.all([workers, lister()])
     t.is((await driver.capacity()).provisionedBytes, 0)
     t.deepEqual(await driver.list(), [])
   })

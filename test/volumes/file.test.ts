@@ -246,6 +246,7 @@ test('a full disk is POOL_FULL, leaves nothing half-made, and what was there goe
     process.execPath,
     script('full-disk'),
     mountPoint,
+    directory,
   ])
   const report = JSON.parse(stdout)
   t.is(report.fileSystem, 'tmpfs')
@@ -266,6 +267,12 @@ test('a full disk is POOL_FULL, leaves nothing half-made, and what was there goe
   t.is(report.inodes.provisionedBytes, 2 * MiB)
   t.is(report.readOnly, 'POOL_UNUSABLE')
   t.is(report.openWhileFull, 'ok')
+  t.is(report.raced.extend, 'POOL_FULL')
+  t.true(report.raced.allocatedBytes < 3 * MiB, 'what extend had reserved is free again')
+  t.is(report.raced.create, 'POOL_FULL')
+  t.deepEqual(report.raced.volumes, report.raced.expected)
+  t.is(report.raced.fillerBytes, 12 * MiB)
+  t.is(report.raced.names, 4, 'marker, volume, filler, lost+found')
 })
 
 test('a process killed at any moment leaves whole volumes, all that it was promised and nothing else', async t => {

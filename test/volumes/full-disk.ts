@@ -1,5 +1,5 @@
 import {randomBytes} from 'node:crypto'
-import {readdirSync, statfsSync} from 'node:fs'
+import {chmodSync, mkdirSync, readdirSync, statfsSync, statSync, writeFileSync} from 'node:fs'
 import {join} from 'node:path'
 import {StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
@@ -9,9 +9,9 @@ import {writeAt} from '../contract/observe.js'
 
 /**
  * Run in a mount namespace of its own: fills small file systems for real and writes what the driver answered as JSON.
- * Argument: an empty directory.
+ * Arguments: an empty directory to mount on, and one for other files.
  */
-const [directory] = process.argv.slice(2) as [string]
+const [directory, elsewhere] = process.argv.slice(2) as [string, string]
 const MiB = 2 ** 20
 
 async function outcome(promise: Promise<unknown>): Promise<string> {
@@ -43,7 +43,6 @@ await mountTmpfs('size=8m,mode=700')
     driver.create({id: newVolumeId(), sizeBytes: 12 * MiB, preallocate: true}),
   )
   report.afterPreallocateBeyondFree = look()
-  // Both see enough free space before either has taken it, so that fallocate itself must say no.
   report.parallelPreallocations = (
     await Promise.all(
       [1, 2].map(() => outcome(driver.create({id: newVolumeId(), sizeBytes: 6 * MiB, preallocate: true}))),
@@ -85,6 +84,34 @@ await mountTmpfs('size=8m,mode=700')
   await run('mount', ['-o', 'remount,rw', directory])
   await run('dd', ['if=/dev/zero', `of=${join(directory, 'filler')}`, 'bs=64k'], {accept: [1]})
   report.openWhileFull = await outcome(driver.open())
+  await driver.close()
+}
+await run('umount', [directory])
+
+await run('truncate', ['--size', '32M', join(elsewhere, 'image')])
+await run('mkfs.ext4', ['-q', '-m', '0', join(elsewhere, 'image')])
+await run('mount', ['-o', 'loop', join(elsewhere, 'image'), directory])
+{
+  const driver = new FileVolumeDriver({pool: 'small', directory, overcommitRatio: 4})
+  await driver.open()
+  const volume = await driver.create({id: newVolumeId(), sizeBytes: 2 * MiB, preallocate: true})
+  // A writer that takes the space between the driver's look at it and the reservation, every time.
+  const racing = join(elsewhere, 'bin')
+  mkdirSync(racing)
+  const filler = join(directory, 'filler')
+  const script = `#!/bin/sh\nrm -f ${filler}; /usr/bin/fallocate --length 12M ${filler}\nexec /usr/bin/fallocate "$@"\n`
+  writeFileSync(join(racing, 'fallocate'), script)
+  chmodSync(join(racing, 'fallocate'), 0o755)
+  process.env.PATH = `${racing}:${process.env.PATH}`
+  report.raced = {
+    extend: await outcome(driver.extend(volume, 18 * MiB)),
+    allocatedBytes: statSync(volume.path).blocks * 512,
+    create: await outcome(driver.create({id: newVolumeId(), sizeBytes: 16 * MiB, preallocate: true})),
+    volumes: await driver.list(),
+    expected: [volume],
+    fillerBytes: statSync(filler).size,
+    names: readdirSync(directory).length,
+  }
   await driver.close()
 }
 await run('umount', [directory])
