@@ -62,7 +62,7 @@ const configSchema = Type.Object(
         /** ADDRESS:PORT of /metrics; an empty string switches it off. */
         listen: Type.String({default: '127.0.0.1:9723'}),
         /** How often tgtd's counters are read, in ms: they are lost when a session ends between two readings. */
-        intervalMs: Type.Integer({default: 5000, minimum: 100}),
+        intervalMs: Type.Integer({default: 1000, minimum: 100}),
       },
       {...strict, default: {}},
     ),

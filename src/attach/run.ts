@@ -26,7 +26,7 @@ export interface Answer {
  */
 export async function run(rooms: Rooms, operation: Operation, options: RunOptions = {}): Promise<Answer> {
   if (operation.state === 'undoing') return undo(rooms, operation)
-  return operation.direction === 'make' ? make(rooms, operation, options) : unmake(rooms, operation)
+  return operation.direction === 'make' ? make(rooms, operation, options) : unmake(rooms, operation, options)
 }
 
 function planned(operation: Operation): Step[] {
@@ -130,12 +130,7 @@ export function describe(error: unknown): NonNullable<Operation['error']> {
   return {code: 'INTERNAL', message: error instanceof Error ? error.message : String(error), cause: nativeFacts(error)}
 }
 
-/** True where waiting helps, so that the operation stands and goes on later by itself. */
-function standsWhileWaiting(error: unknown): boolean {
-  return hasCode(error, 'DETACH_PENDING')
-}
-
-async function unmake(rooms: Rooms, begun: Operation): Promise<Answer> {
+async function unmake(rooms: Rooms, begun: Operation, {recovering}: RunOptions): Promise<Answer> {
   let operation = begun
   const remaining = planned(operation)
     .reverse()
@@ -146,10 +141,11 @@ async function unmake(rooms: Rooms, begun: Operation): Promise<Answer> {
     try {
       await step.unmake(context)
     } catch (error) {
-      // Once a step is done the rest must follow: the operation stands. With nothing done it is as if never asked.
+      // Once a step is done the rest must follow, a guest may release its disk later, and after a restart a daemon may
+      // not answer yet: then the operation stands. Else nothing was done, and it is as if never asked.
       const untouched = Object.keys(operation.finished).length === 0
-      if (untouched && !standsWhileWaiting(error))
-        await rooms.journal.complete({...operation, error: describe(error)}, 'failed', null)
+      const waits = hasCode(error, 'DETACH_PENDING') || (recovering && hasCode(error, ...uncertain))
+      if (untouched && !waits) await rooms.journal.complete({...operation, error: describe(error)}, 'failed', null)
       throw error
     }
     const changes = step.unmade(context)

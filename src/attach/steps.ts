@@ -1,4 +1,4 @@
-import {StorageError} from '../errors.js'
+import {hasCode, StorageError} from '../errors.js'
 import type {Operation, StepName} from '../state/journal.js'
 import type {AttachmentRecord, Change, ExportRecord, VolumeRecord} from '../state/store.js'
 import type {AccessRules, Disk, DiskSource, Export, ExportSpec, Portal, Volume, VolumeId} from '../types.js'
@@ -140,8 +140,11 @@ const exportStep: Step = {
     return [{table: 'exports', id: operation.subject, value}]
   },
   async unmake({rooms, operation}) {
-    const iqn = rooms.store.exports.get(operation.subject)?.iqn ?? makeRequest(operation).export?.iqn
-    if (iqn !== undefined) await rooms.targets.unexport(iqn, {force: unmakeRequest(operation).force})
+    const record = rooms.store.exports.get(operation.subject)
+    const iqn = record?.iqn ?? makeRequest(operation).export?.iqn
+    if (iqn === undefined) return
+    if (!record && !(await adopted(rooms, operation))) return
+    await rooms.targets.unexport(iqn, {force: unmakeRequest(operation).force})
   },
   unmade({operation}) {
     return [
@@ -149,6 +152,22 @@ const exportStep: Step = {
       {table: 'secrets', id: operation.subject, value: null},
     ]
   },
+}
+
+/**
+ * After an export that broke off, and perhaps a restart, the driver may not know the target as ours, and it removes no
+ * other's. Exporting once more makes it ours, whole; where that is refused, nothing of ours is there.
+ */
+async function adopted(rooms: Rooms, operation: Operation): Promise<boolean> {
+  const volume = rooms.store.volumes.get(operation.subject)
+  if (!volume) return false
+  try {
+    await rooms.targets.export(exportSpec(rooms, {...makeRequest(operation).export!, volumeId: volume.id}, volume))
+    return true
+  } catch (error) {
+    if (hasCode(error, 'TARGET_UNAVAILABLE', 'TIMEOUT')) throw error
+    return false
+  }
 }
 
 /** The portal that the compute node uses: the first, as all are the same target portal group. */

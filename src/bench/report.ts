@@ -12,8 +12,14 @@ export function formatNs(ns: number): string {
   return `${Number.isInteger(value) && unit === 0 ? value : Number(value.toPrecision(3))} ${units[unit]}`
 }
 
+/** A result as plain JSON, as the API answers it. `schema` changes when a field's meaning does. */
+export interface BenchReport extends Omit<BenchResult, 'histogram' | 'error'> {
+  schema: 1
+  error: {code: string; errno: number; message: string} | null
+}
+
 /** A result as lines for people. */
-export function textReport(result: BenchResult): string[] {
+export function textReport(result: BenchReport): string[] {
   const {latency} = result
   const lines = [
     `${result.rw} bs=${result.bs} iodepth=${result.iodepth} ${result.target.iqn} LUN ${result.target.lun} (${result.engine}, seed ${result.seed})`,
@@ -31,8 +37,7 @@ export function textSample(sample: BenchSample): string {
   return `${sample.toSeconds.toFixed(1)} s  IOPS ${Math.round(iops)}  ${megabytes(bytesPerSecond)} MB/s  p99 ${formatNs(latency.p99Ns)}`
 }
 
-/** A result as plain JSON, without the histogram. `schema` changes when a field's meaning does. */
-export function jsonReport({histogram: _, error, ...facts}: BenchResult): Record<string, unknown> {
+export function jsonReport({histogram: _, error, ...facts}: BenchResult): BenchReport {
   return {schema: 1, ...facts, error: error && {code: error.code, errno: error.errno, message: error.message}}
 }
 

@@ -1,4 +1,4 @@
-import type {Disk, DiskSource, Domain, VolumeId} from '../types.js'
+import type {ChapCredentials, Disk, DiskSource, Domain, VolumeId} from '../types.js'
 
 export interface AttachSpec {
   /** Name or UUID of the domain. */
@@ -56,6 +56,12 @@ export interface ComputeDriver {
    * waits again.
    */
   detach(domain: string, id: VolumeId, options?: DetachOptions): Promise<void>
+
+  /**
+   * Keeps the CHAP credentials of a target and gives them to the hypervisor now and after each reconnect: a domain whose
+   * definition needs them starts only while the hypervisor has them. @throws COMPUTE_UNAVAILABLE: they are kept all the same
+   */
+  rememberSecret(iqn: string, credentials: ChapCredentials): Promise<void>
 
   /** After a volume has grown (virDomainBlockResize). */
   resize(domain: string, id: VolumeId, sizeBytes: number): Promise<void>

@@ -52,7 +52,7 @@ export class Journal {
     if (operation.token !== null) this.#byToken.set(operation.token, operation.id)
     if (operation.state === 'running' || operation.state === 'undoing') {
       this.#unfinishedBySubject.set(operation.subject, operation)
-    } else {
+    } else if (this.#unfinishedBySubject.get(operation.subject)?.id === operation.id) {
       this.#unfinishedBySubject.delete(operation.subject)
     }
   }

@@ -95,7 +95,7 @@ export class Store {
       await handle.close()
       if (((await stat(file)).mode & 0o077) !== 0) await chmod(file, 0o600)
     }
-    const worker = new Worker(new URL('./store-worker.js', import.meta.url), {workerData: {path}})
+    const worker = new Worker(new URL('./store-worker.js', import.meta.url), {workerData: {path}, execArgv: []})
     const [message] = (await once(worker, 'message')) as [Opened | OpenFailure]
     if (!message.opened) {
       await worker.terminate()

@@ -229,13 +229,13 @@ test.serial('CHAP, and its failure', async t => {
   const result = await start({target: {...target, auth: {incoming}}, runtime: 0.1}).result
   t.is(result.state, 'finished')
   await t.throwsAsync(start({target, runtime: 0.1}).result, {code: 'AUTH_FAILED'})
-  t.false([...textReport(result), JSON.stringify(jsonReport(result))].join().includes(incoming.secret))
+  t.false([...textReport(jsonReport(result)), JSON.stringify(jsonReport(result))].join().includes(incoming.secret))
 })
 
 test.serial('the report has the figures that the demo prints', async t => {
   const {target} = await onTgtd(t)
   const result = await start({target, runtime: 0.2, seed: 5}).result
-  const text = textReport(result).join('\n')
+  const text = textReport(jsonReport(result)).join('\n')
   for (const word of ['IOPS', 'MB/s', 'p50', 'p99 ', 'p99.9', 'max', 'CPU', 'seed 5', 'finished']) {
     t.true(text.includes(word), word)
   }

@@ -1,0 +1,68 @@
+import {type Static, Type} from '@sinclair/typebox'
+import type {FastifyInstance} from 'fastify'
+import {type AttachAsked, attach} from '../../attach/attach.js'
+import {detach} from '../../attach/detach.js'
+import {observeDisks} from '../../reconcile/observe.js'
+import {attachmentState} from '../../reconcile/plan.js'
+import type {Service} from '../../service.js'
+import {AnswerSchema, AttachmentSchema, ErrorSchema, NewAttachmentBody} from '../schema.js'
+import {askedOf} from '../server.js'
+import {chooseOne} from './exports.js'
+
+const answers = {'2xx': AnswerSchema, default: ErrorSchema}
+type DetachQuery = {timeoutMs?: number; domain?: string; target?: string}
+
+/** /v1/attachments */
+export function attachmentRoutes({operations}: Service) {
+  const {store, journal} = operations.rooms
+  return async (api: FastifyInstance) => {
+    api.get('/attachments', {schema: {response: {200: Type.Array(AttachmentSchema)}}}, async () => {
+      const disks = await observeDisks(operations.rooms)
+      return [...store.attachments.values()].map(record => ({
+        ...record,
+        state: attachmentState(record, disks, journal.unfinishedOn(record.id)?.kind === 'detach'),
+      }))
+    })
+
+    api.post<{Body: Static<typeof NewAttachmentBody>}>(
+      '/attachments',
+      {schema: {body: NewAttachmentBody, response: answers}},
+      async (request, reply) => {
+        const asked = chooseOne(request.body, ['volume', 'sizeBytes', 'device'])
+        return reply.status(201).send(await attach(operations, asked as AttachAsked, askedOf(request, reply)))
+      },
+    )
+
+    const querystring = Type.Object({timeoutMs: Type.Optional(Type.Integer({minimum: 1}))})
+    const coerced = {querystring, response: answers}
+    api.delete<{Params: {attachment: string}; Querystring: DetachQuery}>(
+      '/attachments/:attachment',
+      {schema: coerced, validatorCompiler: numericQuery},
+      async (request, reply) =>
+        detach(
+          operations,
+          {id: request.params.attachment, timeoutMs: request.query.timeoutMs},
+          askedOf(request, reply),
+        ),
+    )
+
+    api.delete<{Params: {domain: string; target: string}; Querystring: DetachQuery}>(
+      '/domains/:domain/disks/:target',
+      {schema: coerced, validatorCompiler: numericQuery},
+      async (request, reply) => {
+        const {domain, target} = request.params
+        return detach(operations, {domain, target, timeoutMs: request.query.timeoutMs}, askedOf(request, reply))
+      },
+    )
+  }
+}
+
+/** Query values are text: the one number among them is read here, since the API coerces nothing elsewhere. */
+function numericQuery() {
+  return (query: {timeoutMs?: unknown}) => {
+    if (query.timeoutMs === undefined) return {value: query}
+    const timeoutMs = Number(query.timeoutMs)
+    if (Number.isInteger(timeoutMs) && timeoutMs > 0) return {value: {...query, timeoutMs}}
+    return {error: new Error('timeoutMs must be a positive whole number of milliseconds')}
+  }
+}

@@ -1,0 +1,89 @@
+import {type Static, Type} from '@sinclair/typebox'
+import type {FastifyInstance} from 'fastify'
+import {cloneVolume, createVolume, extendVolume, importVolume} from '../../attach/attach.js'
+import {deleteVolume} from '../../attach/detach.js'
+import type {Service} from '../../service.js'
+import type {VolumeRecord} from '../../state/store.js'
+import {lineAnswer, throttled} from '../lines.js'
+import {
+  AnswerSchema,
+  CloneVolumeBody,
+  ErrorSchema,
+  ExtendVolumeBody,
+  ImportVolumeBody,
+  NewVolumeBody,
+  VolumeSchema,
+} from '../schema.js'
+import {askedOf} from '../server.js'
+
+const answers = {'2xx': AnswerSchema, default: ErrorSchema}
+
+/** /v1/volumes and /v1/pool */
+export function volumeRoutes({operations, operations: {rooms}}: Service) {
+  const {store} = rooms
+  const shown = (volume: VolumeRecord) => ({
+    ...volume,
+    iqn: store.exports.get(volume.id)?.iqn ?? null,
+    domain: store.attachments.get(volume.id)?.domain ?? null,
+  })
+  const ShownVolume = Type.Composite([
+    VolumeSchema,
+    Type.Object({iqn: Type.Union([Type.String(), Type.Null()]), domain: Type.Union([Type.String(), Type.Null()])}),
+  ])
+
+  return async (api: FastifyInstance) => {
+    api.get('/volumes', {schema: {response: {200: Type.Array(ShownVolume)}}}, async () =>
+      [...store.volumes.values()].map(shown),
+    )
+
+    api.get<{Params: {volume: string}}>(
+      '/volumes/:volume',
+      {schema: {response: {200: ShownVolume, default: ErrorSchema}}},
+      async ({params}) => shown(store.volume(params.volume)),
+    )
+
+    api.post<{Body: Static<typeof NewVolumeBody>}>(
+      '/volumes',
+      {schema: {body: NewVolumeBody, response: answers}},
+      async (request, reply) =>
+        reply.status(201).send(await createVolume(operations, request.body, askedOf(request, reply))),
+    )
+
+    api.post<{Body: Static<typeof ImportVolumeBody>}>(
+      '/volumes/import',
+      {schema: {body: ImportVolumeBody, response: answers}},
+      async (request, reply) =>
+        reply.status(201).send(await importVolume(operations, request.body, askedOf(request, reply))),
+    )
+
+    api.post<{Params: {volume: string}; Body: Static<typeof CloneVolumeBody>}>(
+      '/volumes/:volume/clone',
+      {schema: {body: CloneVolumeBody}},
+      async (request, reply) => {
+        // A copy may take minutes, so it answers line by line: progress, then the result or the error.
+        const {sendLine, end} = lineAnswer(reply)
+        const onProgress = throttled((progress: object) => sendLine({progress}))
+        await end(
+          cloneVolume(
+            operations,
+            {...request.body, volume: request.params.volume},
+            {...askedOf(request, reply), onProgress},
+          ),
+        )
+      },
+    )
+
+    api.post<{Params: {volume: string}; Body: Static<typeof ExtendVolumeBody>}>(
+      '/volumes/:volume/extend',
+      {schema: {body: ExtendVolumeBody, response: answers}},
+      async (request, reply) =>
+        extendVolume(operations, {...request.body, volume: request.params.volume}, askedOf(request, reply)),
+    )
+
+    api.delete<{Params: {volume: string}}>('/volumes/:volume', {schema: {response: answers}}, async (request, reply) =>
+      deleteVolume(operations, {volume: request.params.volume}, askedOf(request, reply)),
+    )
+
+    api.get('/pool', async () => rooms.volumes.capacity())
+  }
+}

@@ -1,0 +1,154 @@
+import {type TSchema, Type} from '@sinclair/typebox'
+
+/** Schemas of the API's requests and answers; the OpenAPI document at /v1/openapi.json is made from them. */
+
+const strict = {additionalProperties: false} as const
+const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()])
+
+export const Credentials = Type.Object({user: Type.String(), secret: Type.String()}, strict)
+export const Auth = Type.Object({incoming: Credentials, outgoing: Type.Optional(Credentials)}, strict)
+export const PortalSchema = Type.Object({address: Type.String(), port: Type.Integer({minimum: 1, maximum: 65535})})
+export const Access = Type.Object(
+  {addresses: Type.Array(Type.String(), {default: []}), names: Type.Array(Type.String(), {default: []})},
+  strict,
+)
+
+const sizeBytes = Type.Number({description: 'Bytes, a positive multiple of 512.'})
+const writeCache = Type.Union([Type.Literal('through'), Type.Literal('back')])
+
+export const NewVolumeBody = Type.Object(
+  {sizeBytes, name: Type.Optional(Type.String()), preallocate: Type.Optional(Type.Boolean())},
+  strict,
+)
+export const ImportVolumeBody = Type.Object({path: Type.String(), name: Type.Optional(Type.String())}, strict)
+export const CloneVolumeBody = Type.Object(
+  {name: Type.Optional(Type.String()), sizeBytes: Type.Optional(sizeBytes)},
+  strict,
+)
+export const ExtendVolumeBody = Type.Object({sizeBytes}, strict)
+
+/** Either `volume` (id or name of one that exists) or `sizeBytes` for a new one. */
+const volumeChoice = {
+  volume: Type.Optional(Type.String()),
+  sizeBytes: Type.Optional(sizeBytes),
+  name: Type.Optional(Type.String()),
+  preallocate: Type.Optional(Type.Boolean()),
+}
+export const NewExportBody = Type.Object(
+  {
+    ...volumeChoice,
+    access: Type.Optional(Access),
+    auth: Type.Optional(Auth),
+    writeCache: Type.Optional(writeCache),
+    readOnly: Type.Optional(Type.Boolean()),
+  },
+  strict,
+)
+export const NewAttachmentBody = Type.Object(
+  {
+    ...volumeChoice,
+    device: Type.Optional(Type.String()),
+    domain: Type.String(),
+    bus: Type.Optional(Type.Union([Type.Literal('virtio'), Type.Literal('scsi')])),
+    target: Type.Optional(Type.String({pattern: '^(vd|sd)[a-z]{1,3}$'})),
+    readOnly: Type.Optional(Type.Boolean()),
+    persistent: Type.Optional(Type.Boolean()),
+    live: Type.Optional(Type.Boolean()),
+    auth: Type.Optional(Auth),
+    writeCache: Type.Optional(writeCache),
+  },
+  strict,
+)
+export const DiscoverBody = Type.Object({portal: Type.String(), auth: Type.Optional(Auth)}, strict)
+/** The benchmark's words are fio's; `bs`, `size` and `offset` are bytes, `runtime` is in seconds. */
+export const BenchBody = Type.Object(
+  {
+    volume: Type.String(),
+    rw: Type.Optional(Type.Union([Type.Literal('read'), Type.Literal('randread')])),
+    bs: Type.Optional(Type.Integer()),
+    iodepth: Type.Optional(Type.Integer()),
+    runtime: Type.Optional(Type.Number()),
+    offset: Type.Optional(Type.Integer()),
+    size: Type.Optional(Type.Integer()),
+    seed: Type.Optional(Type.Integer()),
+  },
+  strict,
+)
+
+export const VolumeSchema = Type.Object({
+  id: Type.String(),
+  name: Type.Optional(Nullable(Type.String())),
+  driver: Type.String(),
+  pool: Type.String(),
+  path: Type.String(),
+  kind: Type.String(),
+  sizeBytes,
+  allocation: Type.String(),
+  imported: Type.Boolean(),
+  createdAt: Type.Optional(Type.String()),
+})
+export const ExportSchema = Type.Object({
+  volumeId: Type.String(),
+  driver: Type.String(),
+  iqn: Type.String(),
+  lun: Type.Integer(),
+  portals: Type.Array(PortalSchema),
+  wwid: Type.String(),
+  serial: Type.String(),
+  sizeBytes,
+  access: Type.Optional(Access),
+  writeCache: Type.Optional(Type.String()),
+  readOnly: Type.Optional(Type.Boolean()),
+  hasAuth: Type.Optional(Type.Boolean()),
+  createdAt: Type.Optional(Type.String()),
+})
+const DiskSourceSchema = Type.Object({
+  type: Type.String(),
+  iqn: Type.Optional(Type.String()),
+  lun: Type.Optional(Type.Integer()),
+  portal: Type.Optional(PortalSchema),
+  path: Type.Optional(Type.String()),
+  format: Type.Optional(Type.String()),
+  initiatorName: Type.Optional(Type.String()),
+  description: Type.Optional(Type.String()),
+})
+export const DiskSchema = Type.Object({
+  domain: Type.String(),
+  target: Type.String(),
+  bus: Type.String(),
+  alias: Type.String(),
+  serial: Nullable(Type.String()),
+  source: DiskSourceSchema,
+  live: Type.Boolean(),
+  persistent: Type.Boolean(),
+  readOnly: Type.Boolean(),
+})
+/** The answer of every operation: the nouns that it reached, null where it did not. */
+export const AnswerSchema = Type.Object({
+  volume: Nullable(VolumeSchema),
+  export: Nullable(ExportSchema),
+  disk: Nullable(DiskSchema),
+})
+export const AttachmentSchema = Type.Object({
+  id: Type.String(),
+  volumeId: Nullable(Type.String()),
+  iqn: Nullable(Type.String()),
+  domain: Type.String(),
+  domainUuid: Type.String(),
+  target: Type.String(),
+  bus: Type.String(),
+  source: DiskSourceSchema,
+  persistent: Type.Boolean(),
+  readOnly: Type.Boolean(),
+  state: Type.String(),
+  createdAt: Type.String(),
+})
+export const ErrorSchema = Type.Object({
+  error: Type.Object({
+    code: Type.String(),
+    message: Type.String(),
+    op: Type.Optional(Type.String()),
+    info: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+    cause: Type.Optional(Type.Unknown()),
+  }),
+})

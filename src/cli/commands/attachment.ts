@@ -1,0 +1,91 @@
+import {type Command, InvalidArgumentError} from 'commander'
+import {parseSize} from '../../size.js'
+import type {Disk, Export, Volume} from '../../types.js'
+import {printJson, printTable} from '../output.js'
+import {addChapOption, readChap, withDaemon} from '../session.js'
+
+interface Listed {
+  id: string
+  domain: string
+  target: string
+  bus: string
+  iqn: string | null
+  source: {path?: string}
+  state: string
+  persistent: boolean
+}
+
+/** `lunpath attach`, `lunpath detach`, `lunpath attachment list` */
+export function attachmentCommands(program: Command): void {
+  addChapOption(
+    program
+      .command('attach <domain> [target]')
+      .description('give a running domain a disk: a volume (made here with --size), or any device or file')
+      .option('--volume <volume>', 'a volume that exists, by id or name')
+      .option('--size <size>', 'or a new one of this size', parseSize)
+      .option('--device <path>', 'or this block device or image file, as it is')
+      .option('--name <name>', 'a name for the new volume')
+      .option('--bus <bus>', 'virtio or scsi', 'virtio')
+      .option('--read-only', 'the guest may only read')
+      .option('--persistent', 'also in the domain’s definition, for its next start')
+      .option('--write-back', 'the export acknowledges writes before they are on stable storage'),
+  ).action((domain: string, target: string | undefined, options, command: Command) =>
+    withDaemon(command, async ({call, json}) => {
+      const {volume, size, device, name, bus, readOnly, persistent, writeBack} = options
+      const auth = await readChap(options)
+      const writeCache = writeBack ? 'back' : undefined
+      const body = {domain, target, volume, sizeBytes: size, device, name, bus, readOnly, persistent, writeCache, auth}
+      const made = await call<{volume: Volume | null; export: Export | null; disk: Disk}>('POST', '/attachments', body)
+      if (json) return printJson(made)
+      const {alias, serial, target: given} = made.disk
+      process.stdout.write(`${domain}: ${given}  serial ${serial}  (${alias})\n`)
+      process.stdout.write(`Take it back with: lunpath detach ${serial}\n`)
+    }),
+  )
+
+  program
+    .command('detach <attachment> [target]')
+    .description('take a disk back, by volume id or name, or by DOMAIN and TARGET; the volume stays')
+    .option('--timeout <seconds>', 'how long to wait for the guest’s release', positiveSeconds)
+    .action((key: string, target: string | undefined, {timeout}, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const query = timeout === undefined ? '' : `?timeoutMs=${Math.round(timeout * 1000)}`
+        const [first, second] = [key, target ?? ''].map(encodeURIComponent)
+        const path = target === undefined ? `/attachments/${first}` : `/domains/${first}/disks/${second}`
+        const ended = await call('DELETE', `${path}${query}`)
+        if (json) printJson(ended)
+        else process.stdout.write(`detached ${[key, target].filter(Boolean).join(' ')}\n`)
+      }),
+    )
+
+  program
+    .command('attachment')
+    .description('disks that lunpath has attached')
+    .command('list')
+    .description('all of them, with what is seen of them now')
+    .action((_options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const listed = await call<Listed[]>('GET', '/attachments')
+        if (json) return printJson(listed)
+        printTable(
+          listed,
+          {
+            ID: ({id}) => id,
+            DOMAIN: ({domain}) => domain,
+            TARGET: ({target}) => target,
+            BUS: ({bus}) => bus,
+            STATE: ({state}) => state,
+            PERSISTENT: ({persistent}) => (persistent ? 'yes' : 'no'),
+            SOURCE: ({iqn, source}) => iqn ?? source.path ?? null,
+          },
+          'No attachments. Make one with: lunpath attach DOMAIN --size 2GiB',
+        )
+      }),
+    )
+}
+
+function positiveSeconds(text: string): number {
+  const seconds = Number(text)
+  if (!(seconds > 0)) throw new InvalidArgumentError('expected a positive number of seconds')
+  return seconds
+}

@@ -1,0 +1,19 @@
+import type {Command} from 'commander'
+import {readConfig} from '../../config.js'
+import {formatChecks} from '../../doctor.js'
+import {examineNode} from '../../node-check.js'
+import {printJson} from '../output.js'
+
+/** `lunpath doctor`: works without a daemon. Exit code 5 where a driver cannot work. */
+export function doctorCommand(program: Command): void {
+  program
+    .command('doctor')
+    .description('what each driver needs on this machine, what is missing and how to get it, and who holds port 3260')
+    .option('--config <file>', 'configuration, TOML')
+    .action(async ({config: path}, command: Command) => {
+      const checks = await examineNode(await readConfig(path))
+      if (command.optsWithGlobals<{json?: boolean}>().json) printJson(checks)
+      else process.stdout.write(formatChecks(checks))
+      if (checks.some(({status}) => status === 'missing')) process.exitCode = 5
+    })
+}

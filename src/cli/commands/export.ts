@@ -1,0 +1,86 @@
+import {isIP} from 'node:net'
+import {type Command, InvalidArgumentError} from 'commander'
+import {formatPortal} from '../../iqn.js'
+import {parseSize} from '../../size.js'
+import type {AccessRules, Export} from '../../types.js'
+import {printJson, printTable} from '../output.js'
+import {addChapOption, readChap, withDaemon} from '../session.js'
+
+/** `lunpath export …` */
+export function exportCommands(program: Command): void {
+  const exports = program.command('export').description('offer volumes over iSCSI')
+
+  addChapOption(
+    exports
+      .command('create')
+      .description('offer a volume; without --allow, only this node’s own initiator may log in')
+      .option('--volume <volume>', 'a volume that exists, by id or name')
+      .option('--size <size>', 'or make a new one of this size', parseSize)
+      .option('--name <name>', 'a name for the new volume')
+      .option('--allow <rule...>', 'who may log in: ALL, an address, a prefix as 10.0.0.0/8, or an initiator’s IQN')
+      .option('--read-only', 'refuse writes')
+      .option('--write-back', 'acknowledge writes before they are on stable storage (default: write-through)'),
+  ).action((options, command: Command) =>
+    withDaemon(command, async ({call, json}) => {
+      const {volume, size, name, allow, readOnly, writeBack} = options
+      const body = {
+        volume,
+        sizeBytes: size,
+        name,
+        readOnly,
+        access: allow ? accessRules(allow) : undefined,
+        writeCache: writeBack ? 'back' : undefined,
+        auth: await readChap(options),
+      }
+      const made = await call<{volume: unknown; export: Export}>('POST', '/exports', body)
+      if (json) return printJson(made)
+      const {iqn, lun, portals, serial, wwid} = made.export
+      process.stdout.write(
+        `${iqn}  LUN ${lun}  ${portals.map(formatPortal).join(' ')}\nserial ${serial}  WWID ${wwid}\n`,
+      )
+    }),
+  )
+
+  exports
+    .command('list')
+    .description('all exports')
+    .action((_options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const listed = await call<(Export & {access: AccessRules; hasAuth: boolean})[]>('GET', '/exports')
+        if (json) return printJson(listed)
+        printTable(
+          listed,
+          {
+            VOLUME: ({volumeId}) => volumeId,
+            IQN: ({iqn}) => iqn,
+            LUN: ({lun}) => lun,
+            PORTALS: ({portals}) => portals.map(formatPortal).join(','),
+            ALLOWED: ({access}) => [...access.addresses, ...access.names].join(','),
+            CHAP: ({hasAuth}) => (hasAuth ? 'yes' : 'no'),
+          },
+          'No exports. Make one with: lunpath export create --size 2GiB',
+        )
+      }),
+    )
+
+  exports
+    .command('delete <export>')
+    .description('take an offer back, by IQN, volume id or name; refused while a session is logged in')
+    .option('--force', 'close its sessions first')
+    .action((key: string, {force}, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const query = force ? '?force=true' : ''
+        const ended = await call<{export: Export | null}>('DELETE', `/exports/${encodeURIComponent(key)}${query}`)
+        if (json) printJson(ended)
+        else process.stdout.write(`deleted ${ended.export?.iqn ?? key}\n`)
+      }),
+    )
+}
+
+function accessRules(rules: string[]): AccessRules {
+  const isName = (rule: string) => /^(iqn|eui|naa)\./.test(rule)
+  const unknown = rules.find(rule => !isName(rule) && rule !== 'ALL' && isIP(rule.split('/')[0]!) === 0)
+  if (unknown !== undefined)
+    throw new InvalidArgumentError(`--allow ${unknown}: expected ALL, an address, a prefix or an IQN`)
+  return {addresses: rules.filter(rule => !isName(rule)), names: rules.filter(isName)}
+}

@@ -1,0 +1,101 @@
+import type {Command} from 'commander'
+import type {DiscoveredTarget} from '../../initiators/driver.js'
+import {formatPortal} from '../../iqn.js'
+import type {Disk, Domain, TargetSession} from '../../types.js'
+import {printJson, printTable} from '../output.js'
+import {addChapOption, readChap, withDaemon} from '../session.js'
+
+/** `lunpath discover`, `session list`, `domain list|disks`, `status` */
+export function nodeCommands(program: Command): void {
+  addChapOption(
+    program.command('discover <portal>').description('ask a portal (ADDRESS[:PORT]) for its targets'),
+  ).action((portal: string, options, command: Command) =>
+    withDaemon(command, async ({call, json}) => {
+      const targets = await call<DiscoveredTarget[]>('POST', '/discover', {portal, auth: await readChap(options)})
+      if (json) return printJson(targets)
+      printTable(
+        targets.flatMap(({iqn, portals}) => portals.map(at => ({iqn, at}))),
+        {PORTAL: ({at}) => `${formatPortal(at)},${at.tpgt}`, IQN: ({iqn}) => iqn},
+        `${portal} offers no targets to this initiator`,
+      )
+    }),
+  )
+
+  program
+    .command('session')
+    .description('iSCSI sessions as the target sees them')
+    .command('list')
+    .description('all sessions')
+    .action((_options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const sessions = await call<TargetSession[]>('GET', '/sessions')
+        if (json) return printJson(sessions)
+        printTable(
+          sessions,
+          {
+            TARGET: ({iqn}) => iqn,
+            INITIATOR: ({initiator}) => initiator,
+            SID: ({sid}) => sid,
+            ADDRESS: ({connections}) => connections.map(({address}) => address).join(','),
+            STATE: ({connections}) => connections.map(({state}) => state).join(','),
+          },
+          'No sessions.',
+        )
+      }),
+    )
+
+  const domain = program.command('domain').description('domains of libvirt')
+  domain
+    .command('list')
+    .description('all domains with their state, as virsh list --all')
+    .action((_options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const domains = await call<Domain[]>('GET', '/domains')
+        if (json) return printJson(domains)
+        printTable(
+          domains,
+          {ID: ({id}) => id, NAME: ({name}) => name, STATE: ({state}) => state, UUID: ({uuid}) => uuid},
+          'No domains.',
+        )
+      }),
+    )
+  domain
+    .command('disks <domain>')
+    .description('the disks of a domain with serial and source')
+    .action((name: string, _options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const disks = await call<Disk[]>('GET', `/domains/${encodeURIComponent(name)}/disks`)
+        if (json) return printJson(disks)
+        printTable(
+          disks,
+          {
+            TARGET: ({target}) => target,
+            BUS: ({bus}) => bus,
+            SERIAL: ({serial}) => serial,
+            LIVE: ({live}) => (live ? 'yes' : 'no'),
+            PERSISTENT: ({persistent}) => (persistent ? 'yes' : 'no'),
+            SOURCE: ({source}) => describeSource(source),
+          },
+          `${name} has no disks.`,
+        )
+      }),
+    )
+
+  program
+    .command('status')
+    .description('the daemon: portals, unfinished operations, problems')
+    .action((_options, command: Command) =>
+      withDaemon(command, async ({call}) => printJson(await call('GET', '/status'))),
+    )
+}
+
+function describeSource(source: Disk['source']): string {
+  switch (source.type) {
+    case 'iscsi':
+      return `iscsi://${formatPortal(source.portal)}/${source.iqn}/${source.lun}`
+    case 'other':
+      return source.description
+    default:
+      return source.path
+  }
+}

@@ -1,0 +1,72 @@
+import {randomUUID} from 'node:crypto'
+import {readFile} from 'node:fs/promises'
+import type {Command} from 'commander'
+import {ApiClient, type CallOptions} from '../api/client.js'
+import {StorageError} from '../errors.js'
+import type {ChapAuth} from '../types.js'
+
+/** What a command that speaks to the daemon gets. */
+export interface Session {
+  json: boolean
+  call: ApiClient['call']
+}
+
+/**
+ * Runs `action` with a connection to the daemon. Ctrl-C cancels the call, and the daemon undoes what it had begun; each
+ * change carries a token of its own, so that a repeated call can never do it twice.
+ */
+export async function withDaemon(command: Command, action: (session: Session) => Promise<void>): Promise<void> {
+  const {socket, json} = command.optsWithGlobals<{socket: string; json?: boolean}>()
+  const client = new ApiClient(socket)
+  const cancel = new AbortController()
+  const onSignal = () => cancel.abort()
+  process.once('SIGINT', onSignal)
+  process.once('SIGTERM', onSignal)
+  const call: ApiClient['call'] = (method, path, body, options: CallOptions = {}) => {
+    const token = method === 'GET' ? undefined : randomUUID()
+    return client.call(method, path, body, {token, signal: cancel.signal, ...options})
+  }
+  try {
+    await action({json: json ?? false, call})
+  } finally {
+    process.off('SIGINT', onSignal)
+    process.off('SIGTERM', onSignal)
+    client.close()
+  }
+}
+
+export interface ChapOptions {
+  chapFile?: string
+}
+
+/** Adds `--chap-file`: secrets never come on a command line, where every user of the machine could read them. */
+export function addChapOption(command: Command): Command {
+  return command.option(
+    '--chap-file <file>',
+    'CHAP credentials: a file (or - for standard input) with lines user=… secret=… and, for mutual CHAP, target-user=… target-secret=…',
+  )
+}
+
+/** Reads `--chap-file`. @throws INVALID_ARGUMENT, which never quotes the file */
+export async function readChap({chapFile}: ChapOptions): Promise<ChapAuth | undefined> {
+  if (chapFile === undefined) return undefined
+  const text = await readFile(chapFile === '-' ? '/dev/stdin' : chapFile, 'utf8').catch(cause => {
+    throw new StorageError('INVALID_ARGUMENT', `The CHAP file cannot be read: ${(cause as Error).message}`, {cause})
+  })
+  const values = new Map<string, string>()
+  for (const line of text.split('\n').filter(line => line.trim() !== '')) {
+    const [, key, value] = /^\s*(user|secret|target-user|target-secret)\s*=\s*(.*?)\s*$/.exec(line) ?? []
+    if (key === undefined || value === undefined) {
+      throw new StorageError(
+        'INVALID_ARGUMENT',
+        'The CHAP file has a line that is none of user=, secret=, target-user=, target-secret=',
+      )
+    }
+    values.set(key, value)
+  }
+  const incoming = {user: values.get('user') ?? '', secret: values.get('secret') ?? ''}
+  const targetUser = values.get('target-user')
+  const targetSecret = values.get('target-secret')
+  if (targetUser === undefined && targetSecret === undefined) return {incoming}
+  return {incoming, outgoing: {user: targetUser ?? '', secret: targetSecret ?? ''}}
+}

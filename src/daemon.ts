@@ -1,0 +1,261 @@
+import {readFileSync} from 'node:fs'
+import {mkdir} from 'node:fs/promises'
+import {join} from 'node:path'
+import type {FastifyInstance} from 'fastify'
+import {type DestinationStream, type Logger, pino} from 'pino'
+import {createApi, listenOnSocket} from './api/server.js'
+import {Operations} from './attach/operations.js'
+import type {Rooms} from './attach/rooms.js'
+import {exportSpec} from './attach/steps.js'
+import {LibvirtDriver} from './compute/libvirt.js'
+import type {Config} from './config.js'
+import {hasCode} from './errors.js'
+import {LibiscsiInitiator} from './initiators/libiscsi.js'
+import {instrument} from './instrument.js'
+import {parsePortal} from './iqn.js'
+import {Metrics} from './metrics/registry.js'
+import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
+import {examineNode} from './node-check.js'
+import {reconcile} from './reconcile/apply.js'
+import type {Problem} from './reconcile/plan.js'
+import type {Service} from './service.js'
+import {Journal} from './state/journal.js'
+import {Store} from './state/store.js'
+import type {TargetDriver} from './targets/driver.js'
+import {TgtDriver} from './targets/tgt.js'
+import {FileVolumeDriver} from './volumes/file.js'
+import {openImported} from './volumes/imported.js'
+
+const retryMs = 15_000
+const tokenExpiryMs = 3600 * 1000
+
+export interface DaemonOptions {
+  /** Where log lines go; default standard output. */
+  logTo?: DestinationStream
+  /** Wraps the journal, so that a test can end the process between two steps. */
+  wrapJournal?: (journal: Journal) => Journal
+}
+
+/** The drivers, the desired state and what serves them. This is the only place that chooses drivers. */
+export class Daemon {
+  readonly config: Config
+  readonly log: Logger
+  readonly metrics = new Metrics()
+  operations!: Operations
+  #store: Store | undefined
+  #api: FastifyInstance | undefined
+  #collector: TargetCollector | undefined
+  #problems: Problem[] = []
+  #timers: NodeJS.Timeout[] = []
+  #reconciling: Promise<void> = Promise.resolve()
+  #closed = false
+  readonly #opened: {close(): Promise<void>}[] = []
+
+  private constructor(config: Config, options: DaemonOptions) {
+    this.config = config
+    this.log = pino(
+      {name: 'lunpath', level: config.daemon.logLevel, redact: ['*.secret', '*.auth']},
+      options.logTo ?? pino.destination(1),
+    )
+  }
+
+  /**
+   * Opens the store, the pool, the target daemon and libvirt, brings the world to what the store says, then listens.
+   * A failure closes what was opened. @throws what the drivers' open() throw; STORE_LOCKED, STORE_CORRUPT, STORE_TOO_NEW
+   */
+  static async start(config: Config, options: DaemonOptions = {}): Promise<Daemon> {
+    const daemon = new Daemon(config, options)
+    try {
+      await daemon.#start(options)
+      return daemon
+    } catch (error) {
+      await daemon.close()
+      throw error
+    }
+  }
+
+  async #start({wrapJournal}: DaemonOptions): Promise<void> {
+    const {config, log, metrics} = this
+    await mkdir(config.daemon.directory, {recursive: true, mode: 0o700})
+    const store = await Store.open(join(config.daemon.directory, 'store.db'))
+    this.#store = store
+    const journal = new Journal(store)
+    const rooms = this.#chooseDrivers(store, wrapJournal ? wrapJournal(journal) : journal)
+    this.operations = new Operations(rooms)
+
+    await rooms.volumes.open()
+    this.#opened.push(rooms.targets)
+    await rooms.targets.open()
+    this.#opened.push(rooms.compute)
+    await this.#openCompute(rooms)
+    await this.#restoreExports(rooms)
+    await this.reconcile('start')
+
+    rooms.targets.on('restarted', facts => {
+      log.warn(facts, 'the target daemon had restarted: all exports are back')
+      void this.reconcile('target daemon restarted')
+    })
+    rooms.targets.on('lost', facts => log.error(facts, 'the target daemon does not answer'))
+    rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
+    rooms.compute.on('lost', facts => log.error(facts, 'the connection to libvirt is lost'))
+    rooms.compute.on('removed', () => void this.#resumeDetaches())
+
+    const isOurs = (iqn: string) => iqn.startsWith(`${config.targets.iqnPrefix}:`)
+    this.#collector = registerTargetMetrics(metrics.registry, rooms.targets, isOurs)
+    metrics.add(this.#collector)
+    this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
+    this.#every(retryMs, async () => {
+      if (rooms.journal.unfinished().length > 0) await this.reconcile('unfinished operations')
+    })
+    this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
+
+    if (config.metrics.listen !== '') await metrics.listen(parsePortal(config.metrics.listen))
+    this.#api = await createApi(this.#service(), log)
+    await listenOnSocket(this.#api, config.daemon.socket)
+    log.info(
+      {
+        socket: config.daemon.socket,
+        portals: rooms.targets.portals(),
+        volumes: store.volumes.size,
+        exports: store.exports.size,
+      },
+      'serving',
+    )
+  }
+
+  #chooseDrivers(store: Store, journal: Journal): Rooms {
+    const {config, log, metrics} = this
+    const observe = metrics.observeStep
+    const {targets, volumes, compute, initiator, daemon} = config
+    const portals = targets.portals.map(parsePortal)
+    const tgt = targets.managed
+      ? new TgtDriver({
+          managed: true,
+          directory: join(daemon.directory, 'tgtd'),
+          portals,
+          dieWithParent: targets.endWithDaemon,
+        })
+      : new TgtDriver({managed: false, socketPath: targets.socket, portals})
+    const pool = new FileVolumeDriver({
+      pool: 'default',
+      directory: volumes.directory,
+      overcommitRatio: volumes.overcommit,
+    })
+    return {
+      store,
+      journal,
+      volumes: instrument(pool, 'volume', ['create', 'clone', 'extend', 'delete'], observe, log),
+      importVolume: openImported,
+      targets: instrument(tgt, 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
+      initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
+      compute: instrument(
+        new LibvirtDriver({uri: compute.uri}),
+        'compute',
+        ['attach', 'detach', 'resize'],
+        observe,
+        log,
+      ),
+      iqnPrefix: targets.iqnPrefix,
+      initiatorName: initiator.name,
+      probeTimeoutMs: initiator.timeoutMs,
+    }
+  }
+
+  /**
+   * A storage node serves without a hypervisor, and libvirt may come later: the driver goes on trying. It is told the
+   * secrets of what is attached, since libvirt forgets them when it restarts.
+   */
+  async #openCompute(rooms: Rooms): Promise<void> {
+    const {attachments, secrets} = rooms.store
+    await rooms.compute.open().catch(error => {
+      if (!hasCode(error, 'COMPUTE_UNAVAILABLE', 'DEPENDENCY_MISSING')) throw error
+      this.log.warn({err: error}, 'libvirt does not answer: nothing can be attached until it does')
+    })
+    for (const {id, iqn} of attachments.values()) {
+      const auth = secrets.get(id)
+      if (iqn !== null && auth) await rooms.compute.rememberSecret(iqn, auth.incoming).catch(() => {})
+    }
+  }
+
+  /** One export that cannot be put back (its volume is gone) must not keep the others, and the daemon, from working. */
+  async #restoreExports(rooms: Rooms): Promise<void> {
+    const {volumes, exports} = rooms.store
+    const specs = [...exports.values()].flatMap(record => {
+      const volume = volumes.get(record.volumeId)
+      return volume ? [exportSpec(rooms, record, volume)] : []
+    })
+    await rooms.targets.restore(specs).catch(error => {
+      if (!hasCode(error, 'TARGET_FAILED')) throw error
+      this.log.error({err: error}, error.message)
+    })
+  }
+
+  #service(): Service {
+    return {
+      version: packageVersion(),
+      config: this.config,
+      operations: this.operations,
+      metrics: this.metrics,
+      problems: () => this.#problems,
+      doctor: () => examineNode(this.config, targetPids(this.operations.rooms.targets)),
+    }
+  }
+
+  #every(intervalMs: number, task: () => Promise<unknown>): void {
+    const timer = setInterval(
+      () => void task().catch(error => this.log.debug({err: error}, 'a periodic task failed')),
+      intervalMs,
+    )
+    timer.unref()
+    this.#timers.push(timer)
+  }
+
+  /** Brings the world to what the store says. One at a time; a failure is logged, and the next occasion tries again. */
+  reconcile(occasion: string): Promise<void> {
+    this.#reconciling = this.#reconciling.then(async () => {
+      if (this.#closed) return
+      try {
+        const {resumed, restored, problems} = await reconcile(this.operations)
+        this.#problems = problems
+        for (const problem of problems) this.log.error({...problem, occasion}, problem.message)
+        for (const one of resumed)
+          this.log[one.error === null ? 'info' : 'error']({...one, occasion}, 'an unfinished operation was resumed')
+        if (restored.length > 0) this.log.warn({restored, occasion}, 'exports were missing and are back')
+      } catch (error) {
+        this.log.error({err: error, occasion}, 'reconciliation failed')
+      }
+    })
+    return this.#reconciling
+  }
+
+  /** A disk has left a domain: detaches that were waiting for that go on. */
+  async #resumeDetaches(): Promise<void> {
+    for (const operation of this.operations.rooms.journal.unfinished()) {
+      if (operation.kind === 'detach') await this.operations.resume(operation, {recovering: true}).catch(() => {})
+    }
+  }
+
+  /** Refuses new requests, waits for running operations and closes everything, in reverse. Safe to call twice. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    for (const timer of this.#timers) clearInterval(timer)
+    await this.#api?.close()
+    await this.metrics.close()
+    await this.#reconciling
+    await this.operations?.settle()
+    for (const opened of this.#opened.reverse())
+      await opened.close().catch(error => this.log.error({err: error}, 'close failed'))
+    await this.#store?.close()
+    this.log.flush?.()
+  }
+}
+
+/** The process of the target daemon that lunpath itself runs, where it has one. */
+function targetPids(targets: TargetDriver): number[] {
+  return targets instanceof TgtDriver && targets.pid > 0 ? [targets.pid] : []
+}
+
+export function packageVersion(): string {
+  return (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {version: string}).version
+}

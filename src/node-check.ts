@@ -1,0 +1,28 @@
+import {LibvirtDriver} from './compute/libvirt.js'
+import type {Config} from './config.js'
+import {type Check, examine} from './doctor.js'
+import {parsePortal} from './iqn.js'
+
+/** What `lunpath doctor` finds on this machine for this configuration. `ownPids`: a tgtd that lunpath itself runs. */
+export function examineNode(config: Config, ownPids: number[] = []): Promise<Check[]> {
+  return examine({
+    pools: [{name: 'default', directory: config.volumes.directory}],
+    portalPort: parsePortal(config.targets.portals[0]!).port,
+    initiatorName: config.initiator.name,
+    libvirtUri: config.compute.uri,
+    ownPids,
+    connect: () => connectOnce(config.compute.uri),
+  })
+}
+
+/** Connects as the daemon would, and says how many domains answered. */
+async function connectOnce(uri: string): Promise<string> {
+  const libvirt = new LibvirtDriver({uri})
+  try {
+    await libvirt.open()
+    const domains = await libvirt.domains()
+    return `${uri} answers, ${domains.length} domains`
+  } finally {
+    await libvirt.close()
+  }
+}
