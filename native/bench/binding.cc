@@ -235,6 +235,9 @@ class BenchRunObject : public Napi::ObjectWrap<BenchRunObject> {
     Shut();
     napi_remove_env_cleanup_hook(env, &BenchRunObject::OnCleanup, this);
     Napi::Function on_end = on_end_.Value();
+    // The functions know this object: as long as they are held here, it could never be collected.
+    on_sample_.Reset();
+    on_end_.Reset();
     Unref();
     if (result->ok()) {
       on_end.Call({env.Null(), ToJs(env, engine_name_, result->value())});

@@ -1,5 +1,9 @@
-import {truncate} from 'node:fs/promises'
+import {once} from 'node:events'
+import {readdir, truncate} from 'node:fs/promises'
 import {setTimeout as sleep} from 'node:timers/promises'
+import {setFlagsFromString} from 'node:v8'
+import {runInNewContext} from 'node:vm'
+import {Worker} from 'node:worker_threads'
 import test, {type ExecutionContext} from 'ava'
 import type {BenchJob} from '../../src/bench/job.js'
 import {jsonReport, textReport} from '../../src/bench/report.js'
@@ -186,6 +190,33 @@ test.serial('a target that hangs does not hold a cancel up', async t => {
   const result = await run.result
   t.is(result.state, 'cancelled')
   t.is(result.unanswered, 8)
+})
+
+test.serial('a worker thread may end in mid-run', async t => {
+  const {tgtd, target} = await onTgtd(t)
+  const workerData = {target, runtime: 3600, iodepth: 8}
+  const worker = new Worker(new URL('../fixtures/bench-worker.js', import.meta.url), {workerData})
+  await once(worker, 'message')
+  await worker.terminate()
+  // The run's thread ends by itself, and with it the session.
+  while (/Session/.test(await tgtd.adm('--mode', 'conn', '--op', 'show', '--tid', '1'))) await sleep(20)
+  t.pass()
+})
+
+test.serial('a run that is over leaves nothing behind', async t => {
+  setFlagsFromString('--expose_gc')
+  const gc = runInNewContext('gc') as () => void
+  const {target} = await onTgtd(t)
+  const descriptors = async () => (await readdir('/proc/self/fd')).length
+  await start({target, runtime: 0.05}).result
+  const before = await descriptors()
+  for (let i = 0; i < 10; i++) await start({target, runtime: 0.02, iodepth: 4}).result
+  // A finished run holds its wake-up descriptor until it is collected.
+  while ((await descriptors()) > before) {
+    gc()
+    await sleep(10)
+  }
+  t.pass()
 })
 
 test.serial('another serial, WWID or size is refused before anything is read', async t => {
