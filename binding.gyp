@@ -16,8 +16,7 @@
     'ldflags': ['-Wl,-z,nodelete'],
     'conditions': [
       ['sanitize!=""', {
-        # With the null checks GCC 12 takes no function's address as a constant, which node-addon-api's templates need
-        # (GCC bug 71962). A null pointer that is used is a SEGV for AddressSanitizer all the same.
+        # GCC cannot compare a function template argument with null under these three (its bug 71962), and node-addon-api does.
         'cflags': [
           '-fsanitize=<(sanitize)', '-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute',
           '-fno-omit-frame-pointer', '-O1',
