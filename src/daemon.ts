@@ -134,6 +134,7 @@ export class Daemon {
           directory: join(daemon.directory, 'tgtd'),
           portals,
           dieWithParent: targets.endWithDaemon,
+          keepOnClose: !targets.endWithDaemon,
         })
       : new TgtDriver({managed: false, socketPath: targets.socket, portals})
     const pool = new FileVolumeDriver({

@@ -1,8 +1,10 @@
 import {execFileSync} from 'node:child_process'
+import {randomBytes} from 'node:crypto'
 import {mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import test from 'ava'
+import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {freePort} from '../../src/sandbox/ports.js'
 import {cliPath, lunpath, processesOf, start, until} from '../fixtures/cli.js'
 
@@ -116,25 +118,29 @@ test('04 without a daemon: exit code 5, and how to start one', async t => {
   }
 })
 
-async function configured(more = ''): Promise<{directory: string; config: string; socket: string}> {
+async function configured(
+  more = '',
+  endWithDaemon = true,
+): Promise<{directory: string; config: string; socket: string; port: number}> {
   const directory = await mkdtemp(join(tmpdir(), 'lp-serve-'))
   const config = join(directory, 'lunpath.toml')
   const socket = join(directory, 'run', 'api.sock')
+  const port = await freePort()
   await writeFile(
     config,
     `[daemon]
 directory = "${directory}/lib"
 socket = "${socket}"
 [targets]
-portals = ["127.0.0.1:${await freePort()}"]
-endWithDaemon = true
+portals = ["127.0.0.1:${port}"]
+endWithDaemon = ${endWithDaemon}
 [compute]
 uri = "qemu+unix:///session?socket=${directory}/no-libvirtd"
 [metrics]
 listen = "127.0.0.1:${await freePort()}"
 ${more}`,
   )
-  return {directory, config, socket}
+  return {directory, config, socket, port}
 }
 
 test('05 serve: a socket for its owner alone; SIGTERM ends it clean with exit code 0, Ctrl-C with 130', async t => {
@@ -171,7 +177,50 @@ test('05 serve: a socket for its owner alone; SIGTERM ends it clean with exit co
   t.deepEqual((await readdir(join(directory, 'lib', 'volumes'))).filter(name => name.endsWith('.img')).length, 2)
 })
 
-test('06 a configuration that is wrong or not there is named, with exit code 2', async t => {
+test('06 a restart of the daemon leaves its tgtd, with sessions and all, and the next daemon takes it over', async t => {
+  const {directory, config, socket, port} = await configured('', false)
+  const tgtdPid = async () => Number(await readFile(join(directory, 'lib', 'tgtd', 'tgtd.pid'), 'utf8'))
+  t.teardown(async () => {
+    process.kill(await tgtdPid(), 'SIGKILL')
+    await rm(directory, {recursive: true, force: true})
+  })
+  const env = {LUNPATH_SOCKET: socket}
+  const serve = async () => {
+    const daemon = start(['serve', '--config', config])
+    t.teardown(() => daemon.child.kill('SIGKILL'))
+    await until('it serves', () => daemon.output.stdout.includes('"serving"'))
+    return daemon
+  }
+  const first = await serve()
+  const made = await lunpath(['export', 'create', '--size', '4MiB', '--json', '--allow', 'ALL'], {env})
+  const {iqn, lun, serial} = (JSON.parse(made.stdout) as {export: {iqn: string; lun: number; serial: string}}).export
+  const pid = await tgtdPid()
+  const login = {portal: {address: '127.0.0.1', port}, iqn, lun, initiatorName: 'iqn.2026-01.io.lunpath.test:guest'}
+  const session = await new LibiscsiInitiator().connect(login)
+  t.teardown(() => session.close())
+  const data = randomBytes(4096)
+  await session.write(0, data)
+
+  first.child.kill('SIGTERM')
+  t.is((await first.ended).exitCode, 0)
+  t.deepEqual(await session.read(0, data.length), data, 'without a daemon the session goes on')
+  const late = await new LibiscsiInitiator().connect(login)
+  t.is(late.identity.serial, serial, 'and others can log in')
+  await late.close()
+
+  const second = await serve()
+  t.is(await tgtdPid(), pid)
+  t.deepEqual(await session.read(0, data.length), data)
+  const sessions = JSON.parse((await lunpath(['session', 'list', '--json'], {env})).stdout) as {initiator: string}[]
+  t.deepEqual(
+    sessions.map(({initiator}) => initiator),
+    [login.initiatorName],
+  )
+  second.child.kill('SIGTERM')
+  t.is((await second.ended).exitCode, 0)
+})
+
+test('07 a configuration that is wrong or not there is named, with exit code 2', async t => {
   const {directory, config} = await configured('[nonsense]\n')
   t.teardown(() => rm(directory, {recursive: true, force: true}))
   const unknown = await lunpath(['serve', '--config', config])
@@ -182,7 +231,7 @@ test('06 a configuration that is wrong or not there is named, with exit code 2',
   t.regex(absent.stderr, /absent\.toml cannot be read/)
 })
 
-test('07 a reader that ends early is no error', t => {
+test('08 a reader that ends early is no error', t => {
   const output = execFileSync('bash', ['-c', '"$0" "$1" --help | head -n 1', process.execPath, cliPath])
   t.regex(String(output), /^Usage: lunpath/)
 })
