@@ -73,9 +73,14 @@ export async function stayLoggedIn(
   iqn: string,
 ): Promise<{process: ChildProcess; leave: () => Promise<void>}> {
   const child = spawn('iscsi-perf', ['-i', initiator, '-t', '600', '-b', '8', iscsiUrl(portal, iqn, 1)], {
-    stdio: 'ignore',
+    stdio: ['ignore', 'ignore', 'pipe'],
     env: {PATH: process.env.PATH, LC_ALL: 'C'},
   })
+  let said = ''
+  child.stderr.on('data', text => {
+    said += text
+  })
+  child.on('exit', code => t.log(`iscsi-perf ended: ${code ?? 'killed'} ${said.slice(-500)}`))
   const ended = once(child, 'exit')
   const leave = async () => {
     child.kill('SIGKILL')
