@@ -54,9 +54,19 @@ export function registerTargetMetrics(
   const logins = counter('iscsi_session_logins_total', 'Sessions of the initiator that have been seen.', ['initiator'])
   const readBytes = counter('iscsi_lun_read_bytes_total', 'Bytes read from the disk.', ['lun'])
   const writtenBytes = counter('iscsi_lun_written_bytes_total', 'Bytes written to the disk.', ['lun'])
-  const reads = counter('iscsi_lun_reads_completed_total', 'Read commands that the disk has completed.', ['lun'])
-  const writes = counter('iscsi_lun_writes_completed_total', 'Write commands that the disk has completed.', ['lun'])
-  const errors = counter('iscsi_lun_errors_total', 'Commands that the disk has failed.', ['lun'])
+  const reads = counter(
+    'iscsi_lun_reads_completed_total',
+    'Commands that the disk has answered with data, inquiries included.',
+    ['lun'],
+  )
+  const writes = counter('iscsi_lun_writes_completed_total', 'Commands with data for the disk that it has completed.', [
+    'lun',
+  ])
+  const errors = counter(
+    'iscsi_lun_errors_total',
+    'Commands that the disk has refused, the unit attention at the begin of a session included.',
+    ['lun'],
+  )
   const observations = [info, enabled, sessionCount, lunInfo, lunSize, sessionInfo, connections]
   const counters = [
     ...[sent, received, sessionSent, sessionReceived, logins],
