@@ -107,7 +107,7 @@ export class Daemon {
     this.#registerMetrics(rooms)
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
     this.#every(retryMs, async () => {
-      if (rooms.journal.unfinished().length > 0) await this.reconcile('unfinished operations')
+      if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
     })
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
 
@@ -254,7 +254,7 @@ export class Daemon {
 
   /** A disk has left a domain: detaches that were waiting for that go on. */
   async #resumeDetaches(): Promise<void> {
-    for (const operation of this.operations.rooms.journal.unfinished()) {
+    for (const operation of this.operations.standing()) {
       if (operation.kind === 'detach') await this.operations.resume(operation, {recovering: true}).catch(() => {})
     }
   }

@@ -1,5 +1,5 @@
 import {StorageError} from '../errors.js'
-import type {AttachmentRecord, Store} from '../state/store.js'
+import type {AttachmentRecord, ExportRecord, Store} from '../state/store.js'
 import {refuseWhileInUse} from './attach.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Answer} from './run.js'
@@ -66,12 +66,12 @@ export function deleteVolume(operations: Operations, asked: {volume: string}, op
   })
 }
 
-function findExport(store: Store, key: string) {
-  const byIqn = [...store.exports.values()].find(({iqn}) => iqn === key)
+function findExport(store: Store, key: string): ExportRecord {
+  const all = () => [...store.exports.values()]
   const found =
     store.exports.get(key) ??
-    byIqn ??
-    [...store.exports.values()].find(({volumeId}) => store.volumes.get(volumeId)?.name === key)
+    all().find(({iqn}) => iqn === key) ??
+    all().find(({volumeId}) => store.volumes.get(volumeId)?.name === key)
   if (!found)
     throw new StorageError('EXPORT_NOT_FOUND', `There is no export ${JSON.stringify(key)}`, {info: {export: key}})
   return found

@@ -82,12 +82,18 @@ export class Operations {
     throw this.#conflict(wanted.subject, standing.kind)
   }
 
-  /** Goes on with an unfinished operation: after a restart, or when what it waits for has come. */
-  async resume(operation: Operation, options: RunOptions = {}): Promise<Answer> {
-    const running = this.#running.get(operation.id)
+  /**
+   * Goes on with an unfinished operation: after a restart, or when what it waits for has come. One that runs is joined.
+   * @throws CONFLICT where it has ended meanwhile and another one is at work, and all that the steps throw
+   */
+  async resume({id, subject, kind}: Operation, options: RunOptions = {}): Promise<Answer> {
+    const running = this.#running.get(id)
     if (running) return running
-    const unlock = this.lock(operation.subject)
+    const unlock = this.lock(subject)
     try {
+      // What the caller holds may be old: the journal knows how far the operation has come, and whether it has ended.
+      const operation = this.rooms.journal.unfinishedOn(subject)
+      if (operation?.id !== id) throw this.#conflict(subject, kind)
       return await this.#run(operation, options)
     } finally {
       unlock()
@@ -119,6 +125,18 @@ export class Operations {
     return new StorageError('CONFLICT', `${what} is at work on ${subject}: try again when it has ended`, {
       info: {subject, kind},
     })
+  }
+
+  /** Unfinished operations that nobody is at work on. */
+  standing(): Operation[] {
+    return this.rooms.journal
+      .unfinished()
+      .filter(({id, subject}) => !this.#running.has(id) && !this.#locked.has(subject))
+  }
+
+  /** True where no operation is at work on the subject. */
+  idle(subject: string): boolean {
+    return !this.#locked.has(subject)
   }
 
   /** Waits for all that runs. */

@@ -13,10 +13,11 @@ export interface Outcome {
 /** Looks, plans and acts: after a start, and whenever a daemon has come back. */
 export async function reconcile(operations: Operations): Promise<Outcome> {
   const {store, journal, iqnPrefix} = operations.rooms
+  // Requests go on meanwhile: what they change during the look is left out below, by comparing and locking.
   const desired = {
-    volumes: store.volumes.values(),
-    exports: store.exports.values(),
-    attachments: store.attachments.values(),
+    volumes: [...store.volumes.values()],
+    exports: [...store.exports.values()],
+    attachments: [...store.attachments.values()],
     unfinished: journal.unfinished(),
   }
   const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`))
@@ -35,22 +36,46 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
         await resume(operations, action, outcome)
         break
       case 'report':
-        outcome.problems.push(action.problem)
+        if (stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
     }
   }
   return outcome
 }
 
-async function restore({rooms}: Operations, volumeId: string, outcome: Outcome): Promise<void> {
+/** False where a request has changed the subject since the look, or is changing it. */
+function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
+  const {volumes, exports, attachments} = operations.rooms.store
+  const id = subject.slice(-16)
+  if (!operations.idle(id)) return false
+  switch (problem) {
+    case 'volume-missing':
+      return volumes.has(id)
+    case 'volume-unknown':
+      return !volumes.has(id)
+    case 'export-missing':
+      return exports.has(id)
+    case 'export-unknown':
+      return !exports.has(id)
+    case 'disk-absent':
+      return attachments.has(id)
+  }
+}
+
+async function restore(operations: Operations, volumeId: string, outcome: Outcome): Promise<void> {
+  const {rooms} = operations
+  if (!operations.idle(volumeId)) return
+  const unlock = operations.lock(volumeId)
   const record = rooms.store.exports.get(volumeId)
   const volume = rooms.store.volumes.get(volumeId)
-  if (!record || !volume) return
   try {
+    if (!record || !volume) return
     await rooms.targets.export(exportSpec(rooms, record, volume))
     outcome.restored.push(record.iqn)
   } catch (error) {
-    const message = `${record.iqn} cannot be put back: ${(error as Error).message}`
-    outcome.problems.push({problem: 'volume-missing', subject: volumeId, message})
+    const message = `${record!.iqn} cannot be put back: ${(error as Error).message}`
+    outcome.problems.push({problem: 'export-missing', subject: volumeId, message})
+  } finally {
+    unlock()
   }
 }
 
