@@ -142,10 +142,9 @@ export class PrivateLibvirtd {
     if (child && child.exitCode === null && child.signalCode === null) {
       const exited = once(child, 'exit')
       stdin?.end()
-      if (!(await Promise.race([exited.then(() => true), sleep(5_000, false, {ref: true})]))) {
-        child.kill('SIGKILL')
-        await exited
-      }
+      const deadline = setTimeout(() => child.kill('SIGKILL'), 5_000)
+      await exited
+      clearTimeout(deadline)
     }
     if (this.#ownsDirectory) await rm(this.directory, {recursive: true, force: true})
   }
