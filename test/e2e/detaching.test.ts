@@ -122,7 +122,33 @@ test('03 over a restart of the daemon: it starts, still shows it as detaching, a
   await checkGone(t, made)
 })
 
-test('04 the guest lets go while no daemon runs: the next one finishes the detach', async t => {
+test('04 a daemon starts without waiting for guests that do not answer, and each request waits its own time', async t => {
+  const made = await attach()
+  const {id} = made.volume
+  await host.libvirtd.connection.suspend('vm')
+  t.teardown(() => host.libvirtd.connection.resume('vm').catch(() => {}))
+  const hourMs = 3600 * 1000
+  await node.daemon.operations.rooms.journal.begin({
+    kind: 'detach',
+    direction: 'unmake',
+    subject: id,
+    plan: ['export', 'disk'],
+    request: {timeoutMs: hourMs},
+    token: null,
+    requestHash: '',
+  })
+  await t.throwsAsync(detach(id, 100), {code: 'DETACH_PENDING', message: /within 100 ms/})
+  await node.stopDaemon()
+  await node.start()
+  t.is(await stateOf(id), 'detaching')
+  const waiting = detach(id)
+  await sleep(1_000)
+  await host.libvirtd.connection.resume('vm')
+  await waiting
+  await checkGone(t, made)
+})
+
+test('05 the guest lets go while no daemon runs: the next one finishes the detach', async t => {
   const made = await attach()
   await host.libvirtd.connection.suspend('vm')
   t.teardown(() => host.libvirtd.connection.resume('vm').catch(() => {}))
@@ -135,7 +161,7 @@ test('04 the guest lets go while no daemon runs: the next one finishes the detac
   await checkGone(t, made)
 })
 
-test('05 QEMU killed with disks attached: they are absent, and each detach is a success', async t => {
+test('06 QEMU killed with disks attached: they are absent, and each detach is a success', async t => {
   const virtio = await attach()
   const scsi = await attach('scsi')
   await host.libvirtd.connection.destroy('vm')
@@ -152,7 +178,7 @@ test('05 QEMU killed with disks attached: they are absent, and each detach is a 
   await host.guest.waitReady()
 })
 
-test('06 a domain that was destroyed and started again: the live disk is absent, a persistent one is back', async t => {
+test('07 a domain that was destroyed and started again: the live disk is absent, a persistent one is back', async t => {
   const live = await attach()
   const persistent = await node.api.call<Made>('POST', '/attachments', {domain: 'vm', sizeBytes, persistent: true})
   await host.guest.waitForDisk(persistent.volume.id)
@@ -172,7 +198,7 @@ test('06 a domain that was destroyed and started again: the live disk is absent,
   t.deepEqual(await attachments(), [])
 })
 
-test('07 a domain that is destroyed while a detach waits for it: the detach ends', async t => {
+test('08 a domain that is destroyed while a detach waits for it: the detach ends', async t => {
   const made = await attach()
   await host.libvirtd.connection.suspend('vm')
   await t.throwsAsync(detach(made.volume.id, 200), {code: 'DETACH_PENDING'})
