@@ -102,7 +102,8 @@ export class Daemon {
     rooms.targets.on('lost', facts => log.error(facts, 'the target daemon does not answer'))
     rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
     rooms.compute.on('lost', facts => log.error(facts, 'the connection to libvirt is lost'))
-    rooms.compute.on('removed', () => void this.#resumeDetaches())
+    rooms.compute.on('removed', () => void this.#resumeReleases())
+    rooms.compute.on('domain', () => void this.#resumeReleases())
 
     this.#registerMetrics(rooms)
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
@@ -252,11 +253,11 @@ export class Daemon {
     return this.#reconciling
   }
 
-  /** A disk has left a domain: detaches that were waiting for that go on. */
-  async #resumeDetaches(): Promise<void> {
-    for (const operation of this.operations.standing()) {
-      if (operation.kind === 'detach') await this.operations.resume(operation, {recovering: true}).catch(() => {})
-    }
+  /** A disk has left a domain, or a domain has changed its state: what stood because of a disk goes on. */
+  async #resumeReleases(): Promise<void> {
+    const waiting = this.operations.standing().filter(({plan}) => plan.includes('disk'))
+    if (this.#closed) return
+    await Promise.all(waiting.map(operation => this.operations.resume(operation, {recovering: true}).catch(() => {})))
   }
 
   /** Refuses new requests, waits for running operations and closes everything, in reverse. Safe to call twice. */

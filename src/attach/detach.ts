@@ -4,6 +4,9 @@ import {refuseWhileInUse} from './attach.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Answer} from './run.js'
 
+// A guest that is awake needs some tenths of a second.
+const releaseTimeoutMs = 20_000
+
 /** The attachment of a volume (id or name), or of an attachment's own id, or of DOMAIN and TARGET. */
 export type AttachmentChoice = {id: string} | {domain: string; target: string}
 
@@ -16,7 +19,7 @@ export function detach(
   asked: AttachmentChoice & {timeoutMs?: number},
   options: Asked = {},
 ): Promise<Answer> {
-  return operations.perform('detach', asked, options, () => {
+  return operations.perform('detach', asked, {...options, timeoutMs: asked.timeoutMs ?? releaseTimeoutMs}, () => {
     const {store, journal} = operations.rooms
     const {id, madeExport} = findAttachment(
       store,

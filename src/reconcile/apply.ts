@@ -24,20 +24,18 @@ export async function reconcile(operations: Operations): Promise<Outcome> {
   return apply(operations, actions)
 }
 
-/** Carries the actions out, one after the other: exports come first, since resumed operations may need them. */
+/**
+ * Carries the actions out. Exports come first, since resumed operations may need them; then those all at once, so that a
+ * guest or a daemon that does not answer holds up nobody else.
+ */
 export async function apply(operations: Operations, actions: Action[]): Promise<Outcome> {
   const outcome: Outcome = {resumed: [], restored: [], problems: []}
   for (const action of actions) {
-    switch (action.do) {
-      case 'restore':
-        await restore(operations, action.volumeId, outcome)
-        break
-      case 'resume':
-        await resume(operations, action, outcome)
-        break
-      case 'report':
-        if (stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
-    }
+    if (action.do === 'restore') await restore(operations, action.volumeId, outcome)
+  }
+  await Promise.all(actions.map(action => (action.do === 'resume' ? resume(operations, action, outcome) : undefined)))
+  for (const action of actions) {
+    if (action.do === 'report' && stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
   }
   return outcome
 }
