@@ -12,11 +12,14 @@ import {hasCode} from './errors.js'
 import {LibiscsiInitiator} from './initiators/libiscsi.js'
 import {instrument} from './instrument.js'
 import {parsePortal} from './iqn.js'
+import {registerDiskMetrics} from './metrics/disks.js'
+import {registerNodeMetrics} from './metrics/node.js'
 import {Metrics} from './metrics/registry.js'
 import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
 import {packageVersion} from './native.js'
 import {examineNode} from './node-check.js'
 import {reconcile} from './reconcile/apply.js'
+import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
 import type {Problem} from './reconcile/plan.js'
 import type {Service} from './service.js'
 import {Journal} from './state/journal.js'
@@ -93,19 +96,19 @@ export class Daemon {
 
     rooms.targets.on('restarted', facts => {
       log.warn(facts, 'the target daemon had restarted: all exports are back')
+      this.#collector?.restarted()
       void this.reconcile('target daemon restarted')
     })
     rooms.targets.on('lost', facts => log.error(facts, 'the target daemon does not answer'))
     rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
     rooms.compute.on('lost', facts => log.error(facts, 'the connection to libvirt is lost'))
-    rooms.compute.on('removed', () => void this.#resumeDetaches())
+    rooms.compute.on('removed', () => void this.#resumeReleases())
+    rooms.compute.on('domain', () => void this.#resumeReleases())
 
-    const isOurs = (iqn: string) => iqn.startsWith(`${config.targets.iqnPrefix}:`)
-    this.#collector = registerTargetMetrics(metrics.registry, rooms.targets, isOurs)
-    metrics.add(this.#collector)
+    this.#registerMetrics(rooms)
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
     this.#every(retryMs, async () => {
-      if (rooms.journal.unfinished().length > 0) await this.reconcile('unfinished operations')
+      if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
     })
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
 
@@ -121,6 +124,21 @@ export class Daemon {
       },
       'serving',
     )
+  }
+
+  #registerMetrics({targets, volumes, compute, store, journal}: Rooms): void {
+    const {registry} = this.metrics
+    const isExported = (iqn: string) => store.exports.get(iqn.slice(-16))?.iqn === iqn
+    this.#collector = registerTargetMetrics(registry, targets, isExported)
+    this.metrics.add(this.#collector)
+    const shown = (disks: Observed['disks']) => shownAttachments(this.operations.rooms, disks)
+    const attachments = {
+      observed: async () => shown(await observeDisks(this.operations.rooms)),
+      unobserved: () => shown(null),
+    }
+    this.metrics.add(registerDiskMetrics(registry, compute, attachments))
+    const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#problems}
+    this.metrics.add(registerNodeMetrics(registry, facts))
   }
 
   #chooseDrivers(store: Store, journal: Journal): Rooms {
@@ -202,11 +220,18 @@ export class Daemon {
     }
   }
 
+  /** Runs a task again and again, never twice at once. */
   #every(intervalMs: number, task: () => Promise<unknown>): void {
-    const timer = setInterval(
-      () => void task().catch(error => this.log.debug({err: error}, 'a periodic task failed')),
-      intervalMs,
-    )
+    let running = false
+    const timer = setInterval(() => {
+      if (running) return
+      running = true
+      void task()
+        .catch(error => this.log.debug({err: error}, 'a periodic task failed'))
+        .finally(() => {
+          running = false
+        })
+    }, intervalMs)
     timer.unref()
     this.#timers.push(timer)
   }
@@ -229,11 +254,11 @@ export class Daemon {
     return this.#reconciling
   }
 
-  /** A disk has left a domain: detaches that were waiting for that go on. */
-  async #resumeDetaches(): Promise<void> {
-    for (const operation of this.operations.rooms.journal.unfinished()) {
-      if (operation.kind === 'detach') await this.operations.resume(operation, {recovering: true}).catch(() => {})
-    }
+  /** A disk has left a domain, or a domain has changed its state: what stood because of a disk goes on. */
+  async #resumeReleases(): Promise<void> {
+    const waiting = this.operations.standing().filter(({plan}) => plan.includes('disk'))
+    if (this.#closed) return
+    await Promise.all(waiting.map(operation => this.operations.resume(operation, {recovering: true}).catch(() => {})))
   }
 
   /** Refuses new requests, waits for running operations and closes everything, in reverse. Safe to call twice. */

@@ -46,7 +46,7 @@ class EventPort {
   EventSink Sink() {
     return [state = state_](Event event) {
       std::lock_guard lock(state->mutex);
-      if (state->open) state->call.NonBlockingCall(new Event(std::move(event)));
+      if (state->open) state->call.NonBlockingCall(new Delivery{state, std::move(event)});
     };
   }
 
@@ -60,27 +60,35 @@ class EventPort {
   }
 
  private:
-  static void OnEvent(Napi::Env env, Napi::Function listener, std::nullptr_t*, Event* event) {
-    std::unique_ptr<Event> owned(event);
+  struct State;
+  struct Delivery {
+    std::shared_ptr<State> state;
+    Event event;
+  };
+  static void OnEvent(Napi::Env env, Napi::Function listener, std::nullptr_t*, Delivery* delivery) {
+    std::unique_ptr<Delivery> owner(delivery);
     if (static_cast<napi_env>(env) == nullptr || listener.IsEmpty()) return;  // the environment is going down
+    // What was under way when close() was called is not delivered after it. Only this thread ever closes.
+    if (!delivery->state->open) return;
+    const Event& told = delivery->event;
     Napi::HandleScope scope(env);
     Napi::Object js = Napi::Object::New(env);
-    js.Set("kind", KindName(owned->kind));
-    if (owned->kind == Event::Kind::kClosed) {
-      js.Set("reason", owned->reason);
+    js.Set("kind", KindName(told.kind));
+    if (told.kind == Event::Kind::kClosed) {
+      js.Set("reason", told.reason);
     } else {
-      js.Set("domain", owned->domain);
-      js.Set("uuid", owned->uuid);
+      js.Set("domain", told.domain);
+      js.Set("uuid", told.uuid);
     }
-    if (owned->kind == Event::Kind::kLifecycle) {
-      js.Set("event", owned->event);
-      js.Set("detail", owned->detail);
-    } else if (owned->kind != Event::Kind::kClosed) {
-      js.Set("alias", owned->alias);
+    if (told.kind == Event::Kind::kLifecycle) {
+      js.Set("event", told.event);
+      js.Set("detail", told.detail);
+    } else if (told.kind != Event::Kind::kClosed) {
+      js.Set("alias", told.alias);
     }
     listener.Call({js});
   }
-  using Call = Napi::TypedThreadSafeFunction<std::nullptr_t, Event, &EventPort::OnEvent>;
+  using Call = Napi::TypedThreadSafeFunction<std::nullptr_t, Delivery, &EventPort::OnEvent>;
   static void OnCleanup(void* self) {
     static_cast<EventPort*>(self)->hooked_ = false;
     static_cast<EventPort*>(self)->Close();
@@ -203,7 +211,7 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
     closing_ = true;
     events_->Close();
     return worker_.Run<Nothing>([connection = connection_] { return connection->Close(); },
-                                [](Napi::Env env, Nothing&) { return env.Undefined(); });
+                                [](Napi::Env env, Nothing&) { return env.Undefined(); }, PromiseWorker::Settles::kLast);
   }
 
   // abandon(): for a peer that hangs. Later calls reject, pending ones no longer keep the process alive; their threads

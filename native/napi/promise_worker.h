@@ -42,9 +42,12 @@ class PromiseWorker {
   PromiseWorker& operator=(const PromiseWorker&) = delete;
 
   // Runs `job` on a worker thread, then `convert` on the main thread with its value. The promise rejects with the
-  // job's Error, and with ERR_CLOSED after RefuseNew().
+  // job's Error, and with ERR_CLOSED after RefuseNew(). With Settles::kLast it settles when no other job is pending:
+  // for a close() that waits.
+  enum class Settles { kAtOnce, kLast };
   template <class T>
-  Napi::Promise Run(std::function<Result<T>()> job, std::function<Napi::Value(Napi::Env, T&)> convert) {
+  Napi::Promise Run(std::function<Result<T>()> job, std::function<Napi::Value(Napi::Env, T&)> convert,
+                    Settles settles = Settles::kAtOnce) {
     Napi::Env env(env_);
     auto deferred = Napi::Promise::Deferred::New(env);
     if (closed_ || refuses_new_) {
@@ -67,7 +70,7 @@ class PromiseWorker {
     }
     {
       std::lock_guard lock(state_->mutex);
-      state_->queue.push_back(std::move(run));
+      state_->queue.push_back({std::move(run), settles});
       if (state_->started < threads_ && state_->idle < static_cast<int>(state_->queue.size())) {
         ++state_->started;
         std::thread(&PromiseWorker::Loop, state_).detach();
@@ -92,10 +95,15 @@ class PromiseWorker {
  private:
   using Completion = std::function<void(Napi::Env)>;
   using Job = std::function<Completion()>;
+  struct Queued {
+    Job run;
+    Settles settles;
+  };
   struct State;
   struct Settled {
     std::shared_ptr<State> state;
     Completion complete;
+    Settles settles;
   };
   static void OnSettled(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* settled) {
     std::unique_ptr<Settled> owned(settled);
@@ -106,20 +114,29 @@ class PromiseWorker {
       if (!state.let_go) state.settle.Unref(env);
       state.owner->Unref();
     }
-    owned->complete(env);
+    if (owned->settles == Settles::kLast) {
+      state.last.push_back(std::move(owned->complete));
+    } else {
+      owned->complete(env);
+    }
+    if (state.pending > 0) return;
+    std::deque<Completion> last;
+    last.swap(state.last);
+    for (const Completion& complete : last) complete(env);
   }
   using Settle = Napi::TypedThreadSafeFunction<std::nullptr_t, Settled, &PromiseWorker::OnSettled>;
 
   struct State {
     std::mutex mutex;  // guards queue, idle, started, closed
     std::condition_variable wake;
-    std::deque<Job> queue;
+    std::deque<Queued> queue;
     int started = 0;
     int idle = 0;
     bool closed = false;
     Settle settle;
     size_t pending = 0;                              // main thread only
     bool let_go = false;                             // main thread only
+    std::deque<Completion> last;                     // main thread only; wait for pending to become 0
     Napi::Reference<Napi::Object>* owner = nullptr;  // main thread only; alive while pending > 0
   };
 
@@ -130,15 +147,15 @@ class PromiseWorker {
       state->wake.wait(lock, [&] { return state->closed || !state->queue.empty(); });
       --state->idle;
       if (state->closed) return;
-      Job run = std::move(state->queue.front());
+      Queued job = std::move(state->queue.front());
       state->queue.pop_front();
       lock.unlock();
-      Completion complete = run();
-      run = nullptr;
+      Completion complete = job.run();
+      job.run = nullptr;
       lock.lock();
       // Shut() releases the thread-safe function under this lock: where closed is false, it is alive.
       if (state->closed) return;
-      state->settle.NonBlockingCall(new Settled{state, std::move(complete)});
+      state->settle.NonBlockingCall(new Settled{state, std::move(complete), job.settles});
     }
   }
 
@@ -146,7 +163,7 @@ class PromiseWorker {
 
   void Shut() {
     closed_ = true;
-    std::deque<Job> dropped;
+    std::deque<Queued> dropped;
     {
       std::lock_guard lock(state_->mutex);
       state_->closed = true;

@@ -19,7 +19,7 @@ constexpr size_t kMaxReplyBytes = 64 << 20;
 
 Error Timeout(const char* syscall) { return ErrnoError(ETIMEDOUT, syscall, "tgtd did not answer in time"); }
 
-Error Protocol(std::string what) {
+Error Protocol(const std::string& what) {
   return Error{.message = "tgtd's control socket gave an answer that is none: " + what, .code = "TGT_PROTOCOL"};
 }
 

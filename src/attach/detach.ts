@@ -1,8 +1,11 @@
 import {StorageError} from '../errors.js'
-import type {AttachmentRecord, Store} from '../state/store.js'
+import type {AttachmentRecord, ExportRecord, Store} from '../state/store.js'
 import {refuseWhileInUse} from './attach.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Answer} from './run.js'
+
+// A guest that is awake needs some tenths of a second.
+const releaseTimeoutMs = 20_000
 
 /** The attachment of a volume (id or name), or of an attachment's own id, or of DOMAIN and TARGET. */
 export type AttachmentChoice = {id: string} | {domain: string; target: string}
@@ -16,7 +19,7 @@ export function detach(
   asked: AttachmentChoice & {timeoutMs?: number},
   options: Asked = {},
 ): Promise<Answer> {
-  return operations.perform('detach', asked, options, () => {
+  return operations.perform('detach', asked, {...options, timeoutMs: asked.timeoutMs ?? releaseTimeoutMs}, () => {
     const {store, journal} = operations.rooms
     const {id, madeExport} = findAttachment(
       store,
@@ -66,12 +69,12 @@ export function deleteVolume(operations: Operations, asked: {volume: string}, op
   })
 }
 
-function findExport(store: Store, key: string) {
-  const byIqn = [...store.exports.values()].find(({iqn}) => iqn === key)
+function findExport(store: Store, key: string): ExportRecord {
+  const all = () => [...store.exports.values()]
   const found =
     store.exports.get(key) ??
-    byIqn ??
-    [...store.exports.values()].find(({volumeId}) => store.volumes.get(volumeId)?.name === key)
+    all().find(({iqn}) => iqn === key) ??
+    all().find(({volumeId}) => store.volumes.get(volumeId)?.name === key)
   if (!found)
     throw new StorageError('EXPORT_NOT_FOUND', `There is no export ${JSON.stringify(key)}`, {info: {export: key}})
   return found

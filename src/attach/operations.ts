@@ -1,4 +1,4 @@
-import {StorageError} from '../errors.js'
+import {hasCode, StorageError} from '../errors.js'
 import {hashRequest, type Operation, type StepName} from '../state/journal.js'
 import type {Change} from '../state/store.js'
 import type {Rooms} from './rooms.js'
@@ -22,13 +22,15 @@ export interface Wanted {
   locks?: string[]
 }
 
+type Resumable = Pick<Operation, 'id' | 'subject' | 'kind'>
+
 /**
  * Begins operations and runs each at most once at a time. A volume or attachment has one operation at a time: a second
  * caller gets CONFLICT, not a wait.
  */
 export class Operations {
   readonly rooms: Rooms
-  readonly #running = new Map<string, Promise<Answer>>()
+  readonly #running = new Map<string, {answer: Promise<Answer>; recovering: boolean}>()
   readonly #locked = new Set<string>()
 
   constructor(rooms: Rooms) {
@@ -82,23 +84,45 @@ export class Operations {
     throw this.#conflict(wanted.subject, standing.kind)
   }
 
-  /** Goes on with an unfinished operation: after a restart, or when what it waits for has come. */
-  async resume(operation: Operation, options: RunOptions = {}): Promise<Answer> {
-    const running = this.#running.get(operation.id)
-    if (running) return running
-    const unlock = this.lock(operation.subject)
+  /**
+   * Goes on with an unfinished operation: after a restart, or when what it waits for has come. One that runs is joined.
+   * @throws CONFLICT where it has ended meanwhile and another one is at work, and all that the steps throw
+   */
+  async resume({id, subject, kind}: Resumable, options: RunOptions = {}): Promise<Answer> {
+    const running = this.#running.get(id)
+    if (running) return this.#share(running, {id, subject, kind}, options)
+    const unlock = this.lock(subject)
     try {
+      // What the caller holds may be old: the journal knows how far the operation has come, and whether it has ended.
+      const operation = this.rooms.journal.unfinishedOn(subject)
+      if (operation?.id !== id) throw this.#conflict(subject, kind)
       return await this.#run(operation, options)
     } finally {
       unlock()
     }
   }
 
-  async #run(operation: Operation, options: RunOptions): Promise<Answer> {
-    const running = run(this.rooms, operation, options)
-    this.#running.set(operation.id, running)
+  async #share(
+    {answer, recovering}: {answer: Promise<Answer>; recovering: boolean},
+    operation: Resumable,
+    options: RunOptions,
+  ): Promise<Answer> {
     try {
-      return await running
+      return await answer
+    } catch (error) {
+      // A recovery gives the guest a moment only; who asks for it waits as long as he has said.
+      if (!recovering || options.recovering || !hasCode(error, 'DETACH_PENDING')) throw error
+    }
+    // The recovery's lock is given back first.
+    await new Promise(resolve => setImmediate(resolve))
+    return this.resume(operation, options)
+  }
+
+  async #run(operation: Operation, options: RunOptions): Promise<Answer> {
+    const answer = run(this.rooms, operation, options)
+    this.#running.set(operation.id, {answer, recovering: options.recovering ?? false})
+    try {
+      return await answer
     } finally {
       this.#running.delete(operation.id)
     }
@@ -121,8 +145,20 @@ export class Operations {
     })
   }
 
+  /** Unfinished operations that nobody is at work on. */
+  standing(): Operation[] {
+    return this.rooms.journal
+      .unfinished()
+      .filter(({id, subject}) => !this.#running.has(id) && !this.#locked.has(subject))
+  }
+
+  /** True where no operation is at work on the subject. */
+  idle(subject: string): boolean {
+    return !this.#locked.has(subject)
+  }
+
   /** Waits for all that runs. */
   async settle(): Promise<void> {
-    await Promise.allSettled([...this.#running.values()])
+    await Promise.allSettled([...this.#running.values()].map(({answer}) => answer))
   }
 }

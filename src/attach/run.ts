@@ -6,8 +6,13 @@ import type {Rooms} from './rooms.js'
 import {type Path, type Step, type StepContext, steps} from './steps.js'
 
 export interface RunOptions {
-  /** The operation is resumed after a restart: a daemon that does not answer yet is waited for, not undone over. */
+  /**
+   * Nobody waits for the answer: the operation is resumed after a restart, or because what it waits for may have come. A
+   * daemon that does not answer yet leaves it standing, and a guest gets a moment, not the time that was asked for.
+   */
   recovering?: boolean
+  /** Milliseconds that this caller waits for a guest's release, where it differs from the first one's. */
+  timeoutMs?: number
   signal?: AbortSignal
   onProgress?: StepContext['onProgress']
 }
@@ -25,8 +30,15 @@ export interface Answer {
  * @throws StorageError of the failed step, with `info.undone`: what was made and is gone again
  */
 export async function run(rooms: Rooms, operation: Operation, options: RunOptions = {}): Promise<Answer> {
-  if (operation.state === 'undoing') return undo(rooms, operation)
+  if (operation.state === 'undoing') return undo(rooms, operation, options)
   return operation.direction === 'make' ? make(rooms, operation, options) : unmake(rooms, operation, options)
+}
+
+// Long enough for a guest that has let go already and only has to be asked once more.
+const recoveringReleaseMs = 500
+
+function releaseTimeout({recovering, timeoutMs}: RunOptions): number | undefined {
+  return recovering ? recoveringReleaseMs : timeoutMs
 }
 
 function planned(operation: Operation): Step[] {
@@ -47,8 +59,9 @@ function startingPath(rooms: Rooms, operation: Operation): Path {
 /** Failures after which nobody knows whether the step's effect is in the world: an undo makes sure that it is not. */
 const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'TIMEOUT'] as const
 
-async function make(rooms: Rooms, begun: Operation, {recovering, signal, onProgress}: RunOptions): Promise<Answer> {
+async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promise<Answer> {
   const {journal} = rooms
+  const {recovering, signal, onProgress} = options
   let operation = begun
   let path = startingPath(rooms, operation)
   const remaining = planned(operation).filter(({name}) => !(name in operation.finished))
@@ -72,7 +85,7 @@ async function make(rooms: Rooms, begun: Operation, {recovering, signal, onProgr
     if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: operation.kind})
   } catch (error) {
     if (recovering && hasCode(error, ...uncertain)) throw error
-    return undo(rooms, await journal.failing(operation, describe(error)), error)
+    return undo(rooms, await journal.failing(operation, describe(error)), options, error)
   }
   await journal.complete(operation, 'done', answer(path))
   return answer(path)
@@ -90,14 +103,14 @@ function answer(path: Path): Answer {
  * Takes back what the operation itself has made, in reverse. Where a step cannot be undone now (its daemon is dead), the
  * operation stays in the journal as `undoing` and the reconciler goes on with it later.
  */
-async function undo(rooms: Rooms, failing: Operation, cause?: unknown): Promise<never> {
+async function undo(rooms: Rooms, failing: Operation, options: RunOptions, cause?: unknown): Promise<never> {
   let operation = failing
   const undone: StepName[] = []
   const failed = planned(operation).find(({name}) => !(name in operation.finished))
   const suspect = (uncertain as readonly string[]).includes(operation.error!.code) ? failed : undefined
   for (const step of planned(operation).reverse()) {
     if (!(step.name in operation.finished) && step !== suspect) continue
-    const context = {rooms, operation}
+    const context = {rooms, operation, releaseTimeoutMs: releaseTimeout(options)}
     try {
       await step.unmake(context)
     } catch (error) {
@@ -132,14 +145,15 @@ export function describe(error: unknown): NonNullable<Operation['error']> {
   return {code: 'INTERNAL', message: error instanceof Error ? error.message : String(error), cause: nativeFacts(error)}
 }
 
-async function unmake(rooms: Rooms, begun: Operation, {recovering}: RunOptions): Promise<Answer> {
+async function unmake(rooms: Rooms, begun: Operation, options: RunOptions): Promise<Answer> {
+  const {recovering} = options
   let operation = begun
   const remaining = planned(operation)
     .reverse()
     .filter(({name}) => !(name in operation.finished))
   const path = startingPath(rooms, operation)
   for (const step of remaining) {
-    const context = {rooms, operation}
+    const context = {rooms, operation, releaseTimeoutMs: releaseTimeout(options)}
     try {
       await step.unmake(context)
     } catch (error) {

@@ -59,6 +59,8 @@ export interface StepContext {
   operation: Operation
   signal?: AbortSignal
   onProgress?: (progress: {copiedBytes: number; totalBytes: number}) => void
+  /** Milliseconds to wait for a guest's release, where it is not the request's own. */
+  releaseTimeoutMs?: number
 }
 
 /**
@@ -220,13 +222,12 @@ const diskStep: Step = {
     }
     return [{table: 'attachments', id: value.id, value}]
   },
-  async unmake({rooms, operation}) {
+  async unmake({rooms, operation, releaseTimeoutMs}) {
     const record = rooms.store.attachments.get(operation.subject)
     const domain = record?.domainUuid ?? makeRequest(operation).disk?.domainUuid
     if (domain === undefined) return
-    const {timeoutMs} = unmakeRequest(operation)
     await rooms.compute.detach(domain, operation.subject, {
-      timeoutMs,
+      timeoutMs: releaseTimeoutMs ?? unmakeRequest(operation).timeoutMs,
       persistent: record?.persistent ?? makeRequest(operation).disk?.persistent,
     })
   },

@@ -8,9 +8,17 @@ import type {Portal} from '../types.js'
 /** A source of figures that is read at each scrape. */
 export interface Collector {
   name: string
-  /** Reads the figures into the registry's families. */
+  /** Reads all figures, then sets the registry's families in one go. */
   collect(): Promise<void>
+  /** After a reading that failed: takes away what is not known any more. Counters stay, since they never fall. */
+  clear(): void
 }
+
+// Prometheus itself gives up after 10 s by default.
+const deadlineMs = 4_000
+
+// prom-client gives these gauges the ending of a counter, which promtool refuses; they repeat others, by type.
+const misnamed = ['nodejs_active_handles_total', 'nodejs_active_requests_total', 'nodejs_active_resources_total']
 
 /** The service's metrics and their HTTP listener, which is apart from the API. */
 export class Metrics {
@@ -31,14 +39,17 @@ export class Metrics {
   })
   readonly #success = new Gauge({
     name: 'iscsi_exporter_collector_success',
-    help: '1 where the last reading worked; where it is 0, the families of that collector are stale.',
+    help: '1 where the last reading worked; where it is 0, its gauges are left out and its counters stand still.',
     labelNames: ['collector'],
     registers: [this.registry],
   })
+  readonly #running = new Map<Collector, Promise<boolean>>()
+  #reading: Promise<string> | undefined
   #server: Server | undefined
 
   constructor() {
     collectDefaultMetrics({register: this.registry})
+    for (const name of misnamed) this.registry.removeSingleMetric(name)
   }
 
   readonly observeStep: StepObserver = ({step, driver, durationMs}) => {
@@ -49,20 +60,47 @@ export class Metrics {
     this.#collectors.push(collector)
   }
 
-  /** The exposition (Prometheus text format 0.0.4), after a reading of all collectors. */
-  async text(): Promise<string> {
+  /**
+   * The exposition (Prometheus text format 0.0.4), after a reading of all collectors; one that has not ended within 4 s
+   * counts as failed. Callers at the same time share one reading.
+   */
+  text(): Promise<string> {
+    this.#reading ??= this.#read().finally(() => {
+      this.#reading = undefined
+    })
+    return this.#reading
+  }
+
+  async #read(): Promise<string> {
     await Promise.all(this.#collectors.map(collector => this.#collect(collector)))
     return this.registry.metrics()
   }
 
   async #collect(collector: Collector): Promise<void> {
     const end = this.#duration.startTimer({collector: collector.name})
-    const worked = await collector.collect().then(
-      () => 1,
-      () => 0,
-    )
+    const late = AbortSignal.timeout(deadlineMs)
+    const worked = await Promise.race([
+      this.#run(collector),
+      new Promise<false>(resolve => late.addEventListener('abort', () => resolve(false))),
+    ])
     end()
-    this.#success.set({collector: collector.name}, worked)
+    if (!worked) collector.clear()
+    this.#success.set({collector: collector.name}, worked ? 1 : 0)
+  }
+
+  /** A reading that hangs is waited for again, not begun again. */
+  #run(collector: Collector): Promise<boolean> {
+    const running =
+      this.#running.get(collector) ??
+      collector
+        .collect()
+        .then(
+          () => true,
+          () => false,
+        )
+        .finally(() => this.#running.delete(collector))
+    this.#running.set(collector, running)
+    return running
   }
 
   /** Serves GET /metrics. @throws PORTAL_IN_USE where the port is taken */

@@ -13,44 +13,67 @@ export interface Outcome {
 /** Looks, plans and acts: after a start, and whenever a daemon has come back. */
 export async function reconcile(operations: Operations): Promise<Outcome> {
   const {store, journal, iqnPrefix} = operations.rooms
+  // Requests go on meanwhile: what they change during the look is left out below, by comparing and locking.
   const desired = {
-    volumes: store.volumes.values(),
-    exports: store.exports.values(),
-    attachments: store.attachments.values(),
+    volumes: [...store.volumes.values()],
+    exports: [...store.exports.values()],
+    attachments: [...store.attachments.values()],
     unfinished: journal.unfinished(),
   }
   const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`))
   return apply(operations, actions)
 }
 
-/** Carries the actions out, one after the other: exports come first, since resumed operations may need them. */
+/**
+ * Carries the actions out. Exports come first, since resumed operations may need them; then those all at once, so that a
+ * guest or a daemon that does not answer holds up nobody else.
+ */
 export async function apply(operations: Operations, actions: Action[]): Promise<Outcome> {
   const outcome: Outcome = {resumed: [], restored: [], problems: []}
   for (const action of actions) {
-    switch (action.do) {
-      case 'restore':
-        await restore(operations, action.volumeId, outcome)
-        break
-      case 'resume':
-        await resume(operations, action, outcome)
-        break
-      case 'report':
-        outcome.problems.push(action.problem)
-    }
+    if (action.do === 'restore') await restore(operations, action.volumeId, outcome)
+  }
+  await Promise.all(actions.map(action => (action.do === 'resume' ? resume(operations, action, outcome) : undefined)))
+  for (const action of actions) {
+    if (action.do === 'report' && stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
   }
   return outcome
 }
 
-async function restore({rooms}: Operations, volumeId: string, outcome: Outcome): Promise<void> {
+/** False where a request has changed the subject since the look, or is changing it. */
+function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
+  const {volumes, exports, attachments} = operations.rooms.store
+  const id = subject.slice(-16)
+  if (!operations.idle(id)) return false
+  switch (problem) {
+    case 'volume-missing':
+      return volumes.has(id)
+    case 'volume-unknown':
+      return !volumes.has(id)
+    case 'export-missing':
+      return exports.has(id)
+    case 'export-unknown':
+      return !exports.has(id)
+    case 'disk-absent':
+      return attachments.has(id)
+  }
+}
+
+async function restore(operations: Operations, volumeId: string, outcome: Outcome): Promise<void> {
+  const {rooms} = operations
+  if (!operations.idle(volumeId)) return
+  const unlock = operations.lock(volumeId)
   const record = rooms.store.exports.get(volumeId)
   const volume = rooms.store.volumes.get(volumeId)
-  if (!record || !volume) return
   try {
+    if (!record || !volume) return
     await rooms.targets.export(exportSpec(rooms, record, volume))
     outcome.restored.push(record.iqn)
   } catch (error) {
-    const message = `${record.iqn} cannot be put back: ${(error as Error).message}`
-    outcome.problems.push({problem: 'volume-missing', subject: volumeId, message})
+    const message = `${record!.iqn} cannot be put back: ${(error as Error).message}`
+    outcome.problems.push({problem: 'export-missing', subject: volumeId, message})
+  } finally {
+    unlock()
   }
 }
 

@@ -1,5 +1,7 @@
 import type {Rooms} from '../attach/rooms.js'
+import type {AttachmentRecord} from '../state/store.js'
 import type {Disk, ObservedTarget, Volume} from '../types.js'
+import {type AttachmentState, attachmentState} from './plan.js'
 
 /** What the world holds now. It is never stored: the next look may differ. */
 export interface Observed {
@@ -26,4 +28,15 @@ export async function observeDisks(rooms: Rooms): Promise<Observed['disks']> {
   } catch {
     return null
   }
+}
+
+/** All attachments with their states, from what `disks` says. */
+export function shownAttachments(
+  {store, journal}: Pick<Rooms, 'store' | 'journal'>,
+  disks: Observed['disks'],
+): (AttachmentRecord & {state: AttachmentState})[] {
+  return [...store.attachments.values()].map(record => ({
+    ...record,
+    state: attachmentState(record, disks, journal.unfinishedOn(record.id)?.kind === 'detach'),
+  }))
 }

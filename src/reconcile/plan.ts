@@ -19,7 +19,7 @@ export type Action =
   | {do: 'report'; problem: Problem}
 
 export interface Problem {
-  problem: 'volume-missing' | 'volume-unknown' | 'export-unknown' | 'disk-absent'
+  problem: 'volume-missing' | 'volume-unknown' | 'export-missing' | 'export-unknown' | 'disk-absent'
   subject: string
   message: string
 }

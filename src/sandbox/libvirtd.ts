@@ -30,11 +30,12 @@ const longestDirectory = 50
 const nobody = 65534
 const searchPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
-// With any uid but 0, libvirtd runs as a session's daemon, with all its paths under HOME and XDG_*.
+// With any uid but 0, libvirtd runs as a session's daemon, with all its paths under HOME and XDG_*. It wants a user record
+// for its uid: `nobody` is on every machine.
 const namespaces = [
   '--user',
-  '--map-user=1000',
-  '--map-group=1000',
+  '--map-user=65534',
+  '--map-group=65534',
   '--pid',
   '--mount',
   '--mount-proc',

@@ -114,7 +114,8 @@ export class TgtDriver implements TargetDriver {
   #takenTids = new Set<number>()
   #pid = 0
   #state: 'new' | 'open' | 'closed' = 'new'
-  #portalsOpen = false
+  #restored = false
+  readonly #closing = new AbortController()
   #lost = false
   #inFlight = 0
   #recovery: Promise<void> | undefined
@@ -160,6 +161,7 @@ export class TgtDriver implements TargetDriver {
 
   async restore(specs: ExportSpec[]): Promise<void> {
     for (const spec of specs) checkSpec(spec)
+    this.#restored = true
     const failed = await this.#attempt(async run => {
       for (const spec of specs) {
         if (!this.#entries.has(spec.iqn)) this.#entries.set(spec.iqn, {spec, tid: undefined})
@@ -300,6 +302,7 @@ export class TgtDriver implements TargetDriver {
   async close(): Promise<void> {
     if (this.#state === 'closed') return
     this.#state = 'closed'
+    this.#closing.abort()
     clearTimeout(this.#timer)
     if (this.#tgtd) this.#tgtd.onExit = undefined
     await this.#checking
@@ -741,7 +744,6 @@ export class TgtDriver implements TargetDriver {
         )
       )
     }
-    this.#portalsOpen = true
   }
 
   async #refusePortalsOfOthers(): Promise<void> {
@@ -789,29 +791,36 @@ export class TgtDriver implements TargetDriver {
     if (this.#state !== 'open') return
     if (!failure && pid === this.#pid) {
       this.#lost = false
-      if (this.#debris.size > 0) await this.#sweep()
+      // Not awaited: it takes its turn behind exports of the same name, and those may be waiting for this look.
+      if (this.#debris.size > 0) void this.#sweep()
       return
     }
     if (!failure) return this.#recover(pid)
-    if (!this.#lost) {
-      this.#lost = true
-      this.#events.emit('lost', {pid: this.#pid, code: failure.code, message: failure.message})
-    }
+    this.#tellLost({pid: this.#pid, code: failure.code, message: failure.message})
     if (this.#tgtd && !(await this.#tgtd.alive())) await this.#startAgain()
   }
 
   async #startAgain(): Promise<void> {
     // The first restart is at once; a tgtd that keeps dying is not started in a loop.
     this.#backOffMs = Date.now() - this.#startedAt > steadyAfterMs ? 0 : Math.max(50, this.#backOffMs * 2)
-    if (this.#backOffMs > 0) await sleep(Math.min(this.#backOffMs, maxBackOffMs))
+    this.#backOffMs = Math.min(this.#backOffMs, maxBackOffMs)
+    if (this.#backOffMs > 0)
+      await sleep(this.#backOffMs, undefined, {signal: this.#closing.signal}).catch(() => undefined)
     if (this.#state !== 'open') return
     try {
       const {pid} = await this.#tgtd!.start()
       this.#startedAt = Date.now()
       await this.#recover(pid)
     } catch (error) {
-      this.#events.emit('lost', {pid: 0, message: (error as Error).message})
+      this.#tellLost({pid: 0, message: (error as Error).message})
     }
+  }
+
+  /** Once for each time that tgtd goes. */
+  #tellLost(facts: Record<string, unknown>): void {
+    if (this.#lost) return
+    this.#lost = true
+    this.#events.emit('lost', facts)
   }
 
   /** Another process answers, and it knows nothing of ours. */
@@ -832,7 +841,7 @@ export class TgtDriver implements TargetDriver {
     this.#initiators.clear()
     this.#debris.clear()
     for (const entry of this.#entries.values()) entry.tid = undefined
-    if (!this.#portalsOpen) return
+    if (!this.#restored) return
     try {
       const failed = await this.#putInPlace(this.#bound(pid))
       this.#lost = false
@@ -846,22 +855,27 @@ export class TgtDriver implements TargetDriver {
     } catch (error) {
       // The next look finds this pid unknown again and starts over.
       this.#pid = 0
-      this.#events.emit('lost', {pid, message: (error as Error).message})
+      this.#tellLost({pid, message: (error as Error).message})
     }
   }
 
   /** Removes what broken-off exports may have left: only what has their name and their volume or no LUN at all. */
   async #sweep(): Promise<void> {
-    for (const iqn of [...this.#debris.keys()]) {
+    const debris = [...this.#debris]
+    this.#debris.clear()
+    for (const [iqn, spec] of debris) {
       await this.#queue.run(iqn, async () => {
-        const spec = this.#debris.get(iqn)
-        this.#debris.delete(iqn)
-        if (!spec || this.#entries.has(iqn)) return
+        if (this.#entries.has(iqn) || this.#state !== 'open') return
         const run = this.#bound(this.#pid)
-        const {targets} = await this.#listing(run, {targetsOnly: true})
-        const left = targets.find(target => target.iqn === iqn)
-        if (!left || left.luns.some(({path}) => path !== spec.volume.path)) return
-        await this.#remove(run, {iqn, tid: left.tid, rules: ruleTexts(spec), force: true})
+        try {
+          const {targets} = await this.#listing(run, {targetsOnly: true})
+          const left = targets.find(target => target.iqn === iqn)
+          if (!left || left.luns.some(({path}) => path !== spec.volume.path)) return
+          await this.#remove(run, {iqn, tid: left.tid, rules: ruleTexts(spec), force: true})
+        } catch {
+          // The next look tries again.
+          this.#debris.set(iqn, spec)
+        }
       })
     }
   }

@@ -76,3 +76,12 @@ export const discover: Discover = async (portal, initiator) => {
   const text = await tool('iscsi-ls', ['-i', initiator, iscsiUrl(portal)])
   return [...text.matchAll(/^Target:(\S+) Portal:(\S+?),\d+/gm)].map(match => ({iqn: match[1]!, portal: match[2]!}))
 }
+
+/** Tries to overwrite the start of LUN 1 with patterns, whether the target lets it or not (iscsi-test-cu). */
+export async function overwrite(portal: Portal, iqn: string): Promise<void> {
+  const args = ['--dataloss', '--normal', '--test', 'SCSI.Write10.Simple', iscsiUrl(portal, iqn, 1)]
+  // It exits with 1 where a write is refused.
+  await run('iscsi-test-cu', args, {env: environment(undefined), timeout: 60_000}).catch(error => {
+    if (error.code !== 1) throw error
+  })
+}

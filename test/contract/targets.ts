@@ -1,7 +1,7 @@
 import {type ChildProcess, spawn} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
 import {once} from 'node:events'
-import {mkdtemp, rm, truncate, writeFile} from 'node:fs/promises'
+import {mkdtemp, readFile, rm, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {ExecutionContext, TestFn} from 'ava'
@@ -15,6 +15,7 @@ import {
   iscsiUrl,
   type Login,
   login as loginByTools,
+  overwrite,
 } from './libiscsi-tools.js'
 
 const mebibyte = 2 ** 20
@@ -72,9 +73,14 @@ export async function stayLoggedIn(
   iqn: string,
 ): Promise<{process: ChildProcess; leave: () => Promise<void>}> {
   const child = spawn('iscsi-perf', ['-i', initiator, '-t', '600', '-b', '8', iscsiUrl(portal, iqn, 1)], {
-    stdio: 'ignore',
+    stdio: ['ignore', 'ignore', 'pipe'],
     env: {PATH: process.env.PATH, LC_ALL: 'C'},
   })
+  let said = ''
+  child.stderr.on('data', text => {
+    said += text
+  })
+  child.on('exit', code => t.log(`iscsi-perf ended: ${code ?? 'killed'} ${said.slice(-500)}`))
   const ended = once(child, 'exit')
   const leave = async () => {
     child.kill('SIGKILL')
@@ -181,12 +187,17 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     t.is(await driver.get('iqn.2026-01.io.lunpath.test:absent'), undefined)
   })
 
-  test(`${name}: a read-only export refuses writes`, async t => {
+  test(`${name}: a read-only export refuses writes, another one takes them`, async t => {
     const {driver, directory, portal} = await setUp(t)
-    const spec = await volumeSpec(directory, {readOnly: true})
-    await driver.export(spec)
-    t.is((await login({portal, iqn: spec.iqn, initiator})).serial, spec.volume.id)
-    t.true((await driver.get(spec.iqn))?.luns[0]?.readOnly)
+    const written: Record<string, boolean> = {}
+    for (const readOnly of [true, false]) {
+      const spec = await volumeSpec(directory, {readOnly})
+      await driver.export(spec)
+      t.is((await driver.get(spec.iqn))?.luns[0]?.readOnly, readOnly)
+      await overwrite(portal, spec.iqn)
+      written[String(readOnly)] = (await readFile(spec.volume.path)).some(byte => byte !== 0)
+    }
+    t.deepEqual(written, {true: false, false: true})
   })
 
   test(`${name}: without a rule nobody logs in`, async t => {

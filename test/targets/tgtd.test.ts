@@ -9,7 +9,7 @@ import {StorageError} from '../../src/errors.js'
 import {freePort} from '../../src/sandbox/ports.js'
 import {TgtDriver} from '../../src/targets/tgt.js'
 import {request, TgtControl} from '../../src/targets/tgt-control.js'
-import {parsePortals} from '../../src/targets/tgt-show.js'
+import {parsePortals, parseTargets} from '../../src/targets/tgt-show.js'
 import type {ExportSpec, Portal} from '../../src/types.js'
 import {login} from '../contract/libiscsi-tools.js'
 import {stayLoggedIn, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
@@ -38,6 +38,27 @@ function restarted(driver: TgtDriver): Promise<Record<string, unknown>> {
 async function portalIsOpen(portal: Portal): Promise<boolean> {
   const {stdout} = await run('iscsi-ls', [`iscsi://${portal.address}:${portal.port}`]).catch(() => ({stdout: ''}))
   return stdout !== ''
+}
+
+/** Looks at tgtd again and again, the portal before the targets, until `end` and once more. */
+async function watchPortalAndTargets(t: ExecutionContext, socketPath: string, portal: Portal, end: Promise<unknown>) {
+  const control = new TgtControl(socketPath)
+  t.teardown(() => control.close())
+  const looks: {pid: number; open: boolean; targets: number}[] = []
+  let ended = false
+  void end.then(() => {
+    ended = true
+  })
+  for (let last = false; !last; ) {
+    last = ended
+    const {pid, replies, failure} = await control.run([[request.showPortals()], [request.showTargets()]], {
+      timeoutMs: 20_000,
+    })
+    if (failure) continue
+    const open = parsePortals(replies[0]![0]!.text).some(({port}) => port === portal.port)
+    looks.push({pid, open, targets: parseTargets(replies[1]![0]!.text).length})
+  }
+  return looks
 }
 
 /** Keeps the process alive: the driver's own timers and children do not. */
@@ -92,8 +113,16 @@ test('after kill -9 of tgtd every export is back before the portal opens', async
   await Promise.all(specs.map(spec => driver.export(spec)))
   const back = restarted(driver)
   const before = driver.pid
+  const watched = watchPortalAndTargets(t, join(directory, 'tgt', 'control.1'), portal, back)
   process.kill(before, 'SIGKILL')
   const facts = await back
+  const looks = (await watched).filter(({open, pid}) => open && pid !== before)
+  t.true(looks.length > 0)
+  t.deepEqual(
+    looks.filter(({targets}) => targets !== 201),
+    [],
+    'where the portal is open, all targets are there',
+  )
   t.like(facts, {exports: 201, failed: [], previousPid: before})
   t.not(driver.pid, before)
   t.log(`restored 201 exports in ${(facts.durationMs as number).toFixed(0)} ms`)

@@ -2,8 +2,7 @@ import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {type AttachAsked, attach} from '../../attach/attach.js'
 import {detach} from '../../attach/detach.js'
-import {observeDisks} from '../../reconcile/observe.js'
-import {attachmentState} from '../../reconcile/plan.js'
+import {observeDisks, shownAttachments} from '../../reconcile/observe.js'
 import type {Service} from '../../service.js'
 import {AnswerSchema, AttachmentSchema, ErrorSchema, NewAttachmentBody} from '../schema.js'
 import {askedOf} from '../server.js'
@@ -14,14 +13,9 @@ type DetachQuery = {timeoutMs?: number; domain?: string; target?: string}
 
 /** /v1/attachments */
 export function attachmentRoutes({operations}: Service) {
-  const {store, journal} = operations.rooms
   return async (api: FastifyInstance) => {
     api.get('/attachments', {schema: {response: {200: Type.Array(AttachmentSchema)}}}, async () => {
-      const disks = await observeDisks(operations.rooms)
-      return [...store.attachments.values()].map(record => ({
-        ...record,
-        state: attachmentState(record, disks, journal.unfinishedOn(record.id)?.kind === 'detach'),
-      }))
+      return shownAttachments(operations.rooms, await observeDisks(operations.rooms))
     })
 
     api.post<{Body: Static<typeof NewAttachmentBody>}>(

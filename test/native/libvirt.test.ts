@@ -1,0 +1,188 @@
+import {execFile} from 'node:child_process'
+import {once} from 'node:events'
+import {readFile} from 'node:fs/promises'
+import {createServer, type Socket} from 'node:net'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {promisify} from 'node:util'
+import {Worker} from 'node:worker_threads'
+import test from 'ava'
+import {type LibvirtConnection, type LibvirtEvent, newConnection} from '../../src/compute/connection.js'
+import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
+
+// libvirt's own test driver: it has domains and events, and needs no daemon.
+const testUri = 'test:///default'
+const run = promisify(execFile)
+
+let libvirtd: PrivateLibvirtd
+
+test.before(async () => {
+  libvirtd = new PrivateLibvirtd()
+  await libvirtd.start()
+})
+
+test.after.always(() => libvirtd?.stop())
+
+/** A peer that takes connections and never says a word. */
+async function openSilentPeer(path: string): Promise<{uri: string; close(): void}> {
+  const sockets = new Set<Socket>()
+  const server = createServer(socket => sockets.add(socket.on('error', () => {})))
+  await once(server.listen(path), 'listening')
+  const close = () => {
+    server.close()
+    for (const socket of sockets) socket.destroy()
+  }
+  return {uri: `qemu+unix:///session?socket=${path}`, close}
+}
+
+function connect(onEvent: (event: LibvirtEvent) => void = () => {}): LibvirtConnection {
+  return newConnection(onEvent)
+}
+
+test("an error carries libvirt's code, domain, function and message", async t => {
+  const connection = connect()
+  await connection.open(testUri)
+  const error = await t.throwsAsync(connection.domain('nobody'))
+  t.like(error, {code: 'VIR_ERR', errno: 42, domain: 12, syscall: 'virDomainLookupByName', message: 'Domain not found'})
+  await connection.close()
+})
+
+test('calls before open, after close and a second open reject', async t => {
+  const connection = connect()
+  await t.throwsAsync(connection.domains(), {code: 'ERR_NOT_OPEN'})
+  t.false(await connection.isAlive())
+  await connection.open(testUri)
+  await t.throwsAsync(connection.open(testUri), {code: 'ERR_ALREADY_OPEN'})
+  t.true(await connection.isAlive())
+  await connection.close()
+  await t.throwsAsync(connection.domains(), {code: 'ERR_CLOSED'})
+  await t.throwsAsync(connection.open(testUri), {code: 'ERR_CLOSED'})
+})
+
+test('close() works twice, at once, before open, and waits for pending calls', async t => {
+  const never = connect()
+  await never.close()
+  await never.close()
+  const connection = connect()
+  await connection.open(libvirtd.uri)
+  let settled = 0
+  const calls = Array.from({length: 50}, () => connection.domains().then(() => settled++))
+  await Promise.all([connection.close(), connection.close()])
+  t.is(settled, 50)
+  await Promise.all(calls)
+  await connection.close()
+})
+
+test('wrong arguments are a TypeError', t => {
+  const connection = connect() as unknown as Record<string, (...args: unknown[]) => unknown>
+  t.throws(() => connect(undefined as unknown as () => void) && newConnection(7 as never), {instanceOf: TypeError})
+  t.throws(() => connection.open!(), {instanceOf: TypeError})
+  t.throws(() => connection.attachDevice!('a', 'b'), {instanceOf: TypeError})
+  t.throws(() => connection.setSecret!('a', 'not bytes'), {instanceOf: TypeError})
+})
+
+test("a domain's changes arrive as events, until close()", async t => {
+  const events: LibvirtEvent[] = []
+  let heard: (() => void) | undefined
+  const connection = connect(event => {
+    events.push(event)
+    heard?.()
+  })
+  await connection.open(testUri)
+  const [domain] = await connection.domains()
+  for (const [action, event] of [
+    ['suspend', 3],
+    ['resume', 4],
+  ] as const) {
+    const next = new Promise<void>(resolve => {
+      heard = resolve
+    })
+    await connection[action](domain!.uuid)
+    await next
+    t.like(events.at(-1), {kind: 'lifecycle', domain: domain!.name, uuid: domain!.uuid, event})
+  }
+  const before = events.length
+  await Promise.all([connection.suspend('test'), connection.close()])
+  await sleep(50)
+  t.is(events.length, before)
+})
+
+test('the end of libvirtd is told, and calls in progress reject', async t => {
+  const mortal = new PrivateLibvirtd()
+  t.teardown(() => mortal.stop())
+  await mortal.start()
+  const closed = new Promise<LibvirtEvent>(resolve => {
+    const connection = connect(resolve)
+    void connection.open(mortal.uri).then(() => mortal.kill())
+  })
+  t.deepEqual(await closed, {kind: 'closed', reason: 1})
+})
+
+test('a worker thread and the main thread each have their own; the worker may end in mid-call', async t => {
+  const connection = connect()
+  await connection.open(libvirtd.uri)
+  for (let round = 0; round < 3; round++) {
+    const workers = [1, 2].map(
+      () => new Worker(new URL('../fixtures/libvirt-worker.js', import.meta.url), {workerData: {uri: libvirtd.uri}}),
+    )
+    // Listened to from the start: one worker may speak or end before the other.
+    const exits = workers.map(worker => once(worker, 'exit'))
+    const messages = await Promise.all(workers.map(worker => once(worker, 'message')))
+    t.deepEqual(messages, [[{domains: []}], [{domains: []}]])
+    for (const worker of workers) worker.postMessage('leave')
+    t.deepEqual(await Promise.all(exits), [[0], [0]])
+    t.deepEqual(await connection.domains(), [])
+  }
+  await connection.close()
+})
+
+test('collection of garbage does not reach an object with a call in progress, and closes one without', async t => {
+  const script = `
+    import {setTimeout as sleep} from 'node:timers/promises'
+    const {newConnection} = await import(${JSON.stringify(new URL('../../src/compute/connection.js', import.meta.url).href)})
+    let collected = 0
+    const registry = new FinalizationRegistry(() => collected++)
+    for (let i = 0; i < 30; i++) {
+      const connection = newConnection(() => {})
+      registry.register(connection, i)
+      await connection.open('test:///default')
+      void connection.domains()
+    }
+    const pending = (() => {
+      const connection = newConnection(() => {})
+      return connection.open(${JSON.stringify(libvirtd.uri)}).then(() => connection.domains())
+    })()
+    global.gc()
+    if ((await pending).length !== 0) throw new Error('domains out of nowhere')
+    for (let i = 0; i < 50 && collected < 25; i++) {
+      global.gc()
+      await sleep(10)
+    }
+    console.log(collected)`
+  const {stdout} = await run(process.execPath, ['--expose-gc', '--input-type=module', '-e', script])
+  t.true(Number(stdout) >= 25, `${stdout} of 30 were collected`)
+})
+
+test('neither an open connection nor an abandoned call to a silent peer keeps a process alive', async t => {
+  const silent = await openSilentPeer(`${libvirtd.directory}/silent`)
+  t.teardown(() => silent.close())
+  const script = `
+    const {newConnection} = await import(${JSON.stringify(new URL('../../src/compute/connection.js', import.meta.url).href)})
+    const idle = newConnection(() => {})
+    await idle.open(${JSON.stringify(libvirtd.uri)})
+    const hanging = newConnection(() => {})
+    hanging.open(${JSON.stringify(silent.uri)}).catch(() => {})
+    setTimeout(() => hanging.abandon(), 100)`
+  const args = ['--input-type=module', '-e', script]
+  await t.notThrowsAsync(run(process.execPath, args, {timeout: 20_000}))
+})
+
+test("other threads of libuv's pool are free while calls hang", async t => {
+  const silent = await openSilentPeer(`${libvirtd.directory}/silent2`)
+  t.teardown(() => silent.close())
+  const hanging = Array.from({length: 8}, () => connect())
+  for (const connection of hanging) {
+    connection.open(silent.uri).catch(() => {})
+  }
+  t.true((await readFile('/proc/self/stat')).length > 0)
+  for (const connection of hanging) connection.abandon()
+})
