@@ -84,14 +84,14 @@ export async function fdatasyncMicroseconds(directory = tmpdir()): Promise<numbe
 }
 
 /**
- * Counts the processes started (execve) while `task` runs, by this process and all that it starts, with strace. Tracing
+ * Counts the processes started (execve) while `task` runs, by process `pid` and all that it starts, with strace. Tracing
  * slows both: never within a measurement. Null without strace or the right to trace.
  */
-export async function countExecve(task: () => Promise<void>): Promise<number | null> {
+export async function countExecve(task: () => Promise<void>, pid = process.pid): Promise<number | null> {
   const own = await mkdtemp(join(tmpdir(), 'lp-trace-'))
   try {
     const trace = join(own, 'trace')
-    const args = ['-f', '-p', String(process.pid), '-e', 'trace=execve,execveat', '-o', trace]
+    const args = ['-f', '-p', String(pid), '-e', 'trace=execve,execveat', '-o', trace]
     const tracer = spawn('strace', args, {stdio: ['ignore', 'ignore', 'pipe']})
     const ended = once(tracer, 'exit')
     const attached = await Promise.race([

@@ -12,7 +12,8 @@ interface TrialResult {
   ours: Paired['ours']
   other: Paired['other'] & {name: string}
   ratio: number
-  bar: {atMost?: number; atLeast?: number; holds: boolean}
+  /** Null where the figure is for information. */
+  bar: {atMost?: number; atLeast?: number; holds: boolean} | null
   beside: Record<string, unknown>
 }
 
@@ -35,7 +36,8 @@ async function runTrial(trial: Trial, pairs: number): Promise<TrialResult> {
     const comparison = await trial.prepare(cleanup => cleanups.push(cleanup))
     const {ours, other, ratio} = await measurePaired(comparison, pairs)
     const beside = (await comparison.beside?.()) ?? {}
-    const holds = 'atMost' in trial.bar ? ratio <= trial.bar.atMost : ratio >= trial.bar.atLeast
+    const {bar} = trial
+    const holds = bar !== null && ('atMost' in bar ? ratio <= bar.atMost : ratio >= bar.atLeast)
     return {
       name: trial.name,
       unit: trial.unit,
@@ -44,7 +46,7 @@ async function runTrial(trial: Trial, pairs: number): Promise<TrialResult> {
       ours,
       other: {name: comparison.otherName, ...other},
       ratio,
-      bar: {...trial.bar, holds},
+      bar: bar && {...bar, holds},
       beside,
     }
   } finally {
@@ -54,16 +56,18 @@ async function runTrial(trial: Trial, pairs: number): Promise<TrialResult> {
 
 function print(result: TrialResult): void {
   const {name, unit, ours, other, ratio, bar, beside} = result
-  const limit = bar.atMost === undefined ? `≥ ${bar.atLeast?.toFixed(3)}` : `≤ ${bar.atMost.toFixed(3)}`
+  const verdict = bar ? `; bar ${describeBar(bar)}: ${bar.holds ? 'holds' : 'DOES NOT HOLD'}` : '; no bar'
   const figures = ({median, min, max}: Paired['ours']) =>
     `${median.toFixed(1)} (${min.toFixed(1)}–${max.toFixed(1)}) ${unit}`
   console.log(name)
   console.log(`  lunpath  ${figures(ours)}`)
   console.log(`  other    ${figures(other)}: ${other.name}`)
-  console.log(
-    `  ratio    ${ratio.toFixed(3)}, ${result.statistic}; bar ${limit}: ${bar.holds ? 'holds' : 'DOES NOT HOLD'}`,
-  )
+  console.log(`  ratio    ${ratio.toFixed(3)}, ${result.statistic}${verdict}`)
   for (const [key, value] of Object.entries(beside)) console.log(`  ${key} ${value ?? 'unknown'}`)
+}
+
+function describeBar({atMost, atLeast}: {atMost?: number; atLeast?: number}): string {
+  return atMost === undefined ? `≥ ${atLeast?.toFixed(3)}` : `≤ ${atMost.toFixed(3)}`
 }
 
 async function main(): Promise<number> {
@@ -101,7 +105,7 @@ async function main(): Promise<number> {
     if (!values.json) print(result)
   }
   if (values.json) console.log(JSON.stringify({bench, machine, trials: results}, null, 2))
-  return values.check && results.some(({bar}) => !bar.holds) ? 1 : 0
+  return values.check && results.some(({bar}) => bar && !bar.holds) ? 1 : 0
 }
 
 // Drivers do not keep a process alive; the measurement must.

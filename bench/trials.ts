@@ -1,16 +1,19 @@
+import {computeComparison} from './compute.js'
+import {endToEndComparison} from './end-to-end.js'
+import {eventLoopComparison} from './event-loop.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
 
 /** Hands over what must be undone when the trial is over, last first. */
 export type Release = (cleanup: () => Promise<void>) => void
 
-/** A row of the table: what is compared, in which unit, and the bar that the ratio ours ÷ other must hold. */
+/** A row of the table: what is compared, in which unit, and the bar that the ratio ours ÷ other must hold, if any. */
 export interface Trial {
   bench: string
   name: string
   unit: string
   better: 'lower' | 'higher'
-  bar: {atMost: number} | {atLeast: number}
+  bar: {atMost: number} | {atLeast: number} | null
   prepare: (release: Release) => Promise<Comparison>
 }
 
@@ -37,7 +40,42 @@ export const trials: Trial[] = [
     name: 'tgt: new target + LUN + ids + rule against bare C, one at a time',
     unit: 'µs per export',
     better: 'lower',
-    bar: {atMost: 2},
+    bar: null,
     prepare: release => provisionComparison({other: 'bare C', count: 100, concurrency: 1}, release),
   },
+  ...[0, 1000, 2000].flatMap(existing => [endToEnd(16, existing, {atLeast: 0.3}), endToEnd(1, existing, null)]),
+  compute('attach', 'virtio', {atMost: 0.4}),
+  compute('attach', 'scsi', {atMost: 0.4}),
+  compute('detach', 'virtio', null),
+  compute('detach', 'scsi', null),
+  {
+    bench: 'compute',
+    name: 'event loop: p99 delay above idle while 16 attaches run, against its limit',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 1},
+    prepare: eventLoopComparison,
+  },
 ]
+
+function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Trial {
+  return {
+    bench: 'provision',
+    name: `end to end: volume + export through the API, ${concurrency} at once, ${existing} there before, against bare C`,
+    unit: 'exports/s',
+    better: 'higher',
+    bar,
+    prepare: release => endToEndComparison({concurrency, existing, count: concurrency === 1 ? 50 : 320}, release),
+  }
+}
+
+function compute(step: 'attach' | 'detach', bus: 'virtio' | 'scsi', bar: Trial['bar']): Trial {
+  return {
+    bench: 'compute',
+    name: `libvirt: ${step} on the ${bus} bus against spawning virsh (p50)`,
+    unit: 'ms',
+    better: 'lower',
+    bar,
+    prepare: release => computeComparison({step, bus, count: 5}, release),
+  }
+}

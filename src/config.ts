@@ -4,6 +4,7 @@ import {hostname} from 'node:os'
 import {type Static, Type} from '@sinclair/typebox'
 import {Value} from '@sinclair/typebox/value'
 import {parse} from 'smol-toml'
+import {defaultConfigPath, defaultSocket} from './defaults.js'
 import {StorageError} from './errors.js'
 import {checkIscsiName, parsePortal} from './iqn.js'
 
@@ -17,7 +18,7 @@ const configSchema = Type.Object(
         /** Where the store and the private files of managed daemons lie. */
         directory: Type.String({default: '/var/lib/lunpath'}),
         /** The API's unix socket, mode 0600. */
-        socket: Type.String({default: '/run/lunpath/lunpath.sock'}),
+        socket: Type.String({default: defaultSocket}),
         logLevel: Type.Union(
           ['trace', 'debug', 'info', 'warn', 'error'].map(level => Type.Literal(level)),
           {default: 'info'},
@@ -77,9 +78,6 @@ export type Config = Static<typeof configSchema> & {
 
 /** Recursive optional: what a caller may leave out. */
 export type PartialConfig = {[K in keyof Config]?: Partial<Config[K]>}
-
-export const defaultConfigPath = '/etc/lunpath/lunpath.toml'
-export const defaultSocket = '/run/lunpath/lunpath.sock'
 
 /** Fills in the defaults and checks every value. @throws INVALID_ARGUMENT that names the key */
 export function settleConfig(given: PartialConfig = {}): Config {

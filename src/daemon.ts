@@ -1,4 +1,3 @@
-import {readFileSync} from 'node:fs'
 import {mkdir} from 'node:fs/promises'
 import {join} from 'node:path'
 import type {FastifyInstance} from 'fastify'
@@ -17,6 +16,7 @@ import {registerDiskMetrics} from './metrics/disks.js'
 import {registerNodeMetrics} from './metrics/node.js'
 import {Metrics} from './metrics/registry.js'
 import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
+import {packageVersion} from './native.js'
 import {examineNode} from './node-check.js'
 import {reconcile} from './reconcile/apply.js'
 import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
@@ -152,6 +152,7 @@ export class Daemon {
           directory: join(daemon.directory, 'tgtd'),
           portals,
           dieWithParent: targets.endWithDaemon,
+          keepOnClose: !targets.endWithDaemon,
         })
       : new TgtDriver({managed: false, socketPath: targets.socket, portals})
     const pool = new FileVolumeDriver({
@@ -279,8 +280,4 @@ export class Daemon {
 /** The process of the target daemon that lunpath itself runs, where it has one. */
 function targetPids(targets: TargetDriver): number[] {
   return targets instanceof TgtDriver && targets.pid > 0 ? [targets.pid] : []
-}
-
-export function packageVersion(): string {
-  return (JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {version: string}).version
 }

@@ -24,7 +24,8 @@ export interface Check {
 }
 
 export interface ExamineOptions {
-  pools?: {name: string; directory: string}[]
+  /** `madeBelow`: a directory that the daemon makes at its start, with all that leads to it. */
+  pools?: {name: string; directory: string; madeBelow?: string}[]
   /** Program of the target daemon; default `tgtd` of the PATH. */
   tgtd?: string
   /** Port on which targets are to be offered; default 3260. */
@@ -96,11 +97,19 @@ async function checkVolumes({pools = []}: ExamineOptions): Promise<Check[]> {
   ])
 }
 
-async function checkPool({name, directory}: {name: string; directory: string}): Promise<Check> {
+async function checkPool({
+  name,
+  directory,
+  madeBelow,
+}: {
+  name: string
+  directory: string
+  madeBelow?: string
+}): Promise<Check> {
   const needed = 'a directory of lunpath alone, writable, on a file system with sparse files'
   const check = {area: 'volumes', name: `pool ${name}`, needed} as const
   const exists = await stat(directory).catch(() => undefined)
-  if (!exists && (await isDirectory(dirname(directory)))) {
+  if (!exists && (dirname(directory) === madeBelow || (await isDirectory(dirname(directory))))) {
     return {...check, status: 'ok', found: `${directory} is not there yet and will be made`, remedy: null}
   }
   try {

@@ -6,7 +6,7 @@ import {parsePortal} from './iqn.js'
 /** What `lunpath doctor` finds on this machine for this configuration. `ownPids`: a tgtd that lunpath itself runs. */
 export function examineNode(config: Config, ownPids: number[] = []): Promise<Check[]> {
   return examine({
-    pools: [{name: 'default', directory: config.volumes.directory}],
+    pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
     libvirtUri: config.compute.uri,

@@ -40,7 +40,7 @@ export function checkSize(bytes: number): number {
 }
 
 /**
- * Reads a size as people write it: `2GiB`, `2G` (the same), `500MB` (powers of ten), `4096`.
+ * Reads a size as people write it: `2GiB`, `2G` (the same), `512MB` (powers of ten), `4096`.
  * @throws SIZE_INVALID
  */
 export function parseSize(text: string): number {
@@ -49,7 +49,7 @@ export function parseSize(text: string): number {
   if (!match || unit === undefined) {
     throw new StorageError(
       'SIZE_INVALID',
-      `${JSON.stringify(text)} is not a size: expected a number with an optional unit, as 2GiB or 500MB`,
+      `${JSON.stringify(text)} is not a size: expected a number with an optional unit, as 2GiB or 512MB`,
       {
         info: {size: text},
       },

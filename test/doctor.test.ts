@@ -47,6 +47,7 @@ test('pools: one in use, one to be made, one full of others, one that cannot be,
   await driver.close()
   const checks = await examine({
     pools: [
+      {name: 'below', directory: join(parent, 'a', 'b', 'volumes'), madeBelow: join(parent, 'a', 'b')},
       {name: 'used', directory: join(parent, 'used')},
       {name: 'new', directory: join(parent, 'new')},
       {name: 'deep', directory: join(parent, 'no', 'such')},
@@ -58,6 +59,7 @@ test('pools: one in use, one to be made, one full of others, one that cannot be,
   t.not(named(checks, 'pool used').status, 'missing')
   t.regex(named(checks, 'pool used').found, /free$/)
   t.is(named(checks, 'pool deep').status, 'missing')
+  t.is(named(checks, 'pool below').status, 'ok', 'the daemon makes its own directory')
   t.regex(named(checks, 'pool proc').found, /interface of the kernel/)
   t.is(named(checks, 'pool comma').status, 'missing')
   t.deepEqual(await readdir(parent), ['used'])

@@ -31,12 +31,14 @@ export class ApiClient {
     options: CallOptions = {},
   ): Promise<T> {
     const response = await this.#send(method, path, body, options)
-    if (response.headers['content-type']?.startsWith('application/x-ndjson'))
-      return (await lastLine(response, options)) as T
     const chunks: Buffer[] = []
     try {
+      if (response.headers['content-type']?.startsWith('application/x-ndjson'))
+        return (await lastLine(response, options)) as T
       for await (const chunk of response) chunks.push(chunk as Buffer)
     } catch (cause) {
+      if (options.signal?.aborted) throw cancelled(method, cause)
+      if (cause instanceof StorageError) throw cause
       throw this.#lost(cause as Error)
     }
     const text = Buffer.concat(chunks).toString()
@@ -57,9 +59,7 @@ export class ApiClient {
         resolve,
       )
       request.once('error', cause => {
-        if (cause.name === 'AbortError')
-          reject(new StorageError('CANCELLED', 'Cancelled: what was begun is being undone', {cause}))
-        else reject(this.#lost(cause))
+        reject(signal?.aborted ? cancelled(method, cause) : this.#lost(cause))
       })
       request.end(payload)
     })
@@ -83,6 +83,16 @@ export class ApiClient {
   close(): void {
     this.#agent.destroy()
   }
+}
+
+/** What is made is undone; what is being taken away goes on, since half of it would be of no use to anybody. */
+function cancelled(method: string, cause: unknown): StorageError {
+  const then = {
+    GET: '',
+    POST: ': the daemon undoes what it had begun',
+    DELETE: ': the daemon goes on with what it had begun',
+  }
+  return new StorageError('CANCELLED', `Cancelled${then[method as keyof typeof then]}`, {cause})
 }
 
 interface AnsweredError {

@@ -195,7 +195,7 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     if (exported && asked.auth) {
       throw new StorageError(
         'EXPORT_EXISTS',
-        `${volume.id} is exported already, with its own credentials: attach it without --chap`,
+        `${volume.id} is exported already, with its own credentials: attach it without CHAP credentials`,
         {info: {id: volume.id}},
       )
     }

@@ -75,12 +75,14 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
         throw error
       })
       const changes = step.made(context, path)
-      if (step === remaining.at(-1)) {
+      if (step === remaining.at(-1) && !signal?.aborted) {
         await journal.complete(operation, 'done', answer(path), changes)
         return answer(path)
       }
       operation = await journal.stepMade(operation, step.name, pieceOf(path, step.name), changes)
     }
+    // Whoever has cancelled is told that nothing is left, also where the last step had made its effect meanwhile.
+    if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: operation.kind})
   } catch (error) {
     if (recovering && hasCode(error, ...uncertain)) throw error
     return undo(rooms, await journal.failing(operation, describe(error)), options, error)

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 import {Command, CommanderError} from 'commander'
-import {defaultSocket} from '../config.js'
-import {packageVersion} from '../daemon.js'
+import {defaultSocket} from '../defaults.js'
+import {StorageError} from '../errors.js'
+import {packageVersion} from '../native.js'
 import {attachmentCommands} from './commands/attachment.js'
 import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
@@ -12,18 +13,33 @@ import {serveCommand} from './commands/serve.js'
 import {volumeCommands} from './commands/volume.js'
 import {exitCodeOf, printError} from './output.js'
 
+// What is set here before the commands are added holds for them too.
 const program = new Command('lunpath')
   .description('A volume on a storage node becomes a disk in a virtual machine.')
   .version(packageVersion())
-  .option('--socket <path>', 'the daemon’s socket', process.env.LUNPATH_SOCKET ?? defaultSocket)
+  .option(
+    '--socket <path>',
+    'the daemon’s socket; LUNPATH_SOCKET in the environment does the same',
+    process.env.LUNPATH_SOCKET || defaultSocket,
+  )
   .option('--json', 'answer with one JSON document on standard output')
-  .showHelpAfterError('(--help shows what there is)')
+  .configureHelp({showGlobalOptions: true, helpWidth: 100})
+  .configureOutput({outputError: () => {}})
   .exitOverride()
   .addHelpText(
     'after',
-    '\nSizes: 2GiB, 500MB, 4096 (bytes). Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict or in use,\n' +
-      '5 a daemon or dependency is missing, 6 not ended yet, 130 cancelled. Commands other than serve, demo and doctor\n' +
-      'speak to a running daemon: lunpath serve.',
+    `
+Sizes: 2GiB, 512MB, 4096 (bytes).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict or in use, 5 a daemon or
+dependency is missing, 6 not ended yet, 130 cancelled.
+All commands but serve, doctor and demo speak to a running daemon: lunpath serve.
+
+Examples:
+  lunpath serve                          run the daemon (another shell has the rest)
+  lunpath attach vm1 --size 2GiB         a new volume becomes a disk of the domain vm1
+  lunpath attachment list
+  lunpath detach vm1 vdb                 the disk goes, the volume stays
+  lunpath COMMAND --help                 options and examples of a command`,
   )
 
 for (const add of [
@@ -38,11 +54,6 @@ for (const add of [
 ]) {
   add(program)
 }
-for (const command of allCommands(program)) command.exitOverride().showHelpAfterError('(--help shows what there is)')
-
-function allCommands(command: Command): Command[] {
-  return command.commands.flatMap(child => [child, ...allCommands(child)])
-}
 
 // A reader that closes its end early (head, less) is not an error.
 process.stdout.on('error', error => {
@@ -52,10 +63,32 @@ process.stdout.on('error', error => {
 try {
   await program.parseAsync()
 } catch (error) {
-  if (error instanceof CommanderError) {
-    process.exitCode = error.exitCode === 0 ? 0 : 2
-  } else {
-    printError(error, {json: program.opts<{json?: boolean}>().json ?? false})
+  const json = program.opts<{json?: boolean}>().json ?? false
+  if (!(error instanceof CommanderError)) {
+    printError(error, {json})
     process.exitCode = exitCodeOf(error)
+  } else if (error.exitCode !== 0) {
+    // Where a command of a group is missing, its help has been printed already.
+    const helpShown = error.code === 'commander.help'
+    if (json || !helpShown) printError(usageError(error, helpShown), {json})
+    process.exitCode = 2
   }
+}
+
+function usageError({message}: CommanderError, helpShown: boolean): StorageError {
+  const what = helpShown ? 'A command is missing' : message.replace(/^error: /, '')
+  return new StorageError('INVALID_ARGUMENT', `${what}. See: ${commandInWords()} --help`)
+}
+
+/** As much of the command line as names a command: `lunpath volume create`. */
+function commandInWords(): string {
+  const words = [program.name()]
+  let command = program
+  for (const word of process.argv.slice(2)) {
+    const child = command.commands.find(one => one.name() === word)
+    if (!child) continue
+    words.push(word)
+    command = child
+  }
+  return words.join(' ')
 }

@@ -32,6 +32,12 @@ export function printTable<Row>(
   }
 }
 
+/** One thing's facts, a line each; `-` where there is none. */
+export function printFacts(facts: Record<string, string | number | null>): void {
+  const width = Math.max(...Object.keys(facts).map(key => key.length))
+  for (const [key, value] of Object.entries(facts)) process.stdout.write(`${key.padEnd(width)}  ${value ?? '-'}\n`)
+}
+
 /** A line that replaces itself, on a terminal alone: progress is for people. */
 export function showProgress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`)

@@ -1,6 +1,7 @@
 import {randomUUID} from 'node:crypto'
 import {readFile} from 'node:fs/promises'
-import type {Command} from 'commander'
+import {text as textOf} from 'node:stream/consumers'
+import {type Command, InvalidArgumentError} from 'commander'
 import {ApiClient, type CallOptions} from '../api/client.js'
 import {StorageError} from '../errors.js'
 import type {ChapAuth} from '../types.js'
@@ -35,6 +36,25 @@ export async function withDaemon(command: Command, action: (session: Session) =>
   }
 }
 
+/** Makes sure that exactly one of these options is given. @throws INVALID_ARGUMENT */
+export function requireOne(options: Record<string, unknown>, names: string[]): void {
+  const given = names.filter(name => options[name] !== undefined)
+  if (given.length === 1) return
+  const instead = given.length > 1 ? `, not ${given.map(name => `--${name}`).join(' and ')}` : ''
+  throw new StorageError(
+    'INVALID_ARGUMENT',
+    `Give exactly one of ${names.map(name => `--${name}`).join(', ')}${instead}`,
+  )
+}
+
+/** Reads an option of seconds. */
+export function positiveSeconds(text: string): number {
+  const seconds = Number(text)
+  if (!(seconds > 0 && Number.isFinite(seconds)))
+    throw new InvalidArgumentError('expected a positive number of seconds')
+  return seconds
+}
+
 export interface ChapOptions {
   chapFile?: string
 }
@@ -50,7 +70,7 @@ export function addChapOption(command: Command): Command {
 /** Reads `--chap-file`. @throws INVALID_ARGUMENT, which never quotes the file */
 export async function readChap({chapFile}: ChapOptions): Promise<ChapAuth | undefined> {
   if (chapFile === undefined) return undefined
-  const text = await readFile(chapFile === '-' ? '/dev/stdin' : chapFile, 'utf8').catch(cause => {
+  const text = await (chapFile === '-' ? textOf(process.stdin) : readFile(chapFile, 'utf8')).catch(cause => {
     throw new StorageError('INVALID_ARGUMENT', `The CHAP file cannot be read: ${(cause as Error).message}`, {cause})
   })
   const values = new Map<string, string>()

@@ -11,6 +11,7 @@ import {settleConfig} from '../config.js'
 import {Daemon} from '../daemon.js'
 import {StorageError} from '../errors.js'
 import {LibiscsiInitiator} from '../initiators/libiscsi.js'
+import {packageRoot} from '../native.js'
 import {Guest} from '../sandbox/guest.js'
 import {PrivateLibvirtd} from '../sandbox/libvirtd.js'
 import {freePort} from '../sandbox/ports.js'
@@ -43,7 +44,7 @@ export async function runDemo({signal, announce, lookAround}: DemoOptions): Prom
   const steps = new Stepper(signal, announce)
   const cleanUp: (() => Promise<unknown>)[] = [() => rm(directory, {recursive: true, force: true})]
   try {
-    await walkThePath(directory, steps, cleanUp, lookAround)
+    await walkThePath(directory, steps, cleanUp, {signal, lookAround})
   } finally {
     for (const task of cleanUp.reverse()) await task()
   }
@@ -55,7 +56,7 @@ async function walkThePath(
   directory: string,
   steps: Stepper,
   cleanUp: (() => Promise<unknown>)[],
-  lookAround: DemoOptions['lookAround'],
+  {signal, lookAround}: Pick<DemoOptions, 'signal' | 'lookAround'>,
 ): Promise<void> {
   const libvirtd = new PrivateLibvirtd({directory: join(directory, 'v')})
   const guest = new Guest({libvirtd, name: 'demo'})
@@ -70,20 +71,23 @@ async function walkThePath(
   const api = new ApiClient(config.daemon.socket)
   const digest = (data: Uint8Array) => createHash('sha256').update(data).digest('hex')
 
-  cleanUp.push(() => libvirtd.stop())
   await steps.run('libvirtd', async () => {
-    await libvirtd.start()
+    // A cancellation in the middle of a start finds a server that is not there yet: it is waited for, then stopped.
+    const starting = libvirtd.start()
+    cleanUp.push(() => starting.catch(() => {}).then(() => libvirtd.stop()))
+    await starting
     return {line: `a private libvirtd answers at ${libvirtd.uri}`, facts: {uri: libvirtd.uri}}
   })
   await steps.run('boot', async () => {
-    await guest.boot()
-    await guest.waitReady()
+    const booting = guest.boot()
+    cleanUp.push(() => booting.catch(() => {}))
+    await booting
+    await guest.waitReady({signal})
     return {line: 'a small guest (Debian kernel, busybox) runs and answers', facts: {domain: guest.name}}
   })
 
   await steps.run('serve', async () => {
     const starting = Daemon.start(config, {logTo: destination(2)})
-    // A cancellation in the middle of the start finds a daemon that is not there yet: it is waited for.
     cleanUp.push(() => starting.then(daemon => daemon.close()).catch(() => {}))
     await starting
     return {
@@ -170,7 +174,9 @@ async function walkThePath(
   })
 
   await lookAround?.([
-    `lunpath --socket ${config.daemon.socket} volume list    (also: export list, session list, attachment list, bench demo)`,
+    `export LUNPATH_SOCKET=${config.daemon.socket}`,
+    `alias lunpath='node ${join(packageRoot(), 'dist/src/cli/main.js')}'`,
+    'lunpath volume list    (also: export list, session list, attachment list, domain disks demo, bench demo)',
     `virsh -c '${libvirtd.uri}' domblklist demo`,
     `curl http://127.0.0.1:${metricsPort}/metrics`,
   ])

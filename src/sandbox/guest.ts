@@ -88,10 +88,11 @@ export class Guest {
     await this.#libvirtd.connection.start(this.name)
   }
 
-  /** Waits until the guest answers. @throws TIMEOUT */
-  async waitReady({timeoutMs = 60_000}: {timeoutMs?: number} = {}): Promise<void> {
+  /** Waits until the guest answers. @throws TIMEOUT, or the signal's reason */
+  async waitReady({timeoutMs = 60_000, signal}: {timeoutMs?: number; signal?: AbortSignal} = {}): Promise<void> {
     const deadline = performance.now() + timeoutMs
     while (!this.#socket) {
+      signal?.throwIfAborted()
       try {
         await this.#dial()
       } catch (cause) {

@@ -55,7 +55,8 @@ while read -r word; do
 done
 kill -KILL "$daemon"
 for file in "$XDG_RUNTIME_DIR"/libvirt/qemu/run/*.pid; do
-  read -r qemu <"$file" && kill -KILL "$qemu" && while kill -0 "$qemu"; do sleep 0.02; done
+  qemu=$(<"$file")
+  kill -KILL "$qemu" && while kill -0 "$qemu"; do sleep 0.02; done
 done
 `
 
@@ -142,10 +143,9 @@ export class PrivateLibvirtd {
     if (child && child.exitCode === null && child.signalCode === null) {
       const exited = once(child, 'exit')
       stdin?.end()
-      if (!(await Promise.race([exited.then(() => true), sleep(5_000, false, {ref: true})]))) {
-        child.kill('SIGKILL')
-        await exited
-      }
+      const deadline = setTimeout(() => child.kill('SIGKILL'), 5_000)
+      await exited
+      clearTimeout(deadline)
     }
     if (this.#ownsDirectory) await rm(this.directory, {recursive: true, force: true})
   }

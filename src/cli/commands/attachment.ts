@@ -1,8 +1,8 @@
-import {type Command, InvalidArgumentError} from 'commander'
+import {type Command, Option} from 'commander'
 import {parseSize} from '../../size.js'
 import type {Disk, Export, Volume} from '../../types.js'
-import {printJson, printTable} from '../output.js'
-import {addChapOption, readChap, withDaemon} from '../session.js'
+import {endProgress, printJson, printTable, showProgress} from '../output.js'
+import {addChapOption, positiveSeconds, readChap, requireOne, withDaemon} from '../session.js'
 
 interface Listed {
   id: string
@@ -25,12 +25,25 @@ export function attachmentCommands(program: Command): void {
       .option('--size <size>', 'or a new one of this size', parseSize)
       .option('--device <path>', 'or this block device or image file, as it is')
       .option('--name <name>', 'a name for the new volume')
-      .option('--bus <bus>', 'virtio or scsi', 'virtio')
+      .addOption(new Option('--bus <bus>', 'the disk’s bus').choices(['virtio', 'scsi']).default('virtio'))
       .option('--read-only', 'the guest may only read')
       .option('--persistent', 'also in the domain’s definition, for its next start')
-      .option('--write-back', 'the export acknowledges writes before they are on stable storage'),
-  ).action((domain: string, target: string | undefined, options, command: Command) =>
-    withDaemon(command, async ({call, json}) => {
+      .option('--write-back', 'the export acknowledges writes before they are on stable storage')
+      .addHelpText(
+        'after',
+        `
+TARGET is libvirt's name of the disk (vdb, sdc); the first free one where none is given. The guest may
+name it otherwise: look for its serial, /dev/disk/by-id/virtio-SERIAL.
+
+Examples:
+  lunpath attach vm1 --size 2GiB
+  lunpath attach vm1 vdb --volume db1 --persistent
+  lunpath attach vm1 --volume db2 --chap-file ./chap
+  lunpath attach vm1 vdc --device /dev/disk/by-id/...`,
+      ),
+  ).action((domain: string, target: string | undefined, options, command: Command) => {
+    requireOne(options, ['volume', 'size', 'device'])
+    return withDaemon(command, async ({call, json}) => {
       const {volume, size, device, name, bus, readOnly, persistent, writeBack} = options
       const auth = await readChap(options)
       const writeCache = writeBack ? 'back' : undefined
@@ -40,19 +53,30 @@ export function attachmentCommands(program: Command): void {
       const {alias, serial, target: given} = made.disk
       process.stdout.write(`${domain}: ${given}  serial ${serial}  (${alias})\n`)
       process.stdout.write(`Take it back with: lunpath detach ${serial}\n`)
-    }),
-  )
+    })
+  })
 
   program
     .command('detach <attachment> [target]')
     .description('take a disk back, by volume id or name, or by DOMAIN and TARGET; the volume stays')
-    .option('--timeout <seconds>', 'how long to wait for the guest’s release', positiveSeconds)
+    .option('--timeout <seconds>', 'how long to wait for the guest’s release (default: 20)', positiveSeconds)
+    .addHelpText(
+      'after',
+      `
+A guest that does not answer keeps its disk: exit code 6, and the attachment shows as detaching. The
+request stands; the same command waits again.
+
+Examples:
+  lunpath detach 0123456789abcdef
+  lunpath detach vm1 vdb --timeout 60`,
+    )
     .action((key: string, target: string | undefined, {timeout}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
         const query = timeout === undefined ? '' : `?timeoutMs=${Math.round(timeout * 1000)}`
         const [first, second] = [key, target ?? ''].map(encodeURIComponent)
         const path = target === undefined ? `/attachments/${first}` : `/domains/${first}/disks/${second}`
-        const ended = await call('DELETE', `${path}${query}`)
+        showProgress('waiting until the guest has released the disk')
+        const ended = await call('DELETE', `${path}${query}`).finally(endProgress)
         if (json) printJson(ended)
         else process.stdout.write(`detached ${[key, target].filter(Boolean).join(' ')}\n`)
       }),
@@ -82,10 +106,4 @@ export function attachmentCommands(program: Command): void {
         )
       }),
     )
-}
-
-function positiveSeconds(text: string): number {
-  const seconds = Number(text)
-  if (!(seconds > 0)) throw new InvalidArgumentError('expected a positive number of seconds')
-  return seconds
 }

@@ -3,7 +3,7 @@ import {type BenchReport, textReport, textSample} from '../../bench/report.js'
 import type {BenchSample} from '../../bench/run.js'
 import {parseSize} from '../../size.js'
 import {endProgress, printJson, showProgress} from '../output.js'
-import {withDaemon} from '../session.js'
+import {positiveSeconds, withDaemon} from '../session.js'
 
 /** `lunpath bench VOLUME`: reads the exported LUN over iSCSI. Ctrl-C ends it. */
 export function benchCommand(program: Command): void {
@@ -13,8 +13,17 @@ export function benchCommand(program: Command): void {
     .addOption(new Option('--rw <pattern>', 'what to read').choices(['read', 'randread']).default('randread'))
     .option('--bs <size>', 'bytes of one I/O', parseSize, 4096)
     .option('--iodepth <n>', 'I/Os in flight', wholeNumber, 32)
-    .option('--runtime <seconds>', 'how long', Number, 5)
+    .option('--runtime <seconds>', 'how long', positiveSeconds, 5)
     .option('--seed <n>', 'of the random offsets: the same seed gives the same offsets', wholeNumber)
+    .addHelpText(
+      'after',
+      `
+The words are fio's. The volume must be exported; it may be attached to a guest meanwhile.
+
+Examples:
+  lunpath bench db1
+  lunpath bench db1 --rw read --bs 1MiB --iodepth 8 --runtime 30 --json`,
+    )
     .action((volume: string, options, command: Command) =>
       withDaemon(command, async ({call, json}) => {
         const onLine = ({sample}: Record<string, unknown>) => showProgress(textSample(sample as BenchSample))

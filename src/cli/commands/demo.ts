@@ -1,6 +1,4 @@
 import type {Command} from 'commander'
-import {runDemo} from '../../demo/run.js'
-import {formatStep} from '../../demo/steps.js'
 import {StorageError} from '../../errors.js'
 import {printJson} from '../output.js'
 
@@ -12,7 +10,14 @@ export function demoCommand(program: Command): void {
       'a volume becomes a disk in a running VM and is taken down again, on servers of its own; leaves nothing',
     )
     .option('--keep', 'before the take-down, wait for Ctrl-C and say how to look around')
+    .addHelpText(
+      'after',
+      `
+It needs root and no daemon: it works in a directory of its own below the system's temporary one, with
+a libvirtd, a tgtd and a guest of its own. Ctrl-C at any point removes all of it.`,
+    )
     .action(async ({keep}, command: Command) => {
+      const [{runDemo}, {formatStep}] = await Promise.all([import('../../demo/run.js'), import('../../demo/steps.js')])
       const json = command.optsWithGlobals<{json?: boolean}>().json ?? false
       const started = Date.now()
       const cancel = new AbortController()

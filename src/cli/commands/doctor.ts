@@ -1,7 +1,4 @@
 import type {Command} from 'commander'
-import {readConfig} from '../../config.js'
-import {formatChecks} from '../../doctor.js'
-import {examineNode} from '../../node-check.js'
 import {printJson} from '../output.js'
 
 /** `lunpath doctor`: works without a daemon. Exit code 5 where a driver cannot work. */
@@ -9,8 +6,14 @@ export function doctorCommand(program: Command): void {
   program
     .command('doctor')
     .description('what each driver needs on this machine, what is missing and how to get it, and who holds port 3260')
-    .option('--config <file>', 'configuration, TOML')
+    .option('--config <file>', 'configuration, TOML (default: /etc/lunpath/lunpath.toml where it exists)')
+    .addHelpText('after', '\nIt needs no daemon and changes nothing. Exit code 5 where something is missing.')
     .action(async ({config: path}, command: Command) => {
+      const [{readConfig}, {formatChecks}, {examineNode}] = await Promise.all([
+        import('../../config.js'),
+        import('../../doctor.js'),
+        import('../../node-check.js'),
+      ])
       const checks = await examineNode(await readConfig(path))
       if (command.optsWithGlobals<{json?: boolean}>().json) printJson(checks)
       else process.stdout.write(formatChecks(checks))

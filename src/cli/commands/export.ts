@@ -4,7 +4,7 @@ import {formatPortal} from '../../iqn.js'
 import {parseSize} from '../../size.js'
 import type {AccessRules, Export} from '../../types.js'
 import {printJson, printTable} from '../output.js'
-import {addChapOption, readChap, withDaemon} from '../session.js'
+import {addChapOption, readChap, requireOne, withDaemon} from '../session.js'
 
 /** `lunpath export …` */
 export function exportCommands(program: Command): void {
@@ -17,11 +17,24 @@ export function exportCommands(program: Command): void {
       .option('--volume <volume>', 'a volume that exists, by id or name')
       .option('--size <size>', 'or make a new one of this size', parseSize)
       .option('--name <name>', 'a name for the new volume')
-      .option('--allow <rule...>', 'who may log in: ALL, an address, a prefix as 10.0.0.0/8, or an initiator’s IQN')
+      .option(
+        '--allow <rule...>',
+        'who may log in: ALL, an address, a prefix as 10.0.0.0/8, or an initiator’s IQN',
+        accessRule,
+      )
       .option('--read-only', 'refuse writes')
-      .option('--write-back', 'acknowledge writes before they are on stable storage (default: write-through)'),
-  ).action((options, command: Command) =>
-    withDaemon(command, async ({call, json}) => {
+      .option('--write-back', 'acknowledge writes before they are on stable storage (default: write-through)')
+      .addHelpText(
+        'after',
+        `
+Examples:
+  lunpath export create --volume db1
+  lunpath export create --size 2GiB --name db2 --allow 10.0.0.0/8 iqn.2004-10.com.example:host1
+  lunpath export create --volume db3 --allow ALL --chap-file ./chap`,
+      ),
+  ).action((options, command: Command) => {
+    requireOne(options, ['volume', 'size'])
+    return withDaemon(command, async ({call, json}) => {
       const {volume, size, name, allow, readOnly, writeBack} = options
       const body = {
         volume,
@@ -38,8 +51,8 @@ export function exportCommands(program: Command): void {
       process.stdout.write(
         `${iqn}  LUN ${lun}  ${portals.map(formatPortal).join(' ')}\nserial ${serial}  WWID ${wwid}\n`,
       )
-    }),
-  )
+    })
+  })
 
   exports
     .command('list')
@@ -77,10 +90,14 @@ export function exportCommands(program: Command): void {
     )
 }
 
+const isName = (rule: string) => /^(iqn|eui|naa)\./.test(rule)
+
+function accessRule(rule: string, earlier: string[] = []): string[] {
+  if (!isName(rule) && rule !== 'ALL' && isIP(rule.split('/')[0]!) === 0)
+    throw new InvalidArgumentError('expected ALL, an address, a prefix or an IQN')
+  return [...earlier, rule]
+}
+
 function accessRules(rules: string[]): AccessRules {
-  const isName = (rule: string) => /^(iqn|eui|naa)\./.test(rule)
-  const unknown = rules.find(rule => !isName(rule) && rule !== 'ALL' && isIP(rule.split('/')[0]!) === 0)
-  if (unknown !== undefined)
-    throw new InvalidArgumentError(`--allow ${unknown}: expected ALL, an address, a prefix or an IQN`)
   return {addresses: rules.filter(rule => !isName(rule)), names: rules.filter(isName)}
 }

@@ -1,9 +1,18 @@
 import type {Command} from 'commander'
 import type {DiscoveredTarget} from '../../initiators/driver.js'
 import {formatPortal} from '../../iqn.js'
-import type {Disk, Domain, TargetSession} from '../../types.js'
-import {printJson, printTable} from '../output.js'
+import type {Disk, Domain, Portal, TargetSession} from '../../types.js'
+import {printFacts, printJson, printTable} from '../output.js'
 import {addChapOption, readChap, withDaemon} from '../session.js'
+
+interface Status {
+  version: string
+  pid: number
+  portals: Portal[]
+  initiatorName: string
+  unfinished: {kind: string; subject: string; state: string; startedAt: string}[]
+  problems: {message: string}[]
+}
 
 /** `lunpath discover`, `session list`, `domain list|disks`, `status` */
 export function nodeCommands(program: Command): void {
@@ -85,7 +94,22 @@ export function nodeCommands(program: Command): void {
     .command('status')
     .description('the daemon: portals, unfinished operations, problems')
     .action((_options, command: Command) =>
-      withDaemon(command, async ({call}) => printJson(await call('GET', '/status'))),
+      withDaemon(command, async ({call, json}) => {
+        const status = await call<Status>('GET', '/status')
+        if (json) return printJson(status)
+        const {version, pid, portals, initiatorName, unfinished, problems} = status
+        printFacts({
+          version,
+          process: pid,
+          portals: portals.map(formatPortal).join(' '),
+          initiator: initiatorName,
+          unfinished: unfinished.length,
+          problems: problems.length,
+        })
+        for (const {kind, subject, state, startedAt} of unfinished)
+          process.stdout.write(`unfinished: ${kind} of ${subject}, ${state} since ${startedAt}\n`)
+        for (const {message} of problems) process.stdout.write(`problem: ${message}\n`)
+      }),
     )
 }
 

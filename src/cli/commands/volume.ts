@@ -2,10 +2,10 @@ import type {Command} from 'commander'
 import {formatSize, parseSize} from '../../size.js'
 import type {Volume} from '../../types.js'
 import type {PoolCapacity} from '../../volumes/driver.js'
-import {endProgress, printJson, printTable, showProgress} from '../output.js'
+import {endProgress, printFacts, printJson, printTable, showProgress} from '../output.js'
 import {withDaemon} from '../session.js'
 
-type Listed = Volume & {name: string | null; iqn: string | null; domain: string | null}
+type Listed = Volume & {name: string | null; iqn: string | null; domain: string | null; createdAt: string}
 
 /** `lunpath volume …` and `lunpath pool show` */
 export function volumeCommands(program: Command): void {
@@ -17,6 +17,13 @@ export function volumeCommands(program: Command): void {
     .requiredOption('--size <size>', 'its size, as 2GiB', parseSize)
     .option('--name <name>', 'a name of your own beside its id')
     .option('--preallocate', 'reserve all its space now (default: sparse)')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  lunpath volume create --size 2GiB
+  lunpath volume create --size 512MB --name db1 --preallocate`,
+    )
     .action(({size, name, preallocate}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
         const made = await call<{volume: Volume}>('POST', '/volumes', {sizeBytes: size, name, preallocate})
@@ -68,7 +75,17 @@ export function volumeCommands(program: Command): void {
       withDaemon(command, async ({call, json}) => {
         const found = await call<Listed>('GET', `/volumes/${encodeURIComponent(key)}`)
         if (json) return printJson(found)
-        for (const [field, value] of Object.entries(found)) process.stdout.write(`${field}: ${value ?? '-'}\n`)
+        const {id, name, sizeBytes, imported, allocation, path, iqn, domain, createdAt} = found
+        printFacts({
+          id,
+          name,
+          size: `${formatSize(sizeBytes)} (${sizeBytes} bytes)`,
+          kind: imported ? 'imported' : allocation,
+          path,
+          export: iqn,
+          domain,
+          created: createdAt,
+        })
       }),
     )
 
@@ -88,7 +105,7 @@ export function volumeCommands(program: Command): void {
 
   volume
     .command('clone <volume>')
-    .description('a full, independent copy (by reflink where the file system can)')
+    .description('a full, independent copy (by reflink where the file system can); Ctrl-C ends it and leaves nothing')
     .option('--name <name>', 'a name for the copy')
     .option('--size <size>', 'a larger size for the copy', parseSize)
     .action((key: string, {name, size}, command: Command) =>

@@ -1,0 +1,165 @@
+import {type ChildProcess, execFile, spawn} from 'node:child_process'
+import {once} from 'node:events'
+import {mkdtemp, rm, truncate, writeFile} from 'node:fs/promises'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {promisify} from 'node:util'
+import {ApiClient} from '../src/api/client.js'
+import {freePort} from '../src/sandbox/ports.js'
+import {lunParameters} from '../src/targets/tgt-spec.js'
+import {type Comparison, compile, countExecve} from './measure.js'
+import type {Release} from './trials.js'
+
+const run = promisify(execFile)
+const sizeBytes = 64 * 2 ** 20
+const othersFirstTid = 1_000_000
+
+export interface EndToEndOptions {
+  /** Requests under way at once. */
+  concurrency: number
+  /** Exports in a sample. */
+  count: number
+  /** Exports, made through the API too, that are there before. */
+  existing: number
+}
+
+/**
+ * Volume and export through the API of a daemon in a process of its own (HTTP request, durable store, file, target, LUN,
+ * identity, rule), against a bare C client that makes the tgtd part alone, in the same tgtd (`-t 1`). A sample is
+ * exports a second over `count` of them; taking them away again is not measured.
+ */
+export async function endToEndComparison(
+  {concurrency, count, existing}: EndToEndOptions,
+  release: Release,
+): Promise<Comparison> {
+  const program = await compile('bench/c/tgt_bare.c', 'tgt_bare')
+  const directory = await mkdtemp(join(tmpdir(), 'lp-bench-'))
+  release(() => rm(directory, {recursive: true, force: true}))
+  const path = join(directory, 'other.img')
+  await writeFile(path, '')
+  await truncate(path, sizeBytes)
+
+  const daemon = await serve(directory)
+  release(() => stop(daemon))
+  const api = new ApiClient(join(directory, 'api.sock'), {maxSockets: concurrency})
+  release(async () => api.close())
+
+  const make = async (times: number): Promise<string[]> => {
+    const made: string[] = []
+    let begun = 0
+    const worker = async () => {
+      while (begun++ < times) {
+        const {volume} = await api.call<{volume: {id: string}}>('POST', '/exports', {
+          sizeBytes,
+          access: {addresses: ['ALL']},
+        })
+        made.push(volume.id)
+      }
+    }
+    await Promise.all(Array.from({length: concurrency}, worker))
+    return made
+  }
+  const remove = async (ids: string[]) => {
+    const worker = async () => {
+      for (let id = ids.pop(); id; id = ids.pop()) {
+        await api.call('DELETE', `/exports/${id}`)
+        await api.call('DELETE', `/volumes/${id}`)
+      }
+    }
+    await Promise.all(Array.from({length: concurrency}, worker))
+  }
+  await make(existing)
+
+  const ours = async () => {
+    const began = process.hrtime.bigint()
+    const made = await make(count)
+    const took = Number(process.hrtime.bigint() - began)
+    await remove(made)
+    return (count / took) * 1e9
+  }
+  const parameters = lunParameters({
+    volume: {id: '0123456789abcdef', path, kind: 'file', sizeBytes},
+    iqn: 'iqn.2026-01.io.lunpath.bench:other',
+    access: {addresses: ['ALL'], names: []},
+    writeCache: 'through',
+    readOnly: false,
+  })
+  const parameterText = Object.entries(parameters)
+    .map(([key, value]) => `${key}=${value}`)
+    .join(',')
+  const env = {PATH: process.env.PATH, TGT_IPC_SOCKET: join(directory, 'tgtd', 'control'), TGT_CONTROL_PORT: '1'}
+  const other = async () => {
+    const first = String(othersFirstTid)
+    const {stdout} = await run(
+      program,
+      ['socket', 'make', String(count), first, 'iqn.2026-01.io.lunpath.bench:other', path, parameterText],
+      {env},
+    )
+    await run(program, ['socket', 'remove', String(count), first], {env})
+    return (count / Number(stdout)) * 1e9
+  }
+  return {
+    ours,
+    other,
+    otherName: 'bare C client of the control socket, the tgtd part alone',
+    beside: async () => ({
+      concurrency,
+      existingExports: existing,
+      exportsPerSample: count,
+      execvePerOperation: await execveOf(daemon, async () => remove(await make(10)), 10),
+    }),
+  }
+}
+
+async function execveOf(daemon: ChildProcess, task: () => Promise<void>, operations: number): Promise<number | null> {
+  const started = await countExecve(task, daemon.pid)
+  return started === null ? null : started / operations
+}
+
+/** A daemon as `lunpath serve` runs it, with everything in `directory`. */
+async function serve(directory: string): Promise<ChildProcess> {
+  const config = join(directory, 'lunpath.toml')
+  await writeFile(
+    config,
+    `[daemon]
+directory = "${directory}"
+socket = "${directory}/api.sock"
+logLevel = "warn"
+[volumes]
+overcommit = 1000
+[targets]
+portals = ["127.0.0.1:${await freePort()}"]
+endWithDaemon = true
+[compute]
+uri = "test:///default"
+[metrics]
+listen = ""
+`,
+  )
+  const child = spawn(process.execPath, ['dist/src/cli/main.js', 'serve', '--config', config], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
+  const client = new ApiClient(`${directory}/api.sock`)
+  for (let tries = 0; tries < 200; tries++) {
+    if (child.exitCode !== null) break
+    const answers = await client.call('GET', '/status').then(
+      () => true,
+      () => false,
+    )
+    if (answers) {
+      client.close()
+      return child
+    }
+    await sleep(50)
+  }
+  await stop(child)
+  throw new Error('the daemon did not start')
+}
+
+async function stop(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null) return
+  const exited = once(child, 'exit')
+  child.kill('SIGTERM')
+  await exited
+}
