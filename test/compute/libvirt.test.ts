@@ -406,7 +406,7 @@ test.serial(
     })
     const [mainQemu] = processesOf(libvirtd, 'qemu-system-x86_64')
     await hostage.boot()
-    const impatient = new LibvirtDriver({uri: libvirtd.uri, changeTimeoutMs: 500, queryTimeoutMs: 2_000})
+    const impatient = new LibvirtDriver({uri: libvirtd.uri, changeTimeoutMs: 500, queryTimeoutMs: 15_000})
     t.teardown(() => impatient.close())
     await impatient.open()
     const lun = await iscsiDisk(t)
