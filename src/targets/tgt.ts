@@ -4,9 +4,9 @@ import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
 import {formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
+import {portalHolders} from '../port-holders.js'
 import type {ChapCredentials, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
-import {portHolders} from './port-holder.js'
 import {
   describeTgtError,
   Mode,
@@ -757,12 +757,12 @@ export class TgtDriver implements TargetDriver {
   }
 
   async #portalTaken(portal: Portal, options: {dualStack: boolean}): Promise<StorageError | undefined> {
-    const holder = (await portHolders(portal, options)).find(({pid}) => pid !== this.#pid)
+    const holder = (await portalHolders(portal, options)).find(({pid}) => pid !== this.#pid)
     if (!holder) return undefined
     return new StorageError(
       'PORTAL_IN_USE',
-      `${formatPortal(portal)} is held by process ${holder.pid} (${holder.name})`,
-      {op: 'target.open', info: {portal: formatPortal(portal), pid: holder.pid, process: holder.name}},
+      `${formatPortal(portal)} is held by process ${holder.pid} (${holder.command})`,
+      {op: 'target.open', info: {portal: formatPortal(portal), pid: holder.pid, process: holder.command}},
     )
   }
 
