@@ -6,35 +6,9 @@ import {join} from 'node:path'
 import test from 'ava'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {freePort} from '../../src/sandbox/ports.js'
-import {cliPath, lunpath, processesOf, start, until} from '../fixtures/cli.js'
+import {cliPath, everyCommand, lunpath, processesOf, start, until} from '../fixtures/cli.js'
 
 /** `lunpath serve` as a service manager runs it, and the command line where no daemon is. */
-
-const everyCommand = [
-  ['volume', 'create'],
-  ['volume', 'import'],
-  ['volume', 'list'],
-  ['volume', 'show'],
-  ['volume', 'extend'],
-  ['volume', 'clone'],
-  ['volume', 'delete'],
-  ['pool', 'show'],
-  ['export', 'create'],
-  ['export', 'list'],
-  ['export', 'delete'],
-  ['attach'],
-  ['detach'],
-  ['attachment', 'list'],
-  ['discover'],
-  ['session', 'list'],
-  ['domain', 'list'],
-  ['domain', 'disks'],
-  ['status'],
-  ['bench'],
-  ['serve'],
-  ['doctor'],
-  ['demo'],
-]
 
 /** Options that a command has of its own, as docs and scripts name them. */
 const options: Record<string, string[]> = {
