@@ -83,6 +83,8 @@ class ExchangeError extends Error {
 }
 
 const pollMs = 200
+// Initiators wait for a tgtd that is gone, and a connect that is refused costs next to nothing.
+const pollLostMs = 20
 const forceDeadlineMs = 10_000
 const recoveryDeadlineMs = 10_000
 const maxBackOffMs = 5_000
@@ -770,11 +772,14 @@ export class TgtDriver implements TargetDriver {
 
   #watch(): void {
     if (this.#state !== 'open') return
-    this.#timer = setTimeout(() => {
-      // A request in flight tells as much, and would make the look wait behind it.
-      const look = this.#inFlight > 0 ? Promise.resolve() : this.#check()
-      void look.finally(() => this.#watch())
-    }, pollMs)
+    this.#timer = setTimeout(
+      () => {
+        // A request in flight tells as much, and would make the look wait behind it.
+        const look = this.#inFlight > 0 ? Promise.resolve() : this.#check()
+        void look.finally(() => this.#watch())
+      },
+      this.#lost ? pollLostMs : pollMs,
+    )
     this.#timer.unref()
   }
 
