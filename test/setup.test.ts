@@ -48,7 +48,13 @@ test('1. --check in a bare checkout lists what is missing, exits 1 and changes n
   const before = await snapshot(checkout)
   const {exitCode, stdout} = await outcome(join(checkout, 'scripts/setup'), '--check')
   t.is(exitCode, 1)
-  for (const step of ['node_modules (absent): npm ci', 'native addons', 'compiled TypeScript']) {
+  for (const step of [
+    'node_modules (absent): npm ci',
+    'native addons',
+    'compiled TypeScript',
+    'guest image',
+    'lab image',
+  ]) {
     t.true(stdout.includes(`missing: ${step}`), stdout)
   }
   t.deepEqual(await snapshot(checkout), before)
@@ -98,5 +104,5 @@ test('4. an unknown group is refused with exit code 2 and the usage', async t =>
 
 test('5. every npm script that needs a set-up machine calls scripts/setup first', async t => {
   const {scripts} = JSON.parse(await readFile('package.json', 'utf8'))
-  for (const name of ['test', 'demo', 'bench', 'lint']) t.regex(scripts[`pre${name}`], /^scripts\/setup\b/, name)
+  for (const name of ['test', 'demo', 'bench', 'lab', 'lint']) t.regex(scripts[`pre${name}`], /^scripts\/setup\b/, name)
 })
