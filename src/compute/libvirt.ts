@@ -54,6 +54,10 @@ const reconnectMs = {first: 50, longest: 5_000}
 // resumed: libvirt 9.0 that is asked at the very moment of the release removes the disk twice. It crashes then
 // (virStorageSourceGetActualType of what is freed), or leaves QEMU logged in to the target.
 const askAgainMs = 5_000
+// A guest that lets go at all does so within this; one that is silent must not hold up the others for longer.
+const promptReleaseMs = 2_000
+// QEMU's part of a removal takes some milliseconds.
+const leastRemovalMs = 500
 const leftoverRetries = 5
 const targetRetries = 5
 /** Rings when a connection is there; never the UUID of a domain. */
@@ -168,7 +172,8 @@ export class LibvirtDriver implements ComputeDriver {
   async attach(spec: AttachSpec): Promise<Disk> {
     checkSpec(spec)
     const {name, uuid} = await this.domain(spec.domain)
-    return await this.#queue.run(uuid, async () => {
+    const inTurn = <T>(task: () => Promise<T>) => this.#inSlots(spec.bus, uuid, () => this.#queue.run(uuid, task))
+    return await inTurn(async () => {
       for (let attempt = 0; ; attempt++) {
         try {
           return await this.#ensureAttached(spec, {name, uuid})
@@ -224,16 +229,41 @@ export class LibvirtDriver implements ComputeDriver {
     const alias = aliasOf(id)
     const context = {op: 'compute.detach', action: `detach disk ${id} from domain ${name}`, info: {domain: name, id}}
     const deadline = performance.now() + timeoutMs
-    const isLive = await this.#queue.run(uuid, async () => {
+    const bus = await this.#queue.run(uuid, async () => {
       const disks = await this.#disksOrNone(uuid)
       if (persistent && disks.some(disk => disk.alias === alias && disk.persistent)) {
         await this.#askRelease(uuid, alias, affectConfig, context)
       }
       await this.#forgetSecretOf(disks, alias, persistent)
-      return disks.some(disk => disk.alias === alias && disk.live)
+      return disks.find(disk => disk.alias === alias && disk.live)?.bus
     })
-    if (!isLive) return
+    const pending = (cause?: unknown) =>
+      new StorageError(
+        'DETACH_PENDING',
+        `The guest of domain ${name} has not released disk ${id} within ${timeoutMs} ms. The request stands: the disk goes when the guest lets it; detaching again waits again`,
+        {op: context.op, info: context.info, cause},
+      )
+    if (bus !== undefined) {
+      const prompt = () => this.#release(uuid, alias, Math.min(deadline, performance.now() + promptReleaseMs), context)
+      const gone = (await this.#inSlots(bus, uuid, prompt)) || (await this.#release(uuid, alias, deadline, context))
+      if (!gone) throw pending()
+    }
+    await this.#removalEnds(uuid, alias, deadline).catch((error: unknown) => {
+      throw hasCode(error, 'TIMEOUT') ? pending(error) : error
+    })
+  }
 
+  /**
+   * One after the other for disks with a PCI slot of their own. A guest's ACPI hears of all pending removals whenever
+   * any slot changes (QEMU, docs/specs/acpi_pci_hotplug) and may eject a slot twice: the second time that takes out the
+   * disk that was just attached there.
+   */
+  #inSlots<T>(bus: string, uuid: string, task: () => Promise<T>): Promise<T> {
+    return bus === 'virtio' ? this.#queue.run(`slots ${uuid}`, task) : task()
+  }
+
+  /** Asks, waits and asks again; false where the disk is still there at the deadline. */
+  async #release(uuid: string, alias: string, deadline: number, context: Omit<ErrorContext, 'secrets'>) {
     const key = `${uuid} ${alias}`
     for (;;) {
       // The bell is listened to before the request, since the guest may be faster than libvirt's answer to us.
@@ -248,19 +278,29 @@ export class LibvirtDriver implements ComputeDriver {
         do {
           if (!(await this.#disksOrNone(uuid)).some(disk => disk.alias === alias && disk.live)) {
             this.#leaving.delete(key)
-            return
+            return true
           }
         } while (await rings.next(until - performance.now()))
       } finally {
         rings.stop()
       }
-      if (performance.now() >= deadline) {
-        throw new StorageError(
-          'DETACH_PENDING',
-          `The guest of domain ${name} has not released disk ${id} within ${timeoutMs} ms. The request stands: the disk goes when the guest lets it; detaching again waits again`,
-          {op: context.op, info: context.info},
-        )
-      }
+      if (performance.now() >= deadline) return false
+    }
+  }
+
+  /**
+   * libvirt takes a disk out of its XML first and out of QEMU then, under the domain's job (qemu_hotplug.c,
+   * qemuDomainRemoveDiskDevice). QEMU logs out in its main loop meanwhile: a target that went away now would freeze the
+   * guest for as long as QEMU looks for it. Block statistics need the same job, so their answer, whatever it is, comes when
+   * the removal has ended. @throws TIMEOUT, COMPUTE_UNAVAILABLE
+   */
+  async #removalEnds(uuid: string, alias: string, deadline: number): Promise<void> {
+    const context = {op: 'compute.detach', action: `see the end of the removal of ${alias}`, info: {domain: uuid}}
+    const timeoutMs = Math.max(leastRemovalMs, deadline - performance.now())
+    try {
+      await this.#call(context, timeoutMs, connection => connection.blockStats(uuid, alias))
+    } catch (error) {
+      if (hasCode(error, 'TIMEOUT', 'COMPUTE_UNAVAILABLE')) throw error
     }
   }
 
