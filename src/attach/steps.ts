@@ -172,7 +172,7 @@ async function closeAfterDisk(rooms: Rooms, iqn: string): Promise<void> {
       return await rooms.targets.unexport(iqn, {force: performance.now() >= deadline})
     } catch (error) {
       if (!hasCode(error, 'TARGET_IN_USE')) throw error
-      await sleep(20)
+      await sleep(100)
     }
   }
 }
