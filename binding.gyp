@@ -31,6 +31,10 @@
       'target_name': 'tgt',
       'sources': ['native/tgt/binding.cc', 'native/tgt/control.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
     },
+    {
+      'target_name': 'file',
+      'sources': ['native/file/binding.cc', 'native/file/create.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
+    },
   ],
   'conditions': [
     ['has_libiscsi==1', {

@@ -11,7 +11,7 @@ import {checkIscsiName, parsePortal} from './iqn.js'
 const strict = {additionalProperties: false} as const
 
 /** The configuration file, TOML. Every key has a default, so that an absent file is a working configuration. */
-const configSchema = Type.Object(
+export const configSchema = Type.Object(
   {
     daemon: Type.Object(
       {

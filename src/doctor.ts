@@ -93,6 +93,7 @@ async function checkVolumes({pools = []}: ExamineOptions): Promise<Check[]> {
       needed: 'fallocate(1), so that preallocated volumes are not written with zeros',
       remedy: fallocate ? null : 'apt-get install util-linux',
     }),
+    checkAddon('volumes', 'file'),
     ...pools.map(checkPool),
   ])
 }

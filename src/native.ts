@@ -6,6 +6,7 @@ import {StorageError} from './errors.js'
 
 /** The addons, one per external library, and the Debian package that brings that library. */
 const addons = {
+  file: {library: null, buildPackage: null, runtimePackage: null},
   tgt: {library: null, buildPackage: null, runtimePackage: null},
   iscsi: {library: 'libiscsi', buildPackage: 'libiscsi-dev', runtimePackage: 'libiscsi7'},
   libvirt: {library: 'libvirt', buildPackage: 'libvirt-dev', runtimePackage: 'libvirt0'},

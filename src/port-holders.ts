@@ -1,4 +1,6 @@
 import {readdir, readFile, readlink} from 'node:fs/promises'
+import {isIP, isIPv4} from 'node:net'
+import type {Portal} from './types.js'
 
 /** A listening TCP socket of this network namespace and who has it. */
 export interface PortHolder {
@@ -24,6 +26,22 @@ export async function portHolders(port: number): Promise<PortHolder[]> {
   return wanted.map(({address, inode}) => ({address, port, processes: processes.get(inode) ?? []}))
 }
 
+/**
+ * Processes that listen in a way that keeps others from this portal: on its address or on the wildcard of its family.
+ * With `dualStack` a listener on `::` counts for IPv4 too, which is right unless it has set IPV6_V6ONLY; that cannot be
+ * seen. Without root only one's own processes can be named: `[]` does not mean that the port is free.
+ */
+export async function portalHolders(
+  portal: Portal,
+  {dualStack}: {dualStack: boolean},
+): Promise<{pid: number; command: string}[]> {
+  const wanted = canonical(portal.address)
+  const wildcards = isIPv4(wanted) ? ['0.0.0.0', ...(dualStack ? ['::'] : [])] : ['::']
+  const inTheWay = ({address}: PortHolder) =>
+    address === wanted || wildcards.includes(address) || (wildcards.includes(wanted) && isIP(address) === isIP(wanted))
+  return (await portHolders(portal.port)).filter(inTheWay).flatMap(({processes}) => processes)
+}
+
 async function listenersIn(table: string): Promise<{address: string; port: number; inode: string}[]> {
   const text = await readFile(`/proc/net/${table}`, 'utf8').catch(() => '')
   return text.split('\n').flatMap(line => {
@@ -45,8 +63,12 @@ function readAddress(hex: string): string {
   })
   if (bytes.length === 4) return bytes.join('.')
   const groups = Array.from({length: 8}, (_, index) => (bytes[2 * index]! * 256 + bytes[2 * index + 1]!).toString(16))
-  // URL writes an IPv6 address in its shortest form (RFC 5952).
-  return new URL(`http://[${groups.join(':')}]`).hostname.slice(1, -1)
+  return canonical(groups.join(':'))
+}
+
+/** URL writes an IPv6 address in its shortest form (RFC 5952). */
+function canonical(address: string): string {
+  return isIPv4(address) ? address : new URL(`http://[${address}]`).hostname.slice(1, -1)
 }
 
 const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1

@@ -83,7 +83,7 @@ test('tgtd: the installed one, none, and a program that is none', async t => {
 
 test('the addons are what the build has made of them', async t => {
   const checks = await examine()
-  for (const addon of ['tgt', 'iscsi', 'libvirt']) {
+  for (const addon of ['file', 'tgt', 'iscsi', 'libvirt']) {
     const check = named(checks, `addon ${addon}`)
     t.is(check.status, existsSync(`build/Release/${addon}.node`) ? 'ok' : 'missing')
     if (check.status === 'missing') t.regex(check.remedy!, /npm run build$/)

@@ -8,9 +8,11 @@ namespace lunpath::libvirt {
 
 namespace {
 
-// Seconds between probes of an idle peer, and how many may stay unanswered.
-constexpr int kKeepaliveSeconds = 5;
-constexpr unsigned kKeepaliveCount = 3;
+// Seconds between probes of a peer, and how many may stay unanswered. Often, because of libvirt 9.0: while one thread
+// waits for a long call's answer it sends the others' requests, and now and then it is not woken for one
+// (g_main_loop_quit comes before g_main_loop_run in virNetClientIOEventLoop). The next probe gets it sent.
+constexpr int kKeepaliveSeconds = 1;
+constexpr unsigned kKeepaliveCount = 20;
 
 struct FreeDomain {
   void operator()(virDomainPtr domain) const { virDomainFree(domain); }

@@ -110,14 +110,21 @@ function asStorageError(error: AnsweredError | undefined, status: number): Stora
 }
 
 async function lastLine(response: IncomingMessage, {onLine}: CallOptions): Promise<unknown> {
-  for await (const text of createInterface({input: response, crlfDelay: Number.POSITIVE_INFINITY})) {
-    const line = JSON.parse(text) as {result?: unknown; error?: AnsweredError}
-    if ('result' in line) return line.result
-    if (line.error) throw asStorageError(line.error, 500)
-    onLine?.(line as Record<string, unknown>)
+  let broken: unknown
+  try {
+    for await (const text of createInterface({input: response, crlfDelay: Number.POSITIVE_INFINITY})) {
+      const line = JSON.parse(text) as {result?: unknown; error?: AnsweredError}
+      if ('result' in line) return line.result
+      if (line.error) throw asStorageError(line.error, 500)
+      onLine?.(line as Record<string, unknown>)
+    }
+  } catch (error) {
+    if (error instanceof StorageError) throw error
+    broken = error
   }
   throw new StorageError(
     'DAEMON_UNREACHABLE',
     'The daemon ended in the middle of its answer: see what it did with lunpath volume list',
+    {cause: broken},
   )
 }

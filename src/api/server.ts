@@ -20,6 +20,13 @@ import {exportRoutes} from './routes/exports.js'
 import {nodeRoutes} from './routes/node.js'
 import {volumeRoutes} from './routes/volumes.js'
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** Fires when the daemon is told to end. */
+    stopping: AbortSignal
+  }
+}
+
 const maxTokenLength = 200
 
 /** Builds the JSON API (all under /v1). It listens nowhere yet. */
@@ -30,6 +37,9 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
     ajv: {customOptions: {removeAdditional: false, coerceTypes: false}},
     bodyLimit: 64 * 1024,
   })
+  const stop = new AbortController()
+  api.decorate('stopping', stop.signal)
+  api.addHook('preClose', async () => stop.abort())
   await api.register(swagger, {openapi: {info: {title: 'lunpath', version: service.version}}})
   api.setErrorHandler((error, _request, reply) => answerError(error as Error, reply))
   api.setNotFoundHandler((request, reply) => {
@@ -76,6 +86,12 @@ export function askedOf(request: FastifyRequest, reply: FastifyReply): Asked {
     if (!reply.raw.writableEnded) cancel.abort()
   })
   return {token: token ?? null, signal: cancel.signal}
+}
+
+/** The same for work that may take minutes: it does not keep the daemon from ending either. */
+export function askedOfLongWork(request: FastifyRequest, reply: FastifyReply): Asked {
+  const asked = askedOf(request, reply)
+  return {...asked, signal: AbortSignal.any([asked.signal!, request.server.stopping])}
 }
 
 /**

@@ -141,6 +141,8 @@ export function extendVolume(
         {info: {id, initiators: sessions.map(({initiator}) => initiator)}},
       )
     }
+    // The look at the target took its time: the volume may be gone by now.
+    store.volume(id)
     return {
       ...wanted('volume.extend', {volume: {from: 'existing', id}, sizeBytes: asked.sizeBytes}, ['size']),
       subject: id,

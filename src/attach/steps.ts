@@ -1,3 +1,4 @@
+import {setTimeout as sleep} from 'node:timers/promises'
 import {hasCode, StorageError} from '../errors.js'
 import type {Operation, StepName} from '../state/journal.js'
 import type {AttachmentRecord, Change, ExportRecord, VolumeRecord} from '../state/store.js'
@@ -77,6 +78,8 @@ export interface Step {
   failed?(context: StepContext): Promise<Change[]>
 }
 
+const logoutMs = 3_000
+
 const makeRequest = (operation: Operation) => operation.request as MakeRequest
 const unmakeRequest = (operation: Operation) =>
   operation.direction === 'unmake' ? (operation.request as UnmakeRequest) : ({force: true} satisfies UnmakeRequest)
@@ -146,7 +149,9 @@ const exportStep: Step = {
     const iqn = record?.iqn ?? makeRequest(operation).export?.iqn
     if (iqn === undefined) return
     if (!record && !(await adopted(rooms, operation))) return
-    await rooms.targets.unexport(iqn, {force: unmakeRequest(operation).force})
+    const {force} = unmakeRequest(operation)
+    if (force || !operation.plan.includes('disk')) return rooms.targets.unexport(iqn, {force})
+    await closeAfterDisk(rooms, iqn)
   },
   unmade({operation}) {
     return [
@@ -154,6 +159,22 @@ const exportStep: Step = {
       {table: 'secrets', id: operation.subject, value: null},
     ]
   },
+}
+
+/**
+ * Takes an export down whose disk has left its domain. libvirt tells of the removal a little before QEMU logs out, and a
+ * QEMU that never does holds nothing that a guest could still reach: then its session is closed here.
+ */
+async function closeAfterDisk(rooms: Rooms, iqn: string): Promise<void> {
+  const deadline = performance.now() + logoutMs
+  for (;;) {
+    try {
+      return await rooms.targets.unexport(iqn, {force: performance.now() >= deadline})
+    } catch (error) {
+      if (!hasCode(error, 'TARGET_IN_USE')) throw error
+      await sleep(100)
+    }
+  }
 }
 
 /**

@@ -50,8 +50,14 @@ export interface LibvirtOptions {
 }
 
 const reconnectMs = {first: 50, longest: 5_000}
-// A guest that is asked while it boots takes no notice, so it is asked again.
+// A guest that is asked while it boots takes no notice, so it is asked again. Not at once, and not right after it was
+// resumed: libvirt 9.0 that is asked at the very moment of the release removes the disk twice. It crashes then
+// (virStorageSourceGetActualType of what is freed), or leaves QEMU logged in to the target.
 const askAgainMs = 5_000
+// A guest that lets go at all does so within this; one that is silent must not hold up the others for longer.
+const promptReleaseMs = 2_000
+// QEMU's part of a removal takes some milliseconds.
+const leastRemovalMs = 500
 const leftoverRetries = 5
 const targetRetries = 5
 /** Rings when a connection is there; never the UUID of a domain. */
@@ -87,8 +93,8 @@ export class LibvirtDriver implements ComputeDriver {
   /** Rings with a domain's UUID when something that a detach waits for may have happened there. */
   readonly #bell = new EventEmitter()
   readonly #secrets = new Map<string, ChapCredentials>()
-  /** `UUID alias` of disks that a guest was asked to release. */
-  readonly #leaving = new Set<string>()
+  /** `UUID alias` of disks that a guest was asked to release, and when, on the clock of performance.now(). */
+  readonly #leaving = new Map<string, number>()
   readonly #known = new Map<string, Domain>()
   #connection: LibvirtConnection | undefined
   #connecting: Promise<void> | undefined
@@ -166,7 +172,8 @@ export class LibvirtDriver implements ComputeDriver {
   async attach(spec: AttachSpec): Promise<Disk> {
     checkSpec(spec)
     const {name, uuid} = await this.domain(spec.domain)
-    return await this.#queue.run(uuid, async () => {
+    const inTurn = <T>(task: () => Promise<T>) => this.#inSlots(spec.bus, uuid, () => this.#queue.run(uuid, task))
+    return await inTurn(async () => {
       for (let attempt = 0; ; attempt++) {
         try {
           return await this.#ensureAttached(spec, {name, uuid})
@@ -222,40 +229,78 @@ export class LibvirtDriver implements ComputeDriver {
     const alias = aliasOf(id)
     const context = {op: 'compute.detach', action: `detach disk ${id} from domain ${name}`, info: {domain: name, id}}
     const deadline = performance.now() + timeoutMs
-    const isLive = await this.#queue.run(uuid, async () => {
+    const bus = await this.#queue.run(uuid, async () => {
       const disks = await this.#disksOrNone(uuid)
       if (persistent && disks.some(disk => disk.alias === alias && disk.persistent)) {
         await this.#askRelease(uuid, alias, affectConfig, context)
       }
       await this.#forgetSecretOf(disks, alias, persistent)
-      return disks.some(disk => disk.alias === alias && disk.live)
+      return disks.find(disk => disk.alias === alias && disk.live)?.bus
     })
-    if (!isLive) return
+    const pending = (cause?: unknown) =>
+      new StorageError(
+        'DETACH_PENDING',
+        `The guest of domain ${name} has not released disk ${id} within ${timeoutMs} ms. The request stands: the disk goes when the guest lets it; detaching again waits again`,
+        {op: context.op, info: context.info, cause},
+      )
+    if (bus !== undefined) {
+      const prompt = () => this.#release(uuid, alias, Math.min(deadline, performance.now() + promptReleaseMs), context)
+      const gone = (await this.#inSlots(bus, uuid, prompt)) || (await this.#release(uuid, alias, deadline, context))
+      if (!gone) throw pending()
+    }
+    await this.#removalEnds(uuid, alias, deadline).catch((error: unknown) => {
+      throw hasCode(error, 'TIMEOUT') ? pending(error) : error
+    })
+  }
 
+  /**
+   * One after the other for disks with a PCI slot of their own. A guest's ACPI hears of all pending removals whenever
+   * any slot changes (QEMU, docs/specs/acpi_pci_hotplug) and may eject a slot twice: the second time that takes out the
+   * disk that was just attached there.
+   */
+  #inSlots<T>(bus: string, uuid: string, task: () => Promise<T>): Promise<T> {
+    return bus === 'virtio' ? this.#queue.run(`slots ${uuid}`, task) : task()
+  }
+
+  /** Asks, waits and asks again; false where the disk is still there at the deadline. */
+  async #release(uuid: string, alias: string, deadline: number, context: Omit<ErrorContext, 'secrets'>) {
     const key = `${uuid} ${alias}`
-    this.#leaving.add(key)
     for (;;) {
       // The bell is listened to before the request, since the guest may be faster than libvirt's answer to us.
       const rings = this.#listen(uuid)
       try {
-        await this.#queue.run(uuid, () => this.#askRelease(uuid, alias, affectLive, context))
-        const until = Math.min(deadline, performance.now() + askAgainMs)
+        const askedAt = this.#leaving.get(key)
+        if (askedAt === undefined || performance.now() >= askedAt + askAgainMs) {
+          await this.#queue.run(uuid, () => this.#askRelease(uuid, alias, affectLive, context))
+          this.#leaving.set(key, performance.now())
+        }
+        const until = Math.min(deadline, (this.#leaving.get(key) ?? performance.now()) + askAgainMs)
         do {
           if (!(await this.#disksOrNone(uuid)).some(disk => disk.alias === alias && disk.live)) {
             this.#leaving.delete(key)
-            return
+            return true
           }
         } while (await rings.next(until - performance.now()))
       } finally {
         rings.stop()
       }
-      if (performance.now() >= deadline) {
-        throw new StorageError(
-          'DETACH_PENDING',
-          `The guest of domain ${name} has not released disk ${id} within ${timeoutMs} ms. The request stands: the disk goes when the guest lets it; detaching again waits again`,
-          {op: context.op, info: context.info},
-        )
-      }
+      if (performance.now() >= deadline) return false
+    }
+  }
+
+  /**
+   * libvirt takes a disk out of its XML first and out of QEMU then, under the domain's job (qemu_hotplug.c,
+   * qemuDomainRemoveDiskDevice). QEMU logs out in its main loop meanwhile: a target that went away now would freeze the
+   * guest for as long as QEMU looks for it. Block statistics need the same job, so their answer, whatever it is, comes when
+   * the removal has ended. @throws TIMEOUT, COMPUTE_UNAVAILABLE
+   */
+  async #removalEnds(uuid: string, alias: string, deadline: number): Promise<void> {
+    const context = {op: 'compute.detach', action: `see the end of the removal of ${alias}`, info: {domain: uuid}}
+    const timeoutMs = Math.max(leastRemovalMs, deadline - performance.now())
+    try {
+      await this.#call(context, timeoutMs, connection => connection.blockStats(uuid, alias))
+    } catch (error) {
+      if (hasCode(error, 'TIMEOUT', 'COMPUTE_UNAVAILABLE')) throw error
     }
   }
 
@@ -493,6 +538,12 @@ export class LibvirtDriver implements ComputeDriver {
     const state = stateAfter[event]
     if (known && state) this.#known.set(uuid, {...known, state})
     if (state === 'shutoff') this.#forgetLeaving(uuid)
+    if (state === 'running') this.#deferAsking(uuid)
+  }
+
+  /** A guest that runs again has a request to answer. */
+  #deferAsking(uuid: string): void {
+    for (const key of this.#leaving.keys()) if (key.startsWith(`${uuid} `)) this.#leaving.set(key, performance.now())
   }
 
   /** Tells what happened to domains while the connection was lost: events of that time are not all delivered. */
@@ -504,13 +555,14 @@ export class LibvirtDriver implements ComputeDriver {
       const event = after ? after.state : 'gone'
       this.#events.emit('domain', {domain: name, uuid, event, detail: null})
       if (!after || after.id === null) this.#forgetLeaving(uuid)
+      else if (after.state === 'running') this.#deferAsking(uuid)
     }
     this.#known.clear()
     for (const domain of domains) this.#known.set(domain.uuid, domain)
   }
 
   #forgetLeaving(uuid: string): void {
-    for (const key of this.#leaving) if (key.startsWith(`${uuid} `)) this.#leaving.delete(key)
+    for (const key of this.#leaving.keys()) if (key.startsWith(`${uuid} `)) this.#leaving.delete(key)
   }
 
   /** Counts the bell's rings for a domain from now on; next() takes one, or gives false after `timeoutMs`. */

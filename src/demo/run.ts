@@ -60,15 +60,6 @@ async function walkThePath(
 ): Promise<void> {
   const libvirtd = new PrivateLibvirtd({directory: join(directory, 'v')})
   const guest = new Guest({libvirtd, name: 'demo'})
-  const portal = {address: '127.0.0.1', port: await freePort()}
-  const metricsPort = await freePort()
-  const config = settleConfig({
-    daemon: {directory, socket: join(directory, 'api.sock'), logLevel: 'warn'},
-    targets: {portals: [`${portal.address}:${portal.port}`], endWithDaemon: true},
-    compute: {uri: libvirtd.uri},
-    metrics: {listen: `127.0.0.1:${metricsPort}`},
-  })
-  const api = new ApiClient(config.daemon.socket)
   const digest = (data: Uint8Array) => createHash('sha256').update(data).digest('hex')
 
   await steps.run('libvirtd', async () => {
@@ -85,6 +76,17 @@ async function walkThePath(
     await guest.waitReady({signal})
     return {line: 'a small guest (Debian kernel, busybox) runs and answers', facts: {domain: guest.name}}
   })
+
+  // Picked right before they are used: while a guest boots, others take ports too.
+  const portal = {address: '127.0.0.1', port: await freePort()}
+  const metricsPort = await freePort()
+  const config = settleConfig({
+    daemon: {directory, socket: join(directory, 'api.sock'), logLevel: 'warn'},
+    targets: {portals: [`${portal.address}:${portal.port}`], endWithDaemon: true},
+    compute: {uri: libvirtd.uri},
+    metrics: {listen: `127.0.0.1:${metricsPort}`},
+  })
+  const api = new ApiClient(config.daemon.socket)
 
   await steps.run('serve', async () => {
     const starting = Daemon.start(config, {logTo: destination(2)})

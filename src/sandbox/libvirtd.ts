@@ -55,7 +55,8 @@ while read -r word; do
 done
 kill -KILL "$daemon"
 for file in "$XDG_RUNTIME_DIR"/libvirt/qemu/run/*.pid; do
-  read -r qemu <"$file" && kill -KILL "$qemu" && while kill -0 "$qemu"; do sleep 0.02; done
+  qemu=$(<"$file")
+  kill -KILL "$qemu" && while kill -0 "$qemu"; do sleep 0.02; done
 done
 `
 

@@ -1,3 +1,4 @@
+import {randomInt} from 'node:crypto'
 import {createServer} from 'node:net'
 
 // The kernel takes ports for outgoing connections from 32768 on (ip(7), ip_local_port_range). One from there could be
@@ -5,7 +6,8 @@ import {createServer} from 'node:net'
 const firstPort = 10_000
 const slices = 64
 const portsPerSlice = Math.floor((32_768 - firstPort) / slices)
-let given = 0
+// Two processes with the same range begin at different places in it.
+let given = randomInt(portsPerSlice)
 
 /**
  * A TCP port on loopback that was free a moment ago. Each is given out once in a process, and processes that start one

@@ -4,9 +4,9 @@ import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
 import {formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
+import {portalHolders} from '../port-holders.js'
 import type {ChapCredentials, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
-import {portHolders} from './port-holder.js'
 import {
   describeTgtError,
   Mode,
@@ -83,6 +83,8 @@ class ExchangeError extends Error {
 }
 
 const pollMs = 200
+// Initiators wait for a tgtd that is gone, and a connect that is refused costs next to nothing.
+const pollLostMs = 20
 const forceDeadlineMs = 10_000
 const recoveryDeadlineMs = 10_000
 const maxBackOffMs = 5_000
@@ -757,12 +759,12 @@ export class TgtDriver implements TargetDriver {
   }
 
   async #portalTaken(portal: Portal, options: {dualStack: boolean}): Promise<StorageError | undefined> {
-    const holder = (await portHolders(portal, options)).find(({pid}) => pid !== this.#pid)
+    const holder = (await portalHolders(portal, options)).find(({pid}) => pid !== this.#pid)
     if (!holder) return undefined
     return new StorageError(
       'PORTAL_IN_USE',
-      `${formatPortal(portal)} is held by process ${holder.pid} (${holder.name})`,
-      {op: 'target.open', info: {portal: formatPortal(portal), pid: holder.pid, process: holder.name}},
+      `${formatPortal(portal)} is held by process ${holder.pid} (${holder.command})`,
+      {op: 'target.open', info: {portal: formatPortal(portal), pid: holder.pid, process: holder.command}},
     )
   }
 
@@ -770,11 +772,14 @@ export class TgtDriver implements TargetDriver {
 
   #watch(): void {
     if (this.#state !== 'open') return
-    this.#timer = setTimeout(() => {
-      // A request in flight tells as much, and would make the look wait behind it.
-      const look = this.#inFlight > 0 ? Promise.resolve() : this.#check()
-      void look.finally(() => this.#watch())
-    }, pollMs)
+    this.#timer = setTimeout(
+      () => {
+        // A request in flight tells as much, and would make the look wait behind it.
+        const look = this.#inFlight > 0 ? Promise.resolve() : this.#check()
+        void look.finally(() => this.#watch())
+      },
+      this.#lost ? pollLostMs : pollMs,
+    )
     this.#timer.unref()
   }
 

@@ -17,6 +17,7 @@ import {dirname, join} from 'node:path'
 import {promisify} from 'node:util'
 import {type ErrorCode, StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
+import {loadAddon} from '../native.js'
 import {checkSize, formatSize, sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {copyFileContents, reflink} from './copy.js'
@@ -49,10 +50,12 @@ const scanConcurrency = 32
 
 const {O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_WRONLY} = fs.constants
 
-// A create takes these few calls on plain descriptors: a FileHandle costs about as much again.
 const openFd = promisify(fs.open)
-const ftruncateFd = promisify(fs.ftruncate)
-const fsyncFd = promisify(fs.fsync)
+
+interface FileAddon {
+  /** open with O_EXCL, ftruncate, fsync and close as one job: by fs each would be a trip to the thread pool and back. */
+  FileMaker: new () => {createSparse(path: string, sizeBytes: number): Promise<void>}
+}
 
 interface IndexEntry {
   sizeBytes: number
@@ -72,6 +75,7 @@ interface IndexEntry {
  */
 export class FileVolumeDriver implements VolumeDriver {
   readonly name = 'file'
+  readonly #maker = new (loadAddon<FileAddon>('file').FileMaker)()
   readonly pool: string
   readonly #directoryGiven: string
   readonly #overcommitRatio: number
@@ -275,15 +279,8 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 
   async #createSparse(id: VolumeId, sizeBytes: number): Promise<Volume> {
-    const path = this.#path(id)
-    const fd = await openFd(path, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0o600)
+    await this.#maker.createSparse(this.#path(id), sizeBytes)
     try {
-      try {
-        await ftruncateFd(fd, sizeBytes)
-        await fsyncFd(fd)
-      } finally {
-        fs.closeSync(fd)
-      }
       await this.#sync()
     } catch (error) {
       await this.#discard(id)

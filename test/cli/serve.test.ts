@@ -1,40 +1,14 @@
 import {execFileSync} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
-import {mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
+import {mkdtemp, open, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import test from 'ava'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {freePort} from '../../src/sandbox/ports.js'
-import {cliPath, lunpath, processesOf, start, until} from '../fixtures/cli.js'
+import {cliPath, everyCommand, lunpath, processesOf, start, until} from '../fixtures/cli.js'
 
 /** `lunpath serve` as a service manager runs it, and the command line where no daemon is. */
-
-const everyCommand = [
-  ['volume', 'create'],
-  ['volume', 'import'],
-  ['volume', 'list'],
-  ['volume', 'show'],
-  ['volume', 'extend'],
-  ['volume', 'clone'],
-  ['volume', 'delete'],
-  ['pool', 'show'],
-  ['export', 'create'],
-  ['export', 'list'],
-  ['export', 'delete'],
-  ['attach'],
-  ['detach'],
-  ['attachment', 'list'],
-  ['discover'],
-  ['session', 'list'],
-  ['domain', 'list'],
-  ['domain', 'disks'],
-  ['status'],
-  ['bench'],
-  ['serve'],
-  ['doctor'],
-  ['demo'],
-]
 
 /** Options that a command has of its own, as docs and scripts name them. */
 const options: Record<string, string[]> = {
@@ -220,7 +194,39 @@ test('06 a restart of the daemon leaves its tgtd, with sessions and all, and the
   t.is((await second.ended).exitCode, 0)
 })
 
-test('07 a configuration that is wrong or not there is named, with exit code 2', async t => {
+test('07 SIGTERM ends a benchmark and undoes a clone, and does not wait for them', async t => {
+  const {directory, config, socket} = await configured()
+  t.teardown(() => rm(directory, {recursive: true, force: true}))
+  const env = {LUNPATH_SOCKET: socket}
+  const daemon = start(['serve', '--config', config])
+  t.teardown(() => daemon.child.kill('SIGKILL'))
+  await until('it serves', () => daemon.output.stdout.includes('"serving"'))
+  const images = async () => (await readdir(join(directory, 'lib', 'volumes'))).filter(name => name !== '.lunpath-pool')
+  t.is((await lunpath(['export', 'create', '--size', '4MiB', '--name', 'small'], {env})).exitCode, 0)
+  const made = await lunpath(['volume', 'create', '--size', '1GiB', '--name', 'large', '--json'], {env})
+  const {path} = JSON.parse(made.stdout) as {path: string}
+  const file = await open(path, 'r+')
+  const chunk = Buffer.alloc(2 ** 20, 0xa5)
+  for (let position = 0; position < 1024; position++) await file.write(chunk, 0, chunk.length, position * 2 ** 20)
+  await file.close()
+
+  const bench = start(['bench', 'small', '--runtime', '3600', '--json'], {env})
+  const sessions = async () => JSON.parse((await lunpath(['session', 'list', '--json'], {env})).stdout) as unknown[]
+  await until('the benchmark is logged in', async () => (await sessions()).length > 0)
+  const clone = start(['volume', 'clone', 'large', '--json'], {env})
+  await until('the copy has begun', async () => (await images()).length > 2)
+  daemon.child.kill('SIGTERM')
+  t.is((await daemon.ended).exitCode, 0)
+  const cancelled = await bench.ended
+  t.is(cancelled.exitCode, 130, cancelled.stdout + cancelled.stderr)
+  t.is((JSON.parse(cancelled.stdout) as {state: string}).state, 'cancelled')
+  const undone = await clone.ended
+  t.is(undone.exitCode, 130, undone.stdout + undone.stderr)
+  t.like(JSON.parse(undone.stdout), {error: {code: 'CANCELLED'}})
+  t.is((await images()).length, 2)
+})
+
+test('08 a configuration that is wrong or not there is named, with exit code 2', async t => {
   const {directory, config} = await configured('[nonsense]\n')
   t.teardown(() => rm(directory, {recursive: true, force: true}))
   const unknown = await lunpath(['serve', '--config', config])
@@ -231,7 +237,7 @@ test('07 a configuration that is wrong or not there is named, with exit code 2',
   t.regex(absent.stderr, /absent\.toml cannot be read/)
 })
 
-test('08 a reader that ends early is no error', t => {
+test('09 a reader that ends early is no error', t => {
   const output = execFileSync('bash', ['-c', '"$0" "$1" --help | head -n 1', process.execPath, cliPath])
   t.regex(String(output), /^Usage: lunpath/)
 })

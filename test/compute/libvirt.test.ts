@@ -396,6 +396,10 @@ test.serial(
     const silent = createServer(() => {})
     await once(silent.listen(0, '127.0.0.1'), 'listening')
     const {port} = silent.address() as {port: number}
+    // Closed last: by then the hostage is gone, and with it the call that hangs.
+    const impatient = new LibvirtDriver({uri: libvirtd.uri, changeTimeoutMs: 500})
+    t.teardown(() => impatient.close())
+    await impatient.open()
     const hostage = new Guest({libvirtd, name: 'hostage', transient: true})
     t.teardown(async () => {
       for (const pid of processesOf(libvirtd, 'qemu-system-x86_64')) {
@@ -406,9 +410,6 @@ test.serial(
     })
     const [mainQemu] = processesOf(libvirtd, 'qemu-system-x86_64')
     await hostage.boot()
-    const impatient = new LibvirtDriver({uri: libvirtd.uri, changeTimeoutMs: 500, queryTimeoutMs: 2_000})
-    t.teardown(() => impatient.close())
-    await impatient.open()
     const lun = await iscsiDisk(t)
     const source = {...lun.source, portal: {address: '127.0.0.1', port}}
     await t.throwsAsync(impatient.attach({domain: 'hostage', id: lun.id, source, bus: 'virtio'}), {code: 'TIMEOUT'})

@@ -2,10 +2,12 @@ import {type ChildProcess, fork} from 'node:child_process'
 import {once} from 'node:events'
 import {writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {fileURLToPath} from 'node:url'
 import anyTest, {type TestFn} from 'ava'
 import {hasCode} from '../../src/errors.js'
 import {observe} from '../../src/reconcile/observe.js'
+import type {Journal} from '../../src/state/journal.js'
 import {Host, Node} from '../fixtures/node.js'
 
 /**
@@ -64,6 +66,7 @@ async function disagreements(): Promise<string[]> {
   try {
     const {rooms} = node.daemon.operations
     const {store} = rooms
+    await settled(rooms.journal)
     const {targets} = await observe(rooms)
     const inDomain = await rooms.compute.disks('vm').catch(error => {
       if (hasCode(error, 'DOMAIN_NOT_FOUND')) return []
@@ -104,6 +107,11 @@ async function disagreements(): Promise<string[]> {
     await node.stopDaemon()
   }
 }
+/** A guest may take its time to release a disk; the daemon goes on by itself when it has. */
+async function settled(journal: Journal): Promise<void> {
+  for (let tries = 0; journal.unfinished().length > 0 && tries < 300; tries++) await sleep(100)
+}
+
 /** True while an attach is tested: then it is all there or nothing is. */
 let wholePath = true
 

@@ -1,5 +1,6 @@
 import {setTimeout as sleep} from 'node:timers/promises'
 import anyTest, {type ExecutionContext, type TestFn} from 'ava'
+import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import type {Export} from '../../src/types.js'
 import {Host, Node} from '../fixtures/node.js'
 import {sampleOf, scrape} from '../fixtures/scrape.js'
@@ -207,4 +208,15 @@ test('08 a domain that is destroyed while a detach waits for it: the detach ends
   await checkGone(t, made)
   await host.guest.start()
   await host.guest.waitReady()
+})
+
+test('09 a session that stays after the disk has left the domain is closed, and the detach ends', async t => {
+  const made = await attach()
+  const {iqn, lun, portals, volumeId} = made.export
+  const {initiatorName} = node.daemon.operations.rooms
+  const session = await new LibiscsiInitiator().connect({portal: portals[0]!, iqn, lun, initiatorName})
+  t.teardown(() => session.close())
+  await detach(volumeId)
+  await checkGone(t, made)
+  await t.throwsAsync(session.read(0, 4096), {code: 'INITIATOR_FAILED'})
 })

@@ -78,6 +78,7 @@ async function busyNode(t: ExecutionContext, node: Node) {
   t.teardown(() => node.api.call('DELETE', `/attachments/${inGuest.volume.id}`).catch(() => {}))
   await host.guest.waitForDisk(inGuest.volume.id)
   await host.guest.hold(inGuest.volume.id)
+  await until(async () => (await guestReads(inGuest.volume.id)).reads > 0)
 
   const login = {portal: parsePortal(node.portal), iqn: busy.export.iqn, lun: 1, initiatorName, auth}
   const session = await initiator.connect({...login, reconnect: true, commandTimeoutMs: 60_000})
@@ -88,7 +89,8 @@ async function busyNode(t: ExecutionContext, node: Node) {
 
 async function guestReads(serial: string): Promise<{reads: number; errors: number; kernelIoErrors: number}> {
   const {holds, kernelIoErrors} = await host.guest.stats()
-  const {reads, errors} = holds.find(hold => hold.serial === serial)!
+  // Before its first read it is not among them.
+  const {reads, errors} = holds.find(hold => hold.serial === serial) ?? {reads: 0, errors: 0}
   return {reads, errors, kernelIoErrors}
 }
 

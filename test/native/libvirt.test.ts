@@ -8,6 +8,7 @@ import {Worker} from 'node:worker_threads'
 import test from 'ava'
 import {type LibvirtConnection, type LibvirtEvent, newConnection} from '../../src/compute/connection.js'
 import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
+import {nodeEnvironment} from '../fixtures/node-environment.js'
 
 // libvirt's own test driver: it has domains and events, and needs no daemon.
 const testUri = 'test:///default'
@@ -158,7 +159,9 @@ test('collection of garbage does not reach an object with a call in progress, an
       await sleep(10)
     }
     console.log(collected)`
-  const {stdout} = await run(process.execPath, ['--expose-gc', '--input-type=module', '-e', script])
+  const {stdout} = await run(process.execPath, ['--expose-gc', '--input-type=module', '-e', script], {
+    env: nodeEnvironment(),
+  })
   t.true(Number(stdout) >= 25, `${stdout} of 30 were collected`)
 })
 
@@ -173,7 +176,7 @@ test('neither an open connection nor an abandoned call to a silent peer keeps a 
     hanging.open(${JSON.stringify(silent.uri)}).catch(() => {})
     setTimeout(() => hanging.abandon(), 100)`
   const args = ['--input-type=module', '-e', script]
-  await t.notThrowsAsync(run(process.execPath, args, {timeout: 20_000}))
+  await t.notThrowsAsync(run(process.execPath, args, {timeout: 20_000, env: nodeEnvironment()}))
 })
 
 test("other threads of libuv's pool are free while calls hang", async t => {

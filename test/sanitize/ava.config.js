@@ -13,8 +13,9 @@ export default {
   timeout: '8m',
   environmentVariables: {
     LUNPATH_ADDON_DIR: directory,
-    // Node itself is not instrumented, so the runtime has to be there before the first addon.
-    LD_PRELOAD: runtime,
+    // Node itself is not instrumented, so the runtime has to be there before the first addon; and libtirpc before that, since
+    // the runtime looks for the XDR functions, which libvirt calls, only when it starts (a null call otherwise).
+    LD_PRELOAD: `${runtime}:libtirpc.so.3`,
     // Node frees little at its end, which would all be reported.
     ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1',
     UBSAN_OPTIONS: 'halt_on_error=1:print_stacktrace=1',

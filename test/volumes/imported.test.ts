@@ -134,8 +134,8 @@ test('a mounted device is in use', async t => {
   await run('mount', [device, mountPoint])
   t.teardown(() => run('umount', [mountPoint], {accept: [0, 32]}))
   t.true((await useOf(t, device)).endsWith(`it is mounted at ${mountPoint}`))
-  await run('umount', [mountPoint])
-  t.is((await openImported(device, newVolumeId())).sizeBytes, 16 * MiB)
+  // That it is free after the umount is not asked: a mount namespace that another test made meanwhile has a copy of the
+  // mount for as long as it lives (mount_namespaces(7)), and the kernel is right to say so.
 })
 
 test('a device mounted in another namespace, where no list of mounts here shows it, is in use', async t => {

@@ -7,7 +7,7 @@ import {parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
 import {lineAnswer} from '../lines.js'
 import {BenchBody, DiscoverBody} from '../schema.js'
-import {askedOf} from '../server.js'
+import {askedOfLongWork} from '../server.js'
 
 /** What concerns the node as a whole: sessions, domains, discovery, benchmark, doctor, status. */
 export function nodeRoutes({operations, version, doctor, problems}: Service) {
@@ -49,7 +49,7 @@ export function nodeRoutes({operations, version, doctor, problems}: Service) {
           {info: {id}},
         )
       }
-      const {signal} = askedOf(request, reply)
+      const {signal} = askedOfLongWork(request, reply)
       const {iqn, lun, wwid, serial, sizeBytes, portals} = exported
       const {initiatorName} = rooms
       const target = {portal: portals[0]!, iqn, lun, initiatorName, auth: rooms.store.secrets.get(id)}

@@ -14,7 +14,7 @@ import {
   NewVolumeBody,
   VolumeSchema,
 } from '../schema.js'
-import {askedOf} from '../server.js'
+import {askedOf, askedOfLongWork} from '../server.js'
 
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 
@@ -67,7 +67,7 @@ export function volumeRoutes({operations, operations: {rooms}}: Service) {
           cloneVolume(
             operations,
             {...request.body, volume: request.params.volume},
-            {...askedOf(request, reply), onProgress},
+            {...askedOfLongWork(request, reply), onProgress},
           ),
         )
       },
