@@ -1,6 +1,5 @@
 import {spawn} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
-import {existsSync} from 'node:fs'
 import {mkdir, mkdtemp, readFile, realpath, rm, stat, symlink, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -11,6 +10,7 @@ import {FileVolumeDriver} from '../../src/volumes/file.js'
 import {newVolumeId} from '../../src/volumes/id.js'
 import {openImported} from '../../src/volumes/imported.js'
 import {attachLoop, codeOf, MiB} from '../contract/observe.js'
+import {lab} from '../lab/lab.js'
 
 async function temporary(t: ExecutionContext): Promise<string> {
   const directory = await realpath(await mkdtemp(join(tmpdir(), 'lp-import-')))
@@ -183,9 +183,9 @@ test('a disk whose partition is mounted is in use', async t => {
   await run('umount', [mountPoint])
 })
 
-const testWithDeviceMapper = existsSync('/sys/class/misc/device-mapper') ? test : test.skip
+lab.options({modules: ['loop', 'dm-mod']})
 
-testWithDeviceMapper('a device under device-mapper is in use', async t => {
+lab('a device under device-mapper is in use', async t => {
   const {device} = await blockDevice(t, 16 * MiB)
   const name = `lunpath-test-${process.pid}`
   const table = `0 ${(16 * MiB) / 512} linear ${device} 0`
