@@ -1,5 +1,6 @@
 import {EventEmitter} from 'node:events'
 import {readFile, stat} from 'node:fs/promises'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
 import {formatPortal} from '../iqn.js'
@@ -53,6 +54,8 @@ export interface LioOptions {
 
 /** How often it is looked whether somebody has taken our targets away (`targetcli clearconfig`, rtslib's service). */
 const watchMs = 2_000
+/** The kernel answers a logout before it has ended the session. */
+const logoutMs = 500
 /** Initiators without a rule of their own are not told apart by LIO's counters. */
 const allInitiators = 'ALL'
 
@@ -105,7 +108,6 @@ export class LioDriver implements TargetDriver {
 
   async restore(specs: ExportSpec[]): Promise<void> {
     this.#requireOpen()
-    for (const spec of specs) checkLioSpec(spec)
     const failed = await this.#putInPlace(specs.filter(({iqn}) => !this.#entries.has(iqn)))
     if (failed.length === 0) return
     throw new StorageError(
@@ -337,10 +339,16 @@ export class LioDriver implements TargetDriver {
    * looks again.
    */
   async #closeToNewLogins(
-    {iqn, portals, sessions}: TargetState,
+    {iqn, portals}: TargetState,
     {doing, remedy}: {doing: string; remedy: string},
   ): Promise<void> {
-    const refuseSessions = (found: TargetSession[]) => {
+    const refuseSessions = async ({leavingMs = 0} = {}) => {
+      const deadline = performance.now() + leavingMs
+      let {sessions: found} = await this.#read(iqn)
+      while (found.length > 0 && performance.now() < deadline) {
+        await sleep(20)
+        found = (await this.#read(iqn)).sessions
+      }
       if (found.length === 0) return
       const count = found.length === 1 ? 'one session is' : `${found.length} sessions are`
       throw new StorageError('TARGET_IN_USE', `Cannot ${doing} ${iqn}: ${count} logged in; ${remedy}`, {
@@ -348,11 +356,11 @@ export class LioDriver implements TargetDriver {
         info: {iqn, initiators: found.map(({initiator}) => initiator)},
       })
     }
-    refuseSessions(sessions)
+    await refuseSessions({leavingMs: logoutMs})
     const paths = portals.map(portal => `${groupPath(iqn)}/np/${portal}`)
     await this.#configfs.run(paths.map(path => op.rmdir(path)))
     try {
-      refuseSessions((await this.#read(iqn)).sessions)
+      await refuseSessions()
     } catch (error) {
       await this.#configfs.run(paths.map(path => op.mkdir(path)))
       throw error
@@ -414,7 +422,11 @@ export class LioDriver implements TargetDriver {
         return false
       }
     }
-    const placed = await Promise.all(specs.map(spec => attempt(spec, () => this.#place(spec, {open: false}))))
+    const place = async (spec: ExportSpec) => {
+      checkLioSpec(spec)
+      await this.#place(spec, {open: false})
+    }
+    const placed = await Promise.all(specs.map(spec => attempt(spec, () => place(spec))))
     await Promise.all(
       specs.filter((_, index) => placed[index]).map(spec => attempt(spec, () => this.#openPortals(spec))),
     )
@@ -606,10 +618,14 @@ export class LioDriver implements TargetDriver {
     }
     const portal = this.#options.portals.find(one => portalPath(iqn, one) === cause.path)
     if (portal) {
-      const held = cause.code === 'EADDRINUSE' ? await this.#heldPortal(portal) : undefined
+      // The kernel says EINVAL, whatever is in the way.
       return (
-        held ??
-        new StorageError('TARGET_FAILED', `LIO cannot listen on ${formatPortal(portal)}: ${cause.message}`, details)
+        (await this.#heldPortal(portal)) ??
+        new StorageError(
+          'TARGET_FAILED',
+          `LIO cannot listen on ${formatPortal(portal)}: its family is switched off, or its holder cannot be seen`,
+          details,
+        )
       )
     }
     if (cause.path === `${backstorePath(backstoreKind(volume), volume.id)}/enable`) {
