@@ -90,6 +90,7 @@ export class LioDriver implements TargetDriver {
   readonly #entries = new Map<string, ExportSpec>()
   #state: 'new' | 'open' | 'closed' = 'new'
   #timer: NodeJS.Timeout | undefined
+  #isLost = false
   #checking: Promise<void> = Promise.resolve()
 
   constructor(options: LioOptions) {
@@ -451,7 +452,7 @@ export class LioDriver implements TargetDriver {
     if (this.#state !== 'open') return
     this.#timer = setTimeout(() => {
       this.#checking = this.#check()
-        .catch(error => void this.#events.emit('lost', {message: (error as Error).message}))
+        .catch(error => this.#tellLost({message: (error as Error).message}))
         .then(() => this.#watch())
     }, watchMs)
     this.#timer.unref()
@@ -463,12 +464,21 @@ export class LioDriver implements TargetDriver {
     const present = new Set(await this.#targetNames())
     // What an operation is at work on may be absent for a moment.
     const gone = [...this.#entries.values()].filter(({iqn}) => !present.has(iqn) && !this.#queue.busy(iqn))
+    if (gone.length === 0) this.#isLost = false
     if (gone.length === 0 || this.#state !== 'open') return
-    this.#events.emit('lost', {message: 'targets were removed by somebody else', exports: gone.map(({iqn}) => iqn)})
+    this.#tellLost({message: 'targets were removed by somebody else', exports: gone.map(({iqn}) => iqn)})
     await prepareKernel()
     const failed = await this.#putInPlace(gone)
+    this.#isLost = false
     const facts = {exports: gone.length - failed.length, failed, durationMs: performance.now() - began}
     this.#events.emit('restarted', facts)
+  }
+
+  /** Once, until all is back. */
+  #tellLost(facts: Record<string, unknown>): void {
+    if (this.#isLost) return
+    this.#isLost = true
+    this.#events.emit('lost', facts)
   }
 
   async #targetNames(): Promise<string[]> {
