@@ -35,6 +35,12 @@
       'target_name': 'file',
       'sources': ['native/file/binding.cc', 'native/file/create.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
     },
+    {
+      'target_name': 'configfs',
+      'sources': [
+        'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',
+      ],
+    },
   ],
   'conditions': [
     ['has_libiscsi==1', {

@@ -37,6 +37,8 @@ export const configSchema = Type.Object(
     ),
     targets: Type.Object(
       {
+        /** `tgt`: a daemon in user space. `lio`: the kernel's own target. */
+        driver: Type.Union([Type.Literal('tgt'), Type.Literal('lio')], {default: 'tgt'}),
         /** True: lunpath starts and supervises a tgtd of its own. False: it uses the one that answers at `socket`. */
         managed: Type.Boolean({default: true}),
         /** Control socket of a tgtd that is not managed. */
@@ -44,7 +46,7 @@ export const configSchema = Type.Object(
         /** Where initiators log in: ADDRESS:PORT, IPv6 in brackets. */
         portals: Type.Array(Type.String(), {default: ['127.0.0.1:3260'], minItems: 1}),
         iqnPrefix: Type.String({default: 'iqn.2026-01.io.lunpath'}),
-        /** The managed tgtd ends with the daemon. For demonstrations and tests: guests lose their disks with it. */
+        /** The managed tgtd, or LIO's targets, end with the daemon. For demonstrations and tests: guests lose their disks. */
         endWithDaemon: Type.Boolean({default: false}),
       },
       {...strict, default: {}},
