@@ -270,7 +270,8 @@ export class Daemon {
 
 function chooseTargets({targets, daemon}: Config): TargetDriver {
   const portals = targets.portals.map(parsePortal)
-  if (targets.driver === 'lio') return new LioDriver({portals, keepOnClose: !targets.endWithDaemon})
+  if (targets.driver === 'lio')
+    return new LioDriver({portals, networkNamespace: targets.networkNamespace, keepOnClose: !targets.endWithDaemon})
   if (!targets.managed) return new TgtDriver({managed: false, socketPath: targets.socket, portals})
   return new TgtDriver({
     managed: true,

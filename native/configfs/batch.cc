@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -116,6 +117,13 @@ std::vector<Outcome> Run(const std::vector<Operation>& operations, Progress& pro
     if (!code.empty() && std::find(tolerated.begin(), tolerated.end(), code) == tolerated.end()) break;
   }
   return outcomes;
+}
+
+Status EnterNetwork(const std::string& path) {
+  const UniqueFd network(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!network) return ErrnoError(errno, "open", "open '" + path + "'");
+  if (::setns(network.get(), CLONE_NEWNET) != 0) return ErrnoError(errno, "setns", "setns '" + path + "'");
+  return Nothing{};
 }
 
 }  // namespace lunpath::configfs

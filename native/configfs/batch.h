@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "sys/result.h"
+
 namespace lunpath::configfs {
 
 enum class Call { kMkdir, kRmdir, kWrite, kSymlink, kUnlink, kRead, kList, kLinks };
@@ -37,5 +39,9 @@ struct Progress {
 // stopped; the last outcome is then that failure, or ECANCELED. Blocks as long as the kernel does (a symlink waits for
 // RCU, a disabled target for commands in flight); any thread, one batch by one thread.
 std::vector<Outcome> Run(const std::vector<Operation>& operations, Progress& progress);
+
+// Puts the calling thread into a network namespace, for good: the kernel opens a portal's socket in that of the thread
+// that makes its directory (drivers/target/iscsi/iscsi_target_login.c, iscsit_setup_np). Needs CAP_SYS_ADMIN.
+Status EnterNetwork(const std::string& path);
 
 }  // namespace lunpath::configfs

@@ -55,6 +55,7 @@ Napi::Value ToJs(Napi::Env env, const std::vector<Outcome>& outcomes) {
 }
 
 // class Runner {
+//   constructor(network: string)    path of the network namespace in which all is done; empty: this process's
 //   run(id: number, operations: {call, path, value?, tolerated?}[]): Promise<{code?, errno?, syscall?, texts}[]>
 //   stop(id: number): number    no further operation of that batch begins; the number of the one under way, -1 after
 //   all close(): void               later calls of run() reject; what runs no longer keeps the process
@@ -68,7 +69,9 @@ class Runner : public Napi::ObjectWrap<Runner> {
   }
 
   explicit Runner(const Napi::CallbackInfo& info)
-      : Napi::ObjectWrap<Runner>(info), worker_(info.Env(), this, "lunpath-configfs", kThreads) {}
+      : Napi::ObjectWrap<Runner>(info),
+        network_(info[0].As<Napi::String>().Utf8Value()),
+        worker_(info.Env(), this, "lunpath-configfs", kThreads) {}
 
  private:
   Napi::Value RunBatch(const Napi::CallbackInfo& info) {
@@ -80,7 +83,11 @@ class Runner : public Napi::ObjectWrap<Runner> {
     auto progress = std::make_shared<Progress>();
     (*running_)[id] = progress;
     return worker_.Run<std::vector<Outcome>>(
-        [operations = std::move(operations), progress]() -> Result<std::vector<Outcome>> {
+        [operations = std::move(operations), progress, network = network_]() -> Result<std::vector<Outcome>> {
+          if (!network.empty()) {
+            Status entered = EnterNetwork(network);
+            if (!entered.ok()) return entered.error();
+          }
           return Run(operations, *progress);
         },
         [running = running_, id](Napi::Env env, std::vector<Outcome>& outcomes) {
@@ -104,6 +111,7 @@ class Runner : public Napi::ObjectWrap<Runner> {
   // Main thread only.
   std::shared_ptr<std::unordered_map<double, std::shared_ptr<Progress>>> running_ =
       std::make_shared<std::unordered_map<double, std::shared_ptr<Progress>>>();
+  const std::string network_;
   PromiseWorker worker_;
 };
 

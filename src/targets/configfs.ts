@@ -79,11 +79,18 @@ const etimedout = 110
 export class Configfs {
   readonly #root: string
   readonly #timeoutMs: number
+  readonly #networkNamespace: string
   #runner: NativeRunner | undefined
   #lastId = 0
 
-  constructor({root = configfsRoot, timeoutMs = 30_000}: {root?: string; timeoutMs?: number} = {}) {
+  /** `networkNamespace`: path of the one in which all is done, and so the one of the portals. */
+  constructor({
+    root = configfsRoot,
+    timeoutMs = 30_000,
+    networkNamespace = '',
+  }: {root?: string; timeoutMs?: number; networkNamespace?: string} = {}) {
     this.#root = root
+    this.#networkNamespace = networkNamespace
     this.#timeoutMs = timeoutMs
   }
 
@@ -93,7 +100,9 @@ export class Configfs {
    */
   async run(operations: Operation[]): Promise<Outcome[]> {
     if (operations.length === 0) return []
-    this.#runner ??= new (loadAddon<{Runner: new () => NativeRunner}>('configfs').Runner)()
+    this.#runner ??= new (loadAddon<{Runner: new (network: string) => NativeRunner}>('configfs').Runner)(
+      this.#networkNamespace,
+    )
     const runner = this.#runner
     const id = ++this.#lastId
     const absolute = operations.map(operation => ({

@@ -1,5 +1,6 @@
 import {EventEmitter} from 'node:events'
 import {readFile, stat} from 'node:fs/promises'
+import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
@@ -46,6 +47,8 @@ import {
 
 export interface LioOptions {
   portals: Portal[]
+  /** The network namespace, by its name in `ip netns`, whose addresses the portals are. Default: this process's. */
+  networkNamespace?: string
   /** close() leaves the targets in place, as for a restart of the daemon under running guests. */
   keepOnClose?: boolean
   /** Milliseconds for one batch of system calls; default 30,000. */
@@ -95,7 +98,11 @@ export class LioDriver implements TargetDriver {
 
   constructor(options: LioOptions) {
     this.#options = options
-    this.#configfs = new Configfs({timeoutMs: options.timeoutMs})
+    const {timeoutMs, networkNamespace} = options
+    this.#configfs = new Configfs({
+      timeoutMs,
+      networkNamespace: networkNamespace && join('/run/netns', networkNamespace),
+    })
   }
 
   async open(): Promise<void> {
@@ -103,6 +110,8 @@ export class LioDriver implements TargetDriver {
     if (this.#state === 'closed') throw new StorageError('TARGET_UNAVAILABLE', 'This LIO driver is closed')
     await prepareKernel()
     for (const portal of this.#options.portals) await this.#refuseHeldPortal(portal)
+    // A namespace that cannot be entered shows here.
+    await this.#targetNames()
     this.#state = 'open'
     this.#watch()
   }
@@ -652,6 +661,8 @@ export class LioDriver implements TargetDriver {
 
   /** A portal that the kernel itself holds is LIO's, and is shared by all its targets. */
   async #heldPortal(portal: Portal): Promise<StorageError | undefined> {
+    // Those of another namespace are not seen from here.
+    if (this.#options.networkNamespace !== undefined) return undefined
     const [holder] = await portalHolders(portal, {dualStack: true})
     if (!holder) return undefined
     return new StorageError(
