@@ -7,6 +7,7 @@ import {parsePortal} from './iqn.js'
 export function examineNode(config: Config, ownPids: number[] = []): Promise<Check[]> {
   return examine({
     pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
+    lvmPools: config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool})),
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
     libvirtUri: config.compute.uri,
