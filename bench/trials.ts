@@ -1,6 +1,8 @@
+import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
+import {lvmComparison} from './lvm.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
 
@@ -15,6 +17,8 @@ export interface Trial {
   better: 'lower' | 'higher'
   bar: {atMost: number} | {atLeast: number} | null
   prepare: (release: Release) => Promise<Comparison>
+  /** Runs in the lab's VM, made so: all trials of a bench alike. */
+  lab?: Pick<LabOptions, 'disksBytes' | 'modules' | 'memoryMiB'>
 }
 
 export const trials: Trial[] = [
@@ -48,6 +52,9 @@ export const trials: Trial[] = [
   compute('attach', 'scsi', {atMost: 0.4}),
   compute('detach', 'virtio', null),
   compute('detach', 'scsi', null),
+  lvm('thick', 1, {atMost: 0.2}),
+  lvm('thick', 8, null),
+  lvm('thin', 1, null),
   {
     bench: 'compute',
     name: 'event loop: p99 delay above idle while 16 attaches run, against its limit',
@@ -57,6 +64,18 @@ export const trials: Trial[] = [
     prepare: eventLoopComparison,
   },
 ]
+
+function lvm(kind: 'thick' | 'thin', concurrency: number, bar: Trial['bar']): Trial {
+  return {
+    bench: 'lvm',
+    name: `lvm: a ${kind} volume through the shell, ${concurrency === 1 ? 'one at a time' : `${concurrency} at once`}, against spawning lvcreate (p50)`,
+    unit: 'ms per volume',
+    better: 'lower',
+    bar,
+    prepare: release => lvmComparison({kind, count: concurrency === 1 ? 3 : 8, concurrency}, release),
+    lab: {disksBytes: [4 * 2 ** 30], modules: ['dm-mod', 'dm-thin-pool']},
+  }
+}
 
 function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Trial {
   return {

@@ -29,9 +29,16 @@ export async function writeLvmSystemDirectory(directory: string, program = 'lvm'
   }
 }
 
+const udevSocket = '/run/udev/control'
+
+/** For libdevmapper, which otherwise leaves device nodes to a udevd that does not run. */
+export function withoutUdevd(): Record<string, string> {
+  return existsSync(udevSocket) ? {} : {DM_DISABLE_UDEV: '1'}
+}
+
 /** lvmlocal.conf is read after lvm.conf and has the last word (lvm.conf(5)). */
 export function ownConfiguration({
-  udevd = existsSync('/run/udev/control'),
+  udevd = existsSync(udevSocket),
   dmeventd = existsSync('/run/dmeventd-server'),
 }: {
   udevd?: boolean

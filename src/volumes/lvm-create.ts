@@ -122,16 +122,6 @@ async function makeThinPool(
     )
   }
   // A pool without space fails writes at once: by default it holds them for a minute, and a target's threads with them.
-  await lvm(
-    'lvcreate',
-    '--type',
-    'thin-pool',
-    '--errorwhenfull',
-    'y',
-    '--size',
-    `${sizeBytes}b`,
-    '--name',
-    thinPool,
-    name,
-  )
+  await lvm('lvcreate', '--type', 'thin-pool', '--size', `${sizeBytes}b`, '--name', thinPool, name)
+  await lvm('lvchange', '--errorwhenfull', 'y', `${name}/${thinPool}`)
 }

@@ -13,7 +13,7 @@ import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driv
 import {isVolumeId} from './id.js'
 import {blockDeviceUse, deviceNumber} from './in-use.js'
 import {Ledger, type Promised} from './ledger.js'
-import {writeLvmSystemDirectory} from './lvm-config.js'
+import {withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
 import {
   groupFields,
   hiddenName,
@@ -66,6 +66,8 @@ interface Entry extends Promised {
 
 /** A look at the thin pool that is younger than this serves for the next volume as well. */
 const thinAgeMs = 1000
+/** What each of these leaves is the same after twice as after once, as they are used here. */
+const repeatable = new Set(['lvs', 'vgs', 'lvchange'])
 /** A device that is suspended for longer than this is so for good: LVM suspends for milliseconds. */
 const suspendedMs = 1000
 
@@ -500,8 +502,12 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       }
     }
     const quarantine = hiddenName('deleted', id, randomBytes(4).toString('hex'))
-    await this.#lvm('lvrename', this.group, name, quarantine)
-    this.#inBackground(this.#destroy({...volume, name: quarantine}))
+    const renamed = await this.#lvm('lvrename', this.group, name, quarantine).then(
+      () => true,
+      // It is to be destroyed under whichever name it has.
+      async () => (await this.#row(quarantine)) !== undefined,
+    )
+    this.#inBackground(this.#destroy({...volume, name: renamed ? quarantine : name}))
   }
 
   /** The same in the background, for what a crash has left. */
@@ -525,7 +531,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
         await handle.close()
       }
     }
-    await this.#lvm('lvremove', this.#full(name))
+    await this.#lvm('lvremove', this.#full(name)).catch(async error => {
+      if (!wasInterrupted(error)) throw error
+      if (await this.#inQuarantine({name, id})) await this.#lvm('lvremove', this.#full(name))
+    })
   }
 
   /** @throws IDENTITY_MISMATCH where it is not what is to be destroyed; undefined where it is gone */
@@ -674,7 +683,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   async #rows(): Promise<LogicalVolume[]> {
     const {rows} = await this.#lvm('lvs', ...inBytes, '-o', volumeFields, this.group)
-    return rows.map(readVolume)
+    // A shell that has changed a thin pool shows its parts too, in brackets, though they were not asked for.
+    return rows.filter(({lv_name}) => !lv_name!.startsWith('[')).map(readVolume)
   }
 
   /** One logical volume of any name, or undefined. */
@@ -743,11 +753,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   /** After a boot, or a kill in mid-command, volumes may have no device. */
   async #activate(): Promise<void> {
-    const names = [...this.#ledger.entries.keys()]
-    const missing = await Promise.all(
-      names.map(async name => ((await stat(this.#path(name)).catch(() => undefined)) ? [] : [this.#full(name)])),
-    )
-    const inactive = missing.flat()
+    const {rows} = await this.#lvm('lvs', '-o', 'lv_name,lv_active', this.group)
+    const inactive = rows
+      .filter(({lv_name, lv_active}) => lv_active !== 'active' && this.#ledger.entries.has(lv_name!))
+      .map(({lv_name}) => this.#full(lv_name!))
     const atOnce = 32
     for (let start = 0; start < inactive.length; start += atOnce) {
       const some = inactive.slice(start, start + atOnce)
@@ -769,7 +778,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     const facts = {group: this.group, groupUuid, known, isOurs: isOurName}
     for (const {name, number} of orphanedDevices(await mappedDevices(), facts)) {
       // dmsetup removes no device that is open (dmsetup(8)).
-      await run('dmsetup', ['remove', '--retry', name], {timeoutMs: 30_000})
+      await run('dmsetup', ['remove', '--retry', name], {timeoutMs: 30_000, env: withoutUdevd()})
       this.emit('warning', `removed ${name}, which a killed LVM command had left`, {device: name, number})
     }
     const suspended = suspendedVolumes(await mappedDevices(), facts)
@@ -821,8 +830,14 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     }
   }
 
-  #lvm(...args: string[]): ReturnType<LvmRun> {
-    return this.#shell!.run(args)
+  /** A command that is the same done twice is tried again where its shell was lost. */
+  async #lvm(...args: string[]): ReturnType<LvmRun> {
+    try {
+      return await this.#shell!.run(args)
+    } catch (error) {
+      if (!wasInterrupted(error) || !repeatable.has(args[0]!)) throw error
+      return this.#shell!.run(args)
+    }
   }
 
   #full(name: string): string {

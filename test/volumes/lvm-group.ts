@@ -50,10 +50,17 @@ export class TestGroup {
     return driver
   }
 
-  /** Names of all logical volumes but thin pools, with their tags. */
+  /**
+   * Names of all logical volumes but thin pools, with their tags. A shell that has changed a thin pool shows its parts
+   * also where hidden volumes are not asked for; LVM writes such names in brackets.
+   */
   async volumes(): Promise<Map<string, string>> {
     const rows = await this.run('lvs', '-o', 'lv_name,lv_tags,lv_layout', this.name)
-    return new Map(rows.filter(row => row.lv_layout !== 'thin,pool').map(row => [row.lv_name!, row.lv_tags!]))
+    return new Map(
+      rows
+        .filter(row => row.lv_layout !== 'thin,pool' && !row.lv_name!.startsWith('['))
+        .map(row => [row.lv_name!, row.lv_tags!]),
+    )
   }
 
   /** Removes all but thin pools. */
