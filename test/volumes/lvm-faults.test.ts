@@ -307,7 +307,8 @@ lab('09. thin pool full: nothing thin is made from the limit on, nothing becomes
 lab('10. a disk that fails under the group: errors, nothing half-made, and work again when it is back', async t => {
   const sectors = (512 * MiB) / 512
   await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 0\n`})
-  const own = await TestGroup.make('vgdm', '/dev/mapper/disk')
+  const {number} = (await mappedDevices()).find(({name}) => name === 'disk')!
+  const own = await TestGroup.make('vgdm', `/dev/dm-${number.split(':')[1]}`)
   const driver = await own.open(t)
   const volume = await driver.create({id: newVolumeId(), sizeBytes: 8 * MiB})
   await writeAt(volume.path, Buffer.from('kept'), 4096)
