@@ -48,8 +48,8 @@ export function ownConfiguration({
     'report { output_format="json" }',
     // With LVM's own selection the list of log entries ends in a comma and is no JSON.
     'log { report_command_log=1 command_log_selection="all" verbose=0 }',
-    // A copy of the metadata after each change, for vgcfgrestore, where the host's own commands keep it; no file a change.
-    `backup { backup=1 backup_dir="${hostDirectory}/backup" archive=0 }`,
+    // The driver has the copy for vgcfgrestore written after a while of changes, not after each; it is where the host's is.
+    `backup { backup=0 backup_dir="${hostDirectory}/backup" archive=0 }`,
     'global { use_lvmpolld=0 }',
   ]
   if (!dmeventd) lines.push('activation { monitoring=0 }')

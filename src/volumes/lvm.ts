@@ -66,6 +66,8 @@ interface Entry extends Promised {
 
 /** A look at the thin pool that is younger than this serves for the next volume as well. */
 const thinAgeMs = 1000
+/** The copy of the metadata for vgcfgrestore(8) follows a change after this, together with those that came meanwhile. */
+const backupMs = 5000
 /** What each of these leaves is the same after twice as after once, as they are used here. */
 const repeatable = new Set(['lvs', 'vgs', 'lvchange'])
 /** A device that is suspended for longer than this is so for good: LVM suspends for milliseconds. */
@@ -100,6 +102,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   #thinSeen: ThinPool | undefined
   #listing: Promise<void> | undefined
   #stop = new AbortController()
+  #backup: NodeJS.Timeout | undefined
   #opening: Promise<void> | undefined
   #closing: Promise<void> | undefined
 
@@ -332,6 +335,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     await Promise.allSettled(this.#running)
     this.#stop.abort()
     await this.settled()
+    if (this.#backup) await this.#backUp()
     await this.#shell?.close()
     this.#shell = undefined
     this.#ledger.entries.clear()
@@ -793,6 +797,14 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     }
   }
 
+  async #backUp(): Promise<void> {
+    clearTimeout(this.#backup)
+    this.#backup = undefined
+    await this.#lvm('vgcfgbackup', this.group).catch(error =>
+      this.emit('warning', `no copy of the metadata was written: ${(error as Error).message}`, {err: error}),
+    )
+  }
+
   // ---- Helpers --------------------------------------------------------------------------------------------------
 
   /** One change at a time per id, after a check of what the caller gave. */
@@ -817,7 +829,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       })
     })
     this.#running.add(change)
-    const done = () => this.#running.delete(change)
+    const done = () => {
+      this.#running.delete(change)
+      if (this.#shell) this.#backup ??= setTimeout(() => void this.#backUp(), backupMs).unref()
+    }
     change.then(done, done)
     return change
   }
