@@ -33,7 +33,10 @@
     },
     {
       'target_name': 'file',
-      'sources': ['native/file/binding.cc', 'native/file/create.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
+      'sources': [
+        'native/file/binding.cc', 'native/file/block.cc', 'native/file/create.cc',
+        'native/napi/error.cc', 'native/sys/result.cc',
+      ],
     },
     {
       'target_name': 'configfs',

@@ -5,6 +5,7 @@ import {type Trial, trials} from './trials.js'
 
 const defaultPairs = 11
 const labDeadlineMs = 3_600_000
+const insideLab = process.env.LUNPATH_INSIDE_LAB === '1'
 
 interface TrialResult {
   name: string
@@ -105,7 +106,7 @@ async function main(): Promise<number> {
     return 2
   }
   const lab = chosen.find(trial => trial.lab)?.lab
-  if (lab && process.env.LUNPATH_INSIDE_LAB !== '1') return runThisInLab(lab)
+  if (lab && !insideLab) return runThisInLab(lab)
   const machine = await describeMachine()
   if (!values.json)
     console.log(

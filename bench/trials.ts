@@ -3,6 +3,7 @@ import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
+import {lvmComparison} from './lvm.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
 
@@ -52,6 +53,9 @@ export const trials: Trial[] = [
   compute('attach', 'scsi', {atMost: 0.4}),
   compute('detach', 'virtio', null),
   compute('detach', 'scsi', null),
+  lvm('thick', 1, {atMost: 0.2}),
+  lvm('thick', 8, null),
+  lvm('thin', 1, null),
   {
     bench: 'compute',
     name: 'event loop: p99 delay above idle while 16 attaches run, against its limit',
@@ -70,6 +74,18 @@ export const trials: Trial[] = [
 function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {
   const lab = {cpus: 2, memoryMiB: 2048}
   return {bench: 'lio', name: `LIO: ${name}`, unit: 'ms', better: 'lower', bar: {atMost}, prepare, lab}
+}
+
+function lvm(kind: 'thick' | 'thin', concurrency: number, bar: Trial['bar']): Trial {
+  return {
+    bench: 'lvm',
+    name: `lvm: a ${kind} volume through the shell, ${concurrency === 1 ? 'one at a time' : `${concurrency} at once`}, against spawning lvcreate (p50)`,
+    unit: 'ms per volume',
+    better: 'lower',
+    bar,
+    prepare: release => lvmComparison({kind, count: concurrency === 1 ? 3 : 8, concurrency}, release),
+    lab: {disksBytes: [4 * 2 ** 30], modules: ['dm-mod', 'dm-thin-pool']},
+  }
 }
 
 function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Trial {

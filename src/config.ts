@@ -7,8 +7,28 @@ import {parse} from 'smol-toml'
 import {defaultConfigPath, defaultSocket} from './defaults.js'
 import {StorageError} from './errors.js'
 import {checkIscsiName, parsePortal} from './iqn.js'
+import {checkLvmName} from './volumes/lvm-grammar.js'
+import type {WipePolicy} from './volumes/wipe.js'
 
 const strict = {additionalProperties: false} as const
+
+const lvmPoolSchema = Type.Object(
+  {
+    /** The volume group. */
+    group: Type.String(),
+    /** The pool's name; default: the group's. */
+    name: Type.Optional(Type.String({minLength: 1, maxLength: 63, pattern: '^[A-Za-z0-9_+][A-Za-z0-9_.+-]*$'})),
+    /** A thin pool in the group: with one, volumes are thin unless they are preallocated. */
+    thinPool: Type.Optional(Type.String()),
+    /** How many times the thin pool's size may be promised. */
+    overcommit: Type.Optional(Type.Number({exclusiveMinimum: 0, maximum: 1000})),
+    /** What becomes of the data of deleted volumes that are not thin. */
+    wipe: Type.Optional(Type.Union(['zero', 'discard', 'none'].map(policy => Type.Literal(policy as WipePolicy)))),
+    /** Percent of the thin pool's data or metadata space in use from which on nothing thin is made or grown. */
+    thinLimit: Type.Optional(Type.Number({exclusiveMinimum: 0, maximum: 100})),
+  },
+  strict,
+)
 
 /** The configuration file, TOML. Every key has a default, so that an absent file is a working configuration. */
 export const configSchema = Type.Object(
@@ -32,6 +52,10 @@ export const configSchema = Type.Object(
         directory: Type.Optional(Type.String()),
         /** How many times the file system's size may be promised to sparse volumes. */
         overcommit: Type.Number({default: 1, exclusiveMinimum: 0, maximum: 1000}),
+        /** The pool of volumes for which none is named: `default` is the pool of files. */
+        defaultPool: Type.String({default: 'default'}),
+        /** Pools in volume groups of LVM, beside those that `pool create` has made. */
+        lvm: Type.Array(lvmPoolSchema, {default: []}),
       },
       {...strict, default: {}},
     ),
@@ -93,6 +117,7 @@ export function settleConfig(given: PartialConfig = {}): Config {
   }
   config.volumes.directory ??= `${config.daemon.directory}/volumes`
   config.initiator.name ??= `${config.targets.iqnPrefix}:${hostLabel()}`
+  checkPools(config.volumes)
   checkIscsiName(config.targets.iqnPrefix)
   checkIscsiName(config.initiator.name)
   for (const portal of config.targets.portals) parsePortal(portal)
@@ -105,6 +130,22 @@ export function settleConfig(given: PartialConfig = {}): Config {
   }
   if (config.metrics.listen !== '') parsePortal(config.metrics.listen)
   return config
+}
+
+/** @throws INVALID_ARGUMENT where two pools have one name; NAME_INVALID */
+function checkPools({lvm}: Config['volumes']): void {
+  const names = new Set(['default'])
+  for (const {group, name = group, thinPool} of lvm) {
+    checkLvmName(group, 'volume group')
+    if (thinPool !== undefined) checkLvmName(thinPool, 'thin pool')
+    if (names.has(name)) {
+      throw new StorageError('INVALID_ARGUMENT', `Configuration: volumes.lvm: two pools are named ${name}`, {
+        op: 'config',
+        info: {key: 'volumes.lvm', pool: name},
+      })
+    }
+    names.add(name)
+  }
 }
 
 /** The host's name in the characters of an iSCSI name. */

@@ -8,7 +8,7 @@ import type {Rooms} from './attach/rooms.js'
 import {exportSpec} from './attach/steps.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
-import {hasCode} from './errors.js'
+import {hasCode, StorageError} from './errors.js'
 import {LibiscsiInitiator} from './initiators/libiscsi.js'
 import {instrument} from './instrument.js'
 import {parsePortal} from './iqn.js'
@@ -21,17 +21,24 @@ import {examineNode} from './node-check.js'
 import {reconcile} from './reconcile/apply.js'
 import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
 import type {Problem} from './reconcile/plan.js'
-import type {Service} from './service.js'
+import type {NewPool, Service} from './service.js'
 import {Journal} from './state/journal.js'
 import {Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
 import {LioDriver} from './targets/lio.js'
 import {TgtDriver} from './targets/tgt.js'
+import type {PoolCapacity, VolumeDriver} from './volumes/driver.js'
 import {FileVolumeDriver} from './volumes/file.js'
 import {openImported} from './volumes/imported.js'
+import {LvmVolumeDriver} from './volumes/lvm.js'
+import {createGroup} from './volumes/lvm-create.js'
+import {checkLvmName} from './volumes/lvm-grammar.js'
+import {Pools} from './volumes/pools.js'
 
 const retryMs = 15_000
 const tokenExpiryMs = 3600 * 1000
+
+type LvmPool = Config['volumes']['lvm'][number] & {name: string}
 
 export interface DaemonOptions {
   /** Where log lines go; default standard output. */
@@ -87,7 +94,8 @@ export class Daemon {
     const rooms = this.#chooseDrivers(store, wrapJournal ? wrapJournal(journal) : journal)
     this.operations = new Operations(rooms)
 
-    await rooms.volumes.open()
+    this.#opened.push(rooms.volumes)
+    await this.#openPools(rooms)
     this.#opened.push(rooms.targets)
     await rooms.targets.open()
     this.#opened.push(rooms.compute)
@@ -110,6 +118,11 @@ export class Daemon {
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
     this.#every(retryMs, async () => {
       if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
+    })
+    this.#every(retryMs, async () => {
+      if (rooms.volumes.unusable().length === 0) return
+      const opened = await this.#openPools(rooms)
+      if (opened.length > 0) await this.reconcile(`pool ${opened.join(', ')} is back`)
     })
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
 
@@ -145,16 +158,11 @@ export class Daemon {
   #chooseDrivers(store: Store, journal: Journal): Rooms {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
-    const {targets, volumes, compute, initiator} = config
-    const pool = new FileVolumeDriver({
-      pool: 'default',
-      directory: volumes.directory,
-      overcommitRatio: volumes.overcommit,
-    })
+    const {targets, compute, initiator} = config
     return {
       store,
       journal,
-      volumes: instrument(pool, 'volume', ['create', 'clone', 'extend', 'delete'], observe, log),
+      volumes: this.#choosePools(store),
       importVolume: openImported,
       targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
@@ -168,6 +176,96 @@ export class Daemon {
       iqnPrefix: targets.iqnPrefix,
       initiatorName: initiator.name,
       probeTimeoutMs: initiator.timeoutMs,
+    }
+  }
+
+  /** The pool of files, the configured pools in LVM, and those that `pool create` has made. */
+  #choosePools(store: Store): Pools {
+    const {directory, overcommit, defaultPool, lvm} = this.config.volumes
+    const pools = new Pools(defaultPool)
+    const files = new FileVolumeDriver({pool: 'default', directory, overcommitRatio: overcommit})
+    pools.add(this.#instrumentPool(files))
+    for (const {name, ...given} of lvm) pools.add(this.#lvmPool({...given, name: name ?? given.group}))
+    for (const {id, group, thinPool} of store.pools.values()) {
+      if (!pools.has(id)) pools.add(this.#lvmPool({name: id, group, thinPool: thinPool ?? undefined}))
+    }
+    if (!pools.has(defaultPool)) {
+      throw new StorageError(
+        'INVALID_ARGUMENT',
+        `Configuration: volumes.defaultPool: there is no pool ${defaultPool}`,
+        {
+          op: 'config',
+          info: {key: 'volumes.defaultPool', pool: defaultPool},
+        },
+      )
+    }
+    return pools
+  }
+
+  #lvmPool({name, group, thinPool, overcommit, wipe, thinLimit}: LvmPool): LvmVolumeDriver {
+    const driver = new LvmVolumeDriver({
+      pool: name,
+      group,
+      thinPool,
+      overcommitRatio: overcommit,
+      wipe,
+      thinLimitPercent: thinLimit,
+      systemDirectory: this.#lvmDirectory(name),
+    })
+    driver.on('warning', (message, facts) => this.log.warn({...facts, pool: name}, message))
+    return this.#instrumentPool(driver)
+  }
+
+  #lvmDirectory(pool: string): string {
+    return join(this.config.daemon.directory, 'lvm', pool)
+  }
+
+  #instrumentPool<D extends VolumeDriver>(pool: D): D {
+    const methods = ['create', 'clone', 'snapshot', 'extend', 'delete'] as const
+    return instrument(pool, 'volume', methods, this.metrics.observeStep, this.log)
+  }
+
+  /** One pool that cannot be opened, whose disk is not there yet, must not keep the others from working. */
+  async #openPools({volumes}: Rooms): Promise<string[]> {
+    const before = new Set(volumes.unusable().map(({pool}) => pool))
+    const opened = await volumes.open()
+    for (const {pool, reason} of volumes.unusable()) {
+      if (!before.has(pool)) this.log.error({pool}, `the pool ${pool} cannot be used: ${reason}`)
+    }
+    return opened
+  }
+
+  /** `pool create`: a volume group, made of devices or taken as it is, becomes a pool. */
+  async #createPool({name, group, devices, thin, thinBytes}: NewPool): Promise<PoolCapacity> {
+    const {store, volumes} = this.operations.rooms
+    const pool = checkLvmName(name ?? group, 'volume group')
+    const unlock = this.operations.lock(`pool ${pool}`, `group ${group}`)
+    try {
+      const taken = [...store.pools.values()].find(record => record.group === group)?.id
+      if (volumes.has(pool) || taken !== undefined) {
+        throw new StorageError('VOLUME_EXISTS', `There is a pool ${taken ?? pool} already`, {
+          info: {pool: taken ?? pool},
+        })
+      }
+      const thinPool = thin ? 'thin' : undefined
+      await createGroup({group, devices, thinPool, thinBytes, systemDirectory: this.#lvmDirectory(pool)})
+      const driver = this.#lvmPool({name: pool, group, thinPool})
+      await driver.open()
+      const value = {
+        id: pool,
+        driver: 'lvm' as const,
+        group,
+        thinPool: thinPool ?? null,
+        createdAt: new Date().toISOString(),
+      }
+      await store.write([{table: 'pools', id: pool, value}]).catch(async error => {
+        await driver.close()
+        throw error
+      })
+      volumes.add(driver)
+      return await driver.capacity()
+    } finally {
+      unlock()
     }
   }
 
@@ -207,6 +305,7 @@ export class Daemon {
       operations: this.operations,
       metrics: this.metrics,
       problems: () => this.#problems,
+      createPool: asked => this.#createPool(asked),
       doctor: () => examineNode(this.config, targetPids(this.operations.rooms.targets)),
     }
   }

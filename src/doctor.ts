@@ -36,6 +36,8 @@ export interface ExamineOptions {
   iqnPrefix?: string
   /** Where targets are to be offered. */
   portals?: Portal[]
+  /** Pools in volume groups of LVM. */
+  lvmPools?: {name: string; group: string; thinPool?: string}[]
   /** Program of the target daemon; default `tgtd` of the PATH. */
   tgtd?: string
   /** Port on which targets are to be offered; default 3260. */
@@ -92,7 +94,7 @@ function checkNode(): Check {
   }
 }
 
-async function checkVolumes({pools = []}: ExamineOptions): Promise<Check[]> {
+async function checkVolumes({pools = [], lvmPools = []}: ExamineOptions): Promise<Check[]> {
   const fallocate = await findProgram('fallocate')
   return Promise.all([
     Promise.resolve<Check>({
@@ -105,7 +107,76 @@ async function checkVolumes({pools = []}: ExamineOptions): Promise<Check[]> {
     }),
     checkAddon('volumes', 'file'),
     ...pools.map(checkPool),
+    checkLvm(lvmPools.length > 0),
+    ...lvmPools.map(checkLvmPool),
   ])
+}
+
+/** Device-mapper is in the kernel or can be loaded, and LVM is there: only what a pool is configured for is missing. */
+async function checkLvm(wanted: boolean): Promise<Check> {
+  const check = {
+    area: 'volumes',
+    name: 'LVM',
+    needed: wanted ? 'lvm, and a kernel with device-mapper' : 'nothing: no pool is configured in LVM',
+  } as const
+  const absent = wanted ? ('missing' as const) : ('ok' as const)
+  const path = await findProgram('lvm')
+  if (!path) {
+    const remedy = wanted ? 'apt-get install lvm2' : null
+    return {...check, status: absent, found: 'lvm is not in the PATH', remedy}
+  }
+  const found = await access('/dev/mapper/control', constants.R_OK | constants.W_OK).then(
+    () => `${path}; device-mapper answers`,
+    ({code}: NodeJS.ErrnoException) => `${path}; /dev/mapper/control: ${code}`,
+  )
+  const works = found.endsWith('answers') && (await hasMapperDriver())
+  if (works) return {...check, status: 'ok', found, remedy: null}
+  const remedy = 'Run as root: modprobe -a dm_mod dm_thin_pool (a container needs it from its host)'
+  return {
+    ...check,
+    status: absent,
+    found: `${found}; the kernel has no device-mapper loaded`,
+    remedy: wanted ? remedy : null,
+  }
+}
+
+/** /proc/devices names the driver that /dev/mapper/control belongs to. */
+async function hasMapperDriver(): Promise<boolean> {
+  return /^\s*\d+ device-mapper$/m.test(await readFile('/proc/devices', 'utf8').catch(() => ''))
+}
+
+async function checkLvmPool({name, group, thinPool}: {name: string; group: string; thinPool?: string}): Promise<Check> {
+  const check = {
+    area: 'volumes',
+    name: `pool ${name}`,
+    needed: `the volume group ${group}, writable and whole`,
+  } as const
+  try {
+    const fields = 'vg_name,vg_size,vg_free,vg_missing_pv_count,vg_permissions,vg_exported'
+    const {stdout} = await run('vgs', ['--reportformat', 'json', '--units', 'b', '--nosuffix', '-o', fields, group], {
+      timeoutMs: 20_000,
+      env: {LVM_SUPPRESS_FD_WARNINGS: '1'},
+    })
+    const [row] = (JSON.parse(stdout) as {report: {vg: Record<string, string>[]}[]}).report[0]!.vg
+    const thin = thinPool === undefined ? '' : `, thin pool ${thinPool}`
+    const found = `${group}: ${formatSize(Number(row!.vg_free))} of ${formatSize(Number(row!.vg_size))} free${thin}`
+    if (row!.vg_missing_pv_count !== '0') {
+      const remedy = `Bring the missing disks back, or vgreduce --removemissing ${group} where they are lost`
+      return {...check, status: 'warn', found: `${found}; ${row!.vg_missing_pv_count} devices are missing`, remedy}
+    }
+    if (row!.vg_exported === 'exported' || row!.vg_permissions === 'read-only') {
+      return {
+        ...check,
+        status: 'missing',
+        found: `${found}; exported or read-only`,
+        remedy: 'vgimport, or vgchange --permission rw',
+      }
+    }
+    return {...check, status: 'ok', found, remedy: null}
+  } catch (error) {
+    const remedy = `See vgs as root; make it with: lunpath pool create --vg ${group} DEVICE…`
+    return {...check, status: 'missing', found: (error as Error).message, remedy}
+  }
 }
 
 async function checkPool({

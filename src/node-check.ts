@@ -10,6 +10,7 @@ export function examineNode(config: Config, ownPids: number[] = []): Promise<Che
     targetDriver: config.targets.driver,
     iqnPrefix: config.targets.iqnPrefix,
     portals: config.targets.portals.map(parsePortal),
+    lvmPools: config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool})),
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
     libvirtUri: config.compute.uri,

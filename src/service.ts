@@ -3,6 +3,18 @@ import type {Config} from './config.js'
 import type {Check} from './doctor.js'
 import type {Metrics} from './metrics/registry.js'
 import type {Problem} from './reconcile/plan.js'
+import type {PoolCapacity} from './volumes/driver.js'
+
+/** A pool to be made in LVM. */
+export interface NewPool {
+  /** Default: the group's name. */
+  name?: string
+  group: string
+  /** Empty: the group exists and is taken as it is. */
+  devices: string[]
+  thin?: boolean
+  thinBytes?: number
+}
 
 /** What the API serves: made by daemon.ts, the only place that chooses drivers. */
 export interface Service {
@@ -12,5 +24,6 @@ export interface Service {
   metrics: Metrics
   /** What the last reconciliation found and could not mend. */
   problems(): Problem[]
+  createPool(asked: NewPool): Promise<PoolCapacity>
   doctor(): Promise<Check[]>
 }

@@ -16,15 +16,44 @@ export const Access = Type.Object(
 const sizeBytes = Type.Number({description: 'Bytes, a positive multiple of 512.'})
 const writeCache = Type.Union([Type.Literal('through'), Type.Literal('back')])
 
-export const NewVolumeBody = Type.Object(
-  {sizeBytes, name: Type.Optional(Type.String()), preallocate: Type.Optional(Type.Boolean())},
-  strict,
+const pool = Type.Optional(Type.String({description: 'Default: the default pool; of a clone its source’s.'}))
+const preallocate = Type.Optional(
+  Type.Boolean({description: 'True: all space is reserved. False: thin. Default: as the pool makes volumes.'}),
 )
+export const NewVolumeBody = Type.Object({sizeBytes, name: Type.Optional(Type.String()), preallocate, pool}, strict)
 export const ImportVolumeBody = Type.Object({path: Type.String(), name: Type.Optional(Type.String())}, strict)
 export const CloneVolumeBody = Type.Object(
-  {name: Type.Optional(Type.String()), sizeBytes: Type.Optional(sizeBytes)},
+  {name: Type.Optional(Type.String()), sizeBytes: Type.Optional(sizeBytes), pool},
   strict,
 )
+export const SnapshotVolumeBody = Type.Object({name: Type.Optional(Type.String())}, strict)
+/** `devices` empty: the group exists. */
+export const NewPoolBody = Type.Object(
+  {
+    name: Type.Optional(Type.String()),
+    group: Type.String(),
+    devices: Type.Array(Type.String()),
+    thin: Type.Optional(Type.Boolean()),
+    thinBytes: Type.Optional(sizeBytes),
+  },
+  strict,
+)
+export const PoolSchema = Type.Object({
+  pool: Type.String(),
+  driver: Type.String(),
+  totalBytes: Type.Number(),
+  freeBytes: Type.Number(),
+  provisionedBytes: Type.Number(),
+  limitBytes: Type.Number(),
+  thin: Type.Optional(
+    Type.Object({
+      name: Type.String(),
+      totalBytes: Type.Number(),
+      dataPercent: Type.Number(),
+      metadataPercent: Type.Number(),
+    }),
+  ),
+})
 export const ExtendVolumeBody = Type.Object({sizeBytes}, strict)
 
 /** Either `volume` (id or name of one that exists) or `sizeBytes` for a new one. */
@@ -32,7 +61,8 @@ const volumeChoice = {
   volume: Type.Optional(Type.String()),
   sizeBytes: Type.Optional(sizeBytes),
   name: Type.Optional(Type.String()),
-  preallocate: Type.Optional(Type.Boolean()),
+  preallocate,
+  pool,
 }
 export const NewExportBody = Type.Object(
   {

@@ -16,7 +16,10 @@ export interface NewVolume {
   /** Bytes, a positive multiple of 512. */
   sizeBytes: number
   name?: string
+  /** True: all its space is reserved. False: it is to be thin, or not made at all. Else as its pool makes volumes. */
   preallocate?: boolean
+  /** Default: the node's default pool. */
+  pool?: string
 }
 
 /** How an export is asked for; all of it has defaults. */
@@ -77,7 +80,7 @@ export function importVolume(
 /** `volume clone`: a full copy of a volume that no operation is changing. */
 export function cloneVolume(
   operations: Operations,
-  asked: {volume: string; name?: string; sizeBytes?: number},
+  asked: {volume: string; name?: string; sizeBytes?: number; pool?: string},
   options: Asked = {},
 ): Promise<Answer> {
   return operations.perform('volume.clone', asked, options, () => {
@@ -93,14 +96,39 @@ export function cloneVolume(
       )
     }
     refuseWhileInUse(operations.rooms, source.id, 'cloned')
+    if (asked.pool !== undefined) operations.rooms.volumes.pool(asked.pool)
     const volume: VolumeOrigin = {
       from: 'clone',
       id: freshId(operations.rooms),
       name: checkName(operations.rooms, asked.name),
       sourceId: source.id,
       sizeBytes,
+      pool: asked.pool,
     }
     return wanted('volume.clone', {volume}, ['volume'])
+  })
+}
+
+/** `volume snapshot`: what a volume holds now, as another volume. It may be in use meanwhile. */
+export function snapshotVolume(
+  operations: Operations,
+  asked: {volume: string; name?: string},
+  options: Asked = {},
+): Promise<Answer> {
+  return operations.perform('volume.snapshot', asked, options, () => {
+    const source = operations.rooms.store.volume(asked.volume)
+    if (source.imported) {
+      throw new StorageError('VOLUME_IMPORTED', `${source.id} is an imported volume and has no snapshots: clone it`, {
+        info: {id: source.id},
+      })
+    }
+    const volume: VolumeOrigin = {
+      from: 'snapshot',
+      id: freshId(operations.rooms),
+      name: checkName(operations.rooms, asked.name),
+      sourceId: source.id,
+    }
+    return wanted('volume.snapshot', {volume}, ['volume'])
   })
 }
 
@@ -217,7 +245,7 @@ function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wante
 /** Names, paths and clone sources that two operations at once must not share. */
 function locksOf(origin: VolumeOrigin): string[] {
   const locks = 'name' in origin && origin.name !== null ? [`name ${origin.name}`] : []
-  if (origin.from === 'clone') locks.push(origin.sourceId)
+  if (origin.from === 'clone' || origin.from === 'snapshot') locks.push(origin.sourceId)
   if (origin.from === 'import') locks.push(`path ${origin.path}`)
   if (origin.from === 'device' && 'path' in origin.source) locks.push(`path ${origin.source.path}`)
   return locks
@@ -227,13 +255,15 @@ function chooseVolume(rooms: Rooms, asked: VolumeChoice): VolumeOrigin {
   return 'volume' in asked ? {from: 'existing', id: rooms.store.volume(asked.volume).id} : newVolume(rooms, asked)
 }
 
-function newVolume(rooms: Rooms, {sizeBytes, name, preallocate}: NewVolume): VolumeOrigin {
+function newVolume(rooms: Rooms, {sizeBytes, name, preallocate, pool}: NewVolume): VolumeOrigin {
+  rooms.volumes.pool(pool)
   return {
     from: 'create',
     id: freshId(rooms),
     name: checkName(rooms, name),
     sizeBytes: checkSize(sizeBytes),
-    preallocate: preallocate ?? false,
+    preallocate,
+    pool,
   }
 }
 

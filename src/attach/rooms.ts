@@ -4,7 +4,7 @@ import type {Journal} from '../state/journal.js'
 import type {Store} from '../state/store.js'
 import type {TargetDriver} from '../targets/driver.js'
 import type {LunIdentity, Portal, Volume, VolumeId} from '../types.js'
-import type {VolumeDriver} from '../volumes/driver.js'
+import type {Pools} from '../volumes/pools.js'
 
 /** What a user-space login right before an attach must prove. */
 export interface ProbeSpec {
@@ -19,7 +19,7 @@ export interface ProbeSpec {
 export interface Rooms {
   store: Store
   journal: Journal
-  volumes: VolumeDriver
+  volumes: Pools
   importVolume(path: string, id: VolumeId): Promise<Volume>
   targets: TargetDriver
   initiator: SessionInitiator & {

@@ -7,8 +7,9 @@ import type {Rooms} from './rooms.js'
 
 /** Where the volume of a make operation comes from. */
 export type VolumeOrigin =
-  | {from: 'create'; id: VolumeId; name: string | null; sizeBytes: number; preallocate: boolean}
-  | {from: 'clone'; id: VolumeId; name: string | null; sourceId: VolumeId; sizeBytes: number}
+  | {from: 'create'; id: VolumeId; name: string | null; sizeBytes: number; preallocate?: boolean; pool?: string}
+  | {from: 'clone'; id: VolumeId; name: string | null; sourceId: VolumeId; sizeBytes: number; pool?: string}
+  | {from: 'snapshot'; id: VolumeId; name: string | null; sourceId: VolumeId}
   | {from: 'import'; id: VolumeId; name: string | null; path: string}
   | {from: 'existing'; id: VolumeId}
   | {from: 'device'; id: VolumeId; source: DiskSource}
@@ -92,12 +93,12 @@ const volumeStep: Step = {
       case 'create':
         return {...path, volume: await rooms.volumes.create(origin)}
       case 'clone': {
-        const {id, sizeBytes} = origin
-        return {
-          ...path,
-          volume: await rooms.volumes.clone(rooms.store.volume(origin.sourceId), {id, sizeBytes, signal, onProgress}),
-        }
+        const {id, sizeBytes, pool} = origin
+        const source = rooms.store.volume(origin.sourceId)
+        return {...path, volume: await rooms.volumes.clone(source, {id, sizeBytes, pool, signal, onProgress})}
       }
+      case 'snapshot':
+        return {...path, volume: await rooms.volumes.snapshot(rooms.store.volume(origin.sourceId), origin.id)}
       case 'import':
         return {...path, volume: await rooms.importVolume(origin.path, origin.id)}
       case 'existing':

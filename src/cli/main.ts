@@ -9,6 +9,7 @@ import {demoCommand} from './commands/demo.js'
 import {doctorCommand} from './commands/doctor.js'
 import {exportCommands} from './commands/export.js'
 import {nodeCommands} from './commands/node.js'
+import {poolCommands} from './commands/pool.js'
 import {serveCommand} from './commands/serve.js'
 import {volumeCommands} from './commands/volume.js'
 import {exitCodeOf, printError} from './output.js'
@@ -44,6 +45,7 @@ Examples:
 
 for (const add of [
   volumeCommands,
+  poolCommands,
   exportCommands,
   attachmentCommands,
   nodeCommands,

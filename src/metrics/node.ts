@@ -1,10 +1,10 @@
 import {Gauge, type Registry} from 'prom-client'
 import type {Operation} from '../state/journal.js'
-import type {VolumeDriver} from '../volumes/driver.js'
+import type {PoolCapacity} from '../volumes/driver.js'
 import type {Collector} from './registry.js'
 
 export interface NodeFacts {
-  volumes: Pick<VolumeDriver, 'name' | 'capacity'>
+  volumes: {capacities(): Promise<PoolCapacity[]>}
   unfinished(): Pick<Operation, 'kind'>[]
   problems(): {problem: string}[]
 }
@@ -17,21 +17,38 @@ export function registerNodeMetrics(registry: Registry, {volumes, unfinished, pr
   const free = gauge('lunpath_pool_free_bytes', 'Bytes that can still be written to the pool.', 'pool', 'driver')
   const provisioned = gauge('lunpath_pool_provisioned_bytes', 'Sum of the sizes of its volumes.', 'pool', 'driver')
   const limit = gauge('lunpath_pool_provision_limit_bytes', 'Most that may be provisioned.', 'pool', 'driver')
+  const thinSize = gauge('lunpath_pool_thin_size_bytes', 'Size of its thin pool.', 'pool', 'driver')
+  const thinData = gauge('lunpath_pool_thin_data_used_ratio', 'Share of its thin pool in use.', 'pool', 'driver')
+  const thinMetadata = gauge(
+    'lunpath_pool_thin_metadata_used_ratio',
+    'Share of the metadata space of its thin pool in use.',
+    'pool',
+    'driver',
+  )
   const standing = gauge('lunpath_operations_unfinished', 'Operations that run, or that wait to go on.', 'kind')
   const left = gauge('lunpath_problems', 'What the last look found and lunpath does not mend by itself.', 'problem')
-  const pool = [size, free, provisioned, limit]
+  const pool = [size, free, provisioned, limit, thinSize, thinData, thinMetadata]
 
   return {
-    name: volumes.name,
+    name: 'pools',
     async collect() {
       for (const family of [standing, left]) family.reset()
       for (const {kind} of unfinished()) standing.inc({kind})
       for (const {problem} of problems()) left.inc({problem})
-      const {pool: name, driver, ...bytes} = await volumes.capacity()
-      size.set({pool: name, driver}, bytes.totalBytes)
-      free.set({pool: name, driver}, bytes.freeBytes)
-      provisioned.set({pool: name, driver}, bytes.provisionedBytes)
-      limit.set({pool: name, driver}, bytes.limitBytes)
+      // A pool that has gone, or that tells nothing now, has no old figures.
+      const capacities = await volumes.capacities()
+      for (const family of pool) family.reset()
+      for (const {pool: name, driver, thin, ...bytes} of capacities) {
+        const labels = {pool: name, driver}
+        size.set(labels, bytes.totalBytes)
+        free.set(labels, bytes.freeBytes)
+        provisioned.set(labels, bytes.provisionedBytes)
+        limit.set(labels, bytes.limitBytes)
+        if (!thin) continue
+        thinSize.set(labels, thin.totalBytes)
+        thinData.set(labels, thin.dataPercent / 100)
+        thinMetadata.set(labels, thin.metadataPercent / 100)
+      }
     },
     clear() {
       for (const family of pool) family.reset()

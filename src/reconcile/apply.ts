@@ -43,6 +43,7 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
 /** False where a request has changed the subject since the look, or is changing it. */
 function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
   const {volumes, exports, attachments} = operations.rooms.store
+  if (problem === 'pool-unusable') return true
   const id = subject.slice(-16)
   if (!operations.idle(id)) return false
   switch (problem) {

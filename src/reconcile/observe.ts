@@ -1,11 +1,14 @@
 import type {Rooms} from '../attach/rooms.js'
 import type {AttachmentRecord} from '../state/store.js'
 import type {Disk, ObservedTarget, Volume} from '../types.js'
+import type {UnusablePool} from '../volumes/pools.js'
 import {type AttachmentState, attachmentState} from './plan.js'
 
 /** What the world holds now. It is never stored: the next look may differ. */
 export interface Observed {
   volumes: Volume[]
+  /** Pools of which nobody can say what they hold. */
+  unusablePools: UnusablePool[]
   targets: ObservedTarget[]
   /** Disks by domain UUID; null where the domain is unknown to libvirt. Absent as a whole where libvirt does not answer. */
   disks: Map<string, Disk[] | null> | null
@@ -13,8 +16,12 @@ export interface Observed {
 
 /** Looks at the pool, the target daemon and the domains that have attachments. */
 export async function observe(rooms: Rooms): Promise<Observed> {
-  const [volumes, targets, disks] = await Promise.all([rooms.volumes.list(), rooms.targets.list(), observeDisks(rooms)])
-  return {volumes, targets, disks}
+  const [{volumes, unusable}, targets, disks] = await Promise.all([
+    rooms.volumes.list(),
+    rooms.targets.list(),
+    observeDisks(rooms),
+  ])
+  return {volumes, unusablePools: unusable, targets, disks}
 }
 
 /** The disks of all domains with attachments, one call a domain; null where libvirt does not answer. */

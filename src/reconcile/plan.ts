@@ -1,6 +1,7 @@
 import type {Operation} from '../state/journal.js'
 import type {AttachmentRecord, ExportRecord, VolumeRecord} from '../state/store.js'
 import type {Disk, Volume} from '../types.js'
+import type {UnusablePool} from '../volumes/pools.js'
 import type {Observed} from './observe.js'
 
 export interface Desired {
@@ -19,7 +20,7 @@ export type Action =
   | {do: 'report'; problem: Problem}
 
 export interface Problem {
-  problem: 'volume-missing' | 'volume-unknown' | 'export-missing' | 'export-unknown' | 'disk-absent'
+  problem: 'pool-unusable' | 'volume-missing' | 'volume-unknown' | 'export-missing' | 'export-unknown' | 'disk-absent'
   subject: string
   message: string
 }
@@ -41,12 +42,14 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
   const inPool = new Map(observed.volumes.map(volume => [volume.id, volume]))
   const online = new Set(observed.targets.filter(({luns}) => luns.some(({lun}) => lun === 1)).map(({iqn}) => iqn))
   const exported = new Set(exports.map(({iqn}) => iqn))
+  const unseen = new Set(observed.unusablePools.map(({pool}) => pool))
   const wanted = new Set(volumes.map(({id}) => id))
 
   return [
     ...exports.filter(({iqn}) => !online.has(iqn)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
-    ...volumes.filter(({id, imported}) => !imported && !inPool.has(id)).map(volumeMissing),
+    ...observed.unusablePools.map(poolUnusable),
+    ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
     ...settled(observed.volumes, ({id}) => id)
       .filter(({id}) => !wanted.has(id))
       .map(volumeUnknown),
@@ -74,6 +77,10 @@ export function attachmentState(
 
 function report(problem: Problem['problem'], subject: string, message: string): Action {
   return {do: 'report', problem: {problem, subject, message}}
+}
+
+function poolUnusable({pool, reason}: UnusablePool): Action {
+  return report('pool-unusable', pool, `The pool ${pool} cannot be used: ${reason}`)
 }
 
 function volumeMissing({id, path}: VolumeRecord): Action {

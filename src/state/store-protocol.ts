@@ -1,8 +1,8 @@
 /** What the store's main side and its thread say to each other. */
 
-export const schemaVersion = 1
+export const schemaVersion = 2
 
-export const tables = ['volumes', 'exports', 'attachments', 'operations', 'secrets'] as const
+export const tables = ['volumes', 'exports', 'attachments', 'operations', 'secrets', 'pools'] as const
 export type Table = (typeof tables)[number]
 
 /** One row to write, or to delete where `body` is null. */

@@ -43,9 +43,9 @@ function open(): Database.Database {
         `The store ${path} has version ${found}, and this lunpath knows up to ${schemaVersion}`,
       )
     }
-    if (found === 0) {
+    if (found < schemaVersion) {
       for (const table of tables)
-        database.exec(`CREATE TABLE ${table} (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID`)
+        database.exec(`CREATE TABLE IF NOT EXISTS ${table} (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID`)
       database.exec(`PRAGMA user_version=${schemaVersion}`)
     }
     return database

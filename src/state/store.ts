@@ -42,12 +42,23 @@ export interface AttachmentRecord {
   createdAt: string
 }
 
+/** A pool that `pool create` has made; those of the configuration are not recorded. */
+export interface PoolRecord {
+  /** Its name. */
+  id: string
+  driver: 'lvm'
+  group: string
+  thinPool: string | null
+  createdAt: string
+}
+
 interface Rows {
   volumes: VolumeRecord
   exports: ExportRecord
   attachments: AttachmentRecord
   operations: Operation
   secrets: ChapAuth
+  pools: PoolRecord
 }
 
 /** One call of `write` that waits for its commit. */
@@ -70,6 +81,7 @@ export class Store {
   readonly attachments = new Map<string, AttachmentRecord>()
   readonly operations = new Map<string, Operation>()
   readonly secrets = new Map<string, ChapAuth>()
+  readonly pools = new Map<string, PoolRecord>()
 
   readonly #worker: Worker
   #waiting: Pending[] = []

@@ -1,5 +1,5 @@
 import {constants} from 'node:fs'
-import {copyFile, type FileHandle, open} from 'node:fs/promises'
+import {copyFile, type FileHandle} from 'node:fs/promises'
 import {StorageError} from '../errors.js'
 
 const chunkBytes = 2 ** 20
@@ -22,37 +22,35 @@ export async function reflink(source: string, target: string): Promise<boolean> 
 }
 
 /**
- * Copies the first `sizeBytes` of `source` into the file `target`, which has its size already; zeros stay holes.
- * `beforeChunk` may throw to end the copy; `onProgress` gets the bytes done, holes included.
+ * Copies the first `sizeBytes` of `source` into `target`, which has its size already. Where the target reads as zeros
+ * all over (`blank`), zeros of the source stay holes there. `beforeChunk` may throw to end the copy; `onProgress` gets
+ * the bytes done, holes included. Nothing is made durable.
  */
 export async function copyFileContents({
   source,
   target,
   sizeBytes,
+  blank,
   onProgress,
   beforeChunk,
 }: {
   source: FileHandle
-  target: string
+  target: FileHandle
   sizeBytes: number
+  blank: boolean
   onProgress: (copiedBytes: number) => void
   beforeChunk: () => void
 }): Promise<void> {
-  const handle = await open(target, constants.O_WRONLY | constants.O_NOFOLLOW)
-  try {
-    const buffer = Buffer.allocUnsafe(chunkBytes)
-    for (let position = 0; position < sizeBytes; ) {
-      beforeChunk()
-      const length = Math.min(chunkBytes, sizeBytes - position)
-      await readFully(source, buffer.subarray(0, length), position)
-      for (const [start, end] of dataRuns(buffer.subarray(0, length))) {
-        await writeFully(handle, buffer.subarray(start, end), position + start)
-      }
-      position += length
-      onProgress(position)
-    }
-  } finally {
-    await handle.close()
+  const buffer = Buffer.allocUnsafe(chunkBytes)
+  for (let position = 0; position < sizeBytes; ) {
+    beforeChunk()
+    const length = Math.min(chunkBytes, sizeBytes - position)
+    const chunk = buffer.subarray(0, length)
+    await readFully(source, chunk, position)
+    const runs = blank ? dataRuns(chunk) : [[0, length] as const]
+    for (const [start, end] of runs) await writeFully(target, buffer.subarray(start, end), position + start)
+    position += length
+    onProgress(position)
   }
 }
 

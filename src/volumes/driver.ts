@@ -9,15 +9,17 @@ export interface PoolCapacity {
   freeBytes: number
   /** Sum of the volumes' sizes. */
   provisionedBytes: number
-  /** Most that may be provisioned: totalBytes × the pool's over-commit ratio. */
+  /** Most that may be provisioned: totalBytes × the pool's over-commit ratio, which counts for thin space alone in LVM. */
   limitBytes: number
+  /** The thin pool, where the pool has one: how much of its data and of its metadata space is in use. */
+  thin?: {name: string; totalBytes: number; dataPercent: number; metadataPercent: number}
 }
 
 export interface CreateVolume {
   id: VolumeId
-  /** Bytes, a positive multiple of 512. */
+  /** Bytes, a positive multiple of 512. A pool that has larger units (extents) rounds up: the volume says its size. */
   sizeBytes: number
-  /** Reserve all space now. Default false: sparse. */
+  /** True: reserve all space now. False: sparse (thin), or not at all. Default: as the pool is made. */
   preallocate?: boolean
 }
 
@@ -44,11 +46,21 @@ export interface VolumeDriver {
    */
   open(): Promise<void>
 
-  /** @throws SIZE_INVALID, POOL_FULL (over the limit, or the space ran out), VOLUME_EXISTS (same id, other size) */
+  /**
+   * @throws SIZE_INVALID, POOL_FULL (over the limit, or the space ran out), VOLUME_EXISTS (same id, other size),
+   * UNSUPPORTED (sparse in a pool that cannot)
+   */
   create(spec: CreateVolume): Promise<Volume>
 
   /** A full copy, independent of its source, by reflink where the file system can. @throws as create; CANCELLED */
   clone(source: Volume, spec: CloneVolume): Promise<Volume>
+
+  /**
+   * What the volume holds at this moment, as a volume of its own that lives without its source. At once, and of a source
+   * in use as well: what its user has in flight is not in it. @throws as create; VOLUME_MISSING; UNSUPPORTED where this
+   * volume or its file system cannot (a clone can)
+   */
+  snapshot(source: Volume, id: VolumeId): Promise<Volume>
 
   /** Grows to `sizeBytes`. @throws SIZE_INVALID where it would shrink, POOL_FULL, VOLUME_MISSING */
   extend(volume: Volume, sizeBytes: number): Promise<Volume>

@@ -157,18 +157,45 @@ export class FileVolumeDriver implements VolumeDriver {
               return
             }
             await makeFile(temporary, wanted)
-            await copyFileContents({
-              source: from.handle,
-              target: temporary,
-              sizeBytes: sourceBytes,
-              onProgress: progress,
-              beforeChunk: () => throwIfAborted(signal, id),
-            })
+            const target = await open(temporary, O_WRONLY | O_NOFOLLOW)
+            try {
+              await copyFileContents({
+                source: from.handle,
+                target,
+                sizeBytes: sourceBytes,
+                blank: true,
+                onProgress: progress,
+                beforeChunk: () => throwIfAborted(signal, id),
+              })
+            } finally {
+              await target.close()
+            }
           }),
         )
       } finally {
         await from.handle.close()
       }
+    })
+  }
+
+  snapshot(source: Volume, id: VolumeId): Promise<Volume> {
+    return this.#change('volume.snapshot', id, async () => {
+      this.#ownPath(source)
+      const from = await openSource(source)
+      const {sizeBytes} = from
+      await from.handle.close()
+      const existing = await this.#adopt(id, sizeBytes)
+      if (existing) return existing
+      return this.#withReservation(id, sizeBytes, () =>
+        this.#publish(id, async temporary => {
+          if (await reflink(source.path, temporary)) return chmod(temporary, 0o600)
+          throw new StorageError(
+            'UNSUPPORTED',
+            `${this.#fileSystem?.name} has no reflinks, so a snapshot of ${source.id} would be a copy: clone it instead`,
+            {info: {id: source.id, fileSystem: this.#fileSystem?.name}},
+          )
+        }),
+      )
     })
   }
 

@@ -3,7 +3,7 @@ import {mkdtemp, readFile, rm, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {ExecutionContext} from 'ava'
-import test from 'ava'
+import ava from 'ava'
 import type {Volume} from '../../src/types.js'
 import type {VolumeDriver} from '../../src/volumes/driver.js'
 import {newVolumeId} from '../../src/volumes/id.js'
@@ -26,8 +26,18 @@ async function sha256(path: string): Promise<string> {
     .digest('hex')
 }
 
-/** What every volume driver must do. Sizes are multiples of 4 MiB, an extent of LVM. */
-export function volumeContract(name: string, makePool: MakePool): void {
+/** Declares a test: ava's `test`, or `lab` where the driver needs a kernel of its own. */
+export type Declare = (title: string, implementation: (t: ExecutionContext) => unknown) => void
+
+/**
+ * What every volume driver must do. Sizes are multiples of 4 MiB, an extent of LVM. `rounds` is how often volumes come
+ * and go where that is what is tested.
+ */
+export function volumeContract(
+  name: string,
+  makePool: MakePool,
+  {declare: test = ava, rounds = 8}: {declare?: Declare; rounds?: number} = {},
+): void {
   async function openPool(t: ExecutionContext, {limitBytes = 1024 * MiB} = {}) {
     const pool = await makePool(t, {limitBytes})
     await pool.driver.open()
@@ -107,7 +117,7 @@ export function volumeContract(name: string, makePool: MakePool): void {
     const {driver} = await openPool(t, {limitBytes: 10 * 8 * MiB})
     const codes = await Promise.all(
       Array.from({length: 30}, (_, index) =>
-        codeOf(driver.create({id: newVolumeId(), sizeBytes: 8 * MiB, preallocate: index % 4 === 0})),
+        codeOf(driver.create({id: newVolumeId(), sizeBytes: 8 * MiB, ...(index % 4 === 0 && {preallocate: true})})),
       ),
     )
     t.is(codes.filter(code => code === 'no error').length, 10)
@@ -123,7 +133,7 @@ export function volumeContract(name: string, makePool: MakePool): void {
       while (busy) await driver.list()
     }
     const worker = async () => {
-      for (let round = 0; round < 8; round++) {
+      for (let round = 0; round < rounds; round++) {
         const volume = await driver.create({id: newVolumeId(), sizeBytes: 32 * MiB})
         await driver.get(volume.id)
         await driver.delete(volume)
@@ -144,7 +154,9 @@ export function volumeContract(name: string, makePool: MakePool): void {
     for (const volume of same) t.deepEqual(volume, same[0])
     const other = newVolumeId()
     const codes = await Promise.all(
-      [8, 16, 24].map(size => codeOf(driver.create({id: other, sizeBytes: size * MiB, preallocate: size === 16}))),
+      [8, 16, 24].map(size =>
+        codeOf(driver.create({id: other, sizeBytes: size * MiB, ...(size === 16 && {preallocate: true})})),
+      ),
     )
     t.is(codes.filter(code => code === 'no error').length, 1)
     t.is(codes.filter(code => code === 'VOLUME_EXISTS').length, 2)
@@ -160,8 +172,8 @@ export function volumeContract(name: string, makePool: MakePool): void {
 
   test(`${name}: extend grows, keeps the data, and does nothing for the same size`, async t => {
     const {driver} = await openPool(t)
-    for (const preallocate of [false, true]) {
-      const volume = await driver.create({id: newVolumeId(), sizeBytes: 8 * MiB, preallocate})
+    for (const options of [{}, {preallocate: true}]) {
+      const volume = await driver.create({id: newVolumeId(), sizeBytes: 8 * MiB, ...options})
       await writeAt(volume.path, Buffer.from('kept'), 8 * MiB - 512)
       const grown = await driver.extend(volume, 24 * MiB)
       t.deepEqual(grown, {...volume, sizeBytes: 24 * MiB})
@@ -327,7 +339,9 @@ export function volumeContract(name: string, makePool: MakePool): void {
   test(`${name}: after a restart the pool holds what it held`, async t => {
     const {driver, again} = await openPool(t)
     const volumes = await Promise.all(
-      [8, 16, 24].map(size => driver.create({id: newVolumeId(), sizeBytes: size * MiB, preallocate: size === 16})),
+      [8, 16, 24].map(size =>
+        driver.create({id: newVolumeId(), sizeBytes: size * MiB, ...(size === 16 && {preallocate: true})}),
+      ),
     )
     const expected = volumes.toSorted((a, b) => (a.id < b.id ? -1 : 1))
     t.deepEqual(await driver.list(), expected)

@@ -115,7 +115,7 @@ async function disagreements(): Promise<string[]> {
   )
   compare(
     'sizes',
-    (await rooms.volumes.list()).map(({id, sizeBytes}) => `${id} ${sizeBytes}`),
+    (await rooms.volumes.list()).volumes.map(({id, sizeBytes}) => `${id} ${sizeBytes}`),
     volumes.filter(({imported}) => !imported).map(({id, sizeBytes}) => `${id} ${sizeBytes}`),
   )
   compare(

@@ -285,7 +285,7 @@ async function sweep(): Promise<void> {
   for (const {tid} of await rooms.targets.list()) {
     await node.tgtd!.adm('--mode', 'target', '--op', 'delete', '--force', '--tid', `${tid}`)
   }
-  for (const volume of await rooms.volumes.list()) await rooms.volumes.delete(volume)
+  for (const volume of (await rooms.volumes.list()).volumes) await rooms.volumes.delete(volume)
   const {store} = rooms
   for (const table of ['volumes', 'exports', 'attachments', 'operations'] as const) {
     await store.write([...store[table].keys()].map(id => ({table, id, value: null})))

@@ -114,7 +114,23 @@ test('08 a store of a newer version is refused with both versions', async t => {
   const database = new Database(path)
   database.exec('PRAGMA user_version=99')
   database.close()
-  await t.throwsAsync(Store.open(path), {code: 'STORE_TOO_NEW', message: /version 99.*up to 1/})
+  await t.throwsAsync(Store.open(path), {code: 'STORE_TOO_NEW', message: /version 99.*up to 2/})
+})
+
+test('08a a store of version 1, which had no pools, is brought up to date and keeps its rows', async t => {
+  const path = await scratch(t)
+  const first = await Store.open(path)
+  await first.write([put('d'.repeat(16))])
+  await first.close()
+  const database = new Database(path)
+  database.exec('DROP TABLE pools; PRAGMA user_version=1')
+  database.close()
+  const store = await Store.open(path)
+  t.teardown(() => store.close())
+  t.true(store.volumes.has('d'.repeat(16)))
+  const pool = {id: 'vg0', driver: 'lvm' as const, group: 'vg0', thinPool: null, createdAt: ''}
+  await store.write([{table: 'pools', id: pool.id, value: pool}])
+  t.deepEqual(store.pools.get('vg0'), pool)
 })
 
 test('09 a write after close is refused, and close can be called twice', async t => {

@@ -1,6 +1,6 @@
 import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
-import {cloneVolume, createVolume, extendVolume, importVolume} from '../../attach/attach.js'
+import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} from '../../attach/attach.js'
 import {deleteVolume} from '../../attach/detach.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
@@ -11,15 +11,19 @@ import {
   ErrorSchema,
   ExtendVolumeBody,
   ImportVolumeBody,
+  NewPoolBody,
   NewVolumeBody,
+  PoolSchema,
+  SnapshotVolumeBody,
   VolumeSchema,
 } from '../schema.js'
 import {askedOf, askedOfLongWork} from '../server.js'
 
+const UnusablePool = Type.Object({pool: Type.String(), driver: Type.String(), reason: Type.String()})
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 
-/** /v1/volumes and /v1/pool */
-export function volumeRoutes({operations, operations: {rooms}}: Service) {
+/** /v1/volumes, /v1/pools and /v1/pool */
+export function volumeRoutes({operations, operations: {rooms}, createPool}: Service) {
   const {store} = rooms
   const shown = (volume: VolumeRecord) => ({
     ...volume,
@@ -84,6 +88,35 @@ export function volumeRoutes({operations, operations: {rooms}}: Service) {
       deleteVolume(operations, {volume: request.params.volume}, askedOf(request, reply)),
     )
 
-    api.get('/pool', async () => rooms.volumes.capacity())
+    api.post<{Params: {volume: string}; Body: Static<typeof SnapshotVolumeBody>}>(
+      '/volumes/:volume/snapshot',
+      {schema: {body: SnapshotVolumeBody, response: answers}},
+      async (request, reply) =>
+        reply
+          .status(201)
+          .send(
+            await snapshotVolume(operations, {...request.body, volume: request.params.volume}, askedOf(request, reply)),
+          ),
+    )
+
+    api.get<{Querystring: {name?: string}}>(
+      '/pool',
+      {schema: {response: {200: PoolSchema, default: ErrorSchema}}},
+      async ({query}) => rooms.volumes.pool(query.name).capacity(),
+    )
+
+    api.get(
+      '/pools',
+      {schema: {response: {200: Type.Object({pools: Type.Array(PoolSchema), unusable: Type.Array(UnusablePool)})}}},
+      async () => ({pools: await rooms.volumes.capacities(), unusable: rooms.volumes.unusable()}),
+    )
+
+    // Not journalled: a volume group is not undone. Where the daemon ends in between, the group is there without its
+    // pool, and the same request without devices takes it as it is.
+    api.post<{Body: Static<typeof NewPoolBody>}>(
+      '/pools',
+      {schema: {body: NewPoolBody, response: {201: PoolSchema, default: ErrorSchema}}},
+      async ({body}, reply) => reply.status(201).send(await createPool(body)),
+    )
   }
 }

@@ -25,6 +25,7 @@ export function attachmentCommands(program: Command): void {
       .option('--size <size>', 'or a new one of this size', parseSize)
       .option('--device <path>', 'or this block device or image file, as it is')
       .option('--name <name>', 'a name for the new volume')
+      .option('--pool <pool>', 'the pool for the new volume')
       .addOption(new Option('--bus <bus>', 'the disk’s bus').choices(['virtio', 'scsi']).default('virtio'))
       .option('--read-only', 'the guest may only read')
       .option('--persistent', 'also in the domain’s definition, for its next start')
@@ -44,10 +45,23 @@ Examples:
   ).action((domain: string, target: string | undefined, options, command: Command) => {
     requireOne(options, ['volume', 'size', 'device'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, device, name, bus, readOnly, persistent, writeBack} = options
+      const {volume, size, device, name, pool, bus, readOnly, persistent, writeBack} = options
       const auth = await readChap(options)
       const writeCache = writeBack ? 'back' : undefined
-      const body = {domain, target, volume, sizeBytes: size, device, name, bus, readOnly, persistent, writeCache, auth}
+      const body = {
+        domain,
+        target,
+        volume,
+        sizeBytes: size,
+        device,
+        name,
+        pool,
+        bus,
+        readOnly,
+        persistent,
+        writeCache,
+        auth,
+      }
       const made = await call<{volume: Volume | null; export: Export | null; disk: Disk}>('POST', '/attachments', body)
       if (json) return printJson(made)
       const {alias, serial, target: given} = made.disk

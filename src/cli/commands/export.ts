@@ -17,6 +17,7 @@ export function exportCommands(program: Command): void {
       .option('--volume <volume>', 'a volume that exists, by id or name')
       .option('--size <size>', 'or make a new one of this size', parseSize)
       .option('--name <name>', 'a name for the new volume')
+      .option('--pool <pool>', 'the pool for the new volume')
       .option(
         '--allow <rule...>',
         'who may log in: ALL, an address, a prefix as 10.0.0.0/8, or an initiator’s IQN',
@@ -35,11 +36,12 @@ Examples:
   ).action((options, command: Command) => {
     requireOne(options, ['volume', 'size'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, name, allow, readOnly, writeBack} = options
+      const {volume, size, name, pool, allow, readOnly, writeBack} = options
       const body = {
         volume,
         sizeBytes: size,
         name,
+        pool,
         readOnly,
         access: allow ? accessRules(allow) : undefined,
         writeCache: writeBack ? 'back' : undefined,

@@ -1,32 +1,35 @@
-import type {Command} from 'commander'
+import {type Command, Option} from 'commander'
 import {formatSize, parseSize} from '../../size.js'
 import type {Volume} from '../../types.js'
-import type {PoolCapacity} from '../../volumes/driver.js'
 import {endProgress, printFacts, printJson, printTable, showProgress} from '../output.js'
 import {withDaemon} from '../session.js'
 
 type Listed = Volume & {name: string | null; iqn: string | null; domain: string | null; createdAt: string}
 
-/** `lunpath volume …` and `lunpath pool show` */
+/** `lunpath volume …` */
 export function volumeCommands(program: Command): void {
   const volume = program.command('volume').description('make, show and remove volumes')
 
   volume
     .command('create')
-    .description('make a volume in the pool')
-    .requiredOption('--size <size>', 'its size, as 2GiB', parseSize)
+    .description('make a volume')
+    .requiredOption('--size <size>', 'its size, as 2GiB; a pool in LVM rounds up to whole extents', parseSize)
     .option('--name <name>', 'a name of your own beside its id')
-    .option('--preallocate', 'reserve all its space now (default: sparse)')
+    .option('--pool <pool>', 'the pool to make it in (default: the default pool)')
+    .addOption(new Option('--preallocate', 'reserve all its space now').conflicts('thin'))
+    .option('--thin', 'make it thin, or not at all where the pool cannot (default: as the pool makes volumes)')
     .addHelpText(
       'after',
       `
 Examples:
   lunpath volume create --size 2GiB
-  lunpath volume create --size 512MB --name db1 --preallocate`,
+  lunpath volume create --size 512MB --name db1 --preallocate
+  lunpath volume create --size 2GiB --pool vg0 --thin`,
     )
-    .action(({size, name, preallocate}, command: Command) =>
+    .action(({size, name, pool, thin, preallocate}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        const made = await call<{volume: Volume}>('POST', '/volumes', {sizeBytes: size, name, preallocate})
+        const body = {sizeBytes: size, name, pool, preallocate: thin ? false : preallocate}
+        const made = await call<{volume: Volume}>('POST', '/volumes', body)
         if (json) printJson(made.volume)
         else process.stdout.write(`${made.volume.id}  ${formatSize(made.volume.sizeBytes)}  ${made.volume.path}\n`)
       }),
@@ -59,6 +62,8 @@ Examples:
             ID: ({id}) => id,
             NAME: ({name}) => name,
             SIZE: ({sizeBytes}) => formatSize(sizeBytes),
+            POOL: ({pool, imported}) => (imported ? null : pool),
+            DRIVER: ({driver}) => driver,
             KIND: ({imported, allocation}) => (imported ? 'imported' : allocation),
             DOMAIN: ({domain}) => domain,
             EXPORT: ({iqn}) => iqn,
@@ -75,12 +80,14 @@ Examples:
       withDaemon(command, async ({call, json}) => {
         const found = await call<Listed>('GET', `/volumes/${encodeURIComponent(key)}`)
         if (json) return printJson(found)
-        const {id, name, sizeBytes, imported, allocation, path, iqn, domain, createdAt} = found
+        const {id, name, sizeBytes, imported, allocation, pool, driver, path, iqn, domain, createdAt} = found
         printFacts({
           id,
           name,
           size: `${formatSize(sizeBytes)} (${sizeBytes} bytes)`,
           kind: imported ? 'imported' : allocation,
+          pool: imported ? null : pool,
+          driver,
           path,
           export: iqn,
           domain,
@@ -105,19 +112,44 @@ Examples:
 
   volume
     .command('clone <volume>')
-    .description('a full, independent copy (by reflink where the file system can); Ctrl-C ends it and leaves nothing')
+    .description(
+      'a full, independent copy (at once by reflink or thin snapshot where its pool can); Ctrl-C ends it and leaves nothing',
+    )
     .option('--name <name>', 'a name for the copy')
     .option('--size <size>', 'a larger size for the copy', parseSize)
-    .action((key: string, {name, size}, command: Command) =>
+    .option('--pool <pool>', 'the pool for the copy (default: the volume’s own)')
+    .action((key: string, {name, size, pool}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
         const onLine = (line: Record<string, unknown>) => {
           const {copiedBytes, totalBytes} = line.progress as {copiedBytes: number; totalBytes: number}
           showProgress(`copied ${formatSize(copiedBytes)} of ${formatSize(totalBytes)}`)
         }
         const path = `/volumes/${encodeURIComponent(key)}/clone`
-        const {volume} = await call<{volume: Volume}>('POST', path, {name, sizeBytes: size}, {onLine}).finally(
+        const {volume} = await call<{volume: Volume}>('POST', path, {name, sizeBytes: size, pool}, {onLine}).finally(
           endProgress,
         )
+        if (json) printJson(volume)
+        else process.stdout.write(`${volume.id}  ${formatSize(volume.sizeBytes)}  ${volume.path}\n`)
+      }),
+    )
+
+  volume
+    .command('snapshot <volume>')
+    .description('what a volume holds now, at once, as a volume of its own; also while it is in use')
+    .option('--name <name>', 'a name for the snapshot')
+    .addHelpText(
+      'after',
+      `
+Thin volumes of LVM have snapshots, and files where the file system has reflinks; of others there are clones.
+What the user of the volume has not written out yet is not in it.
+
+Examples:
+  lunpath volume snapshot db1 --name db1-monday`,
+    )
+    .action((key: string, {name}, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const path = `/volumes/${encodeURIComponent(key)}/snapshot`
+        const {volume} = await call<{volume: Volume}>('POST', path, {name})
         if (json) printJson(volume)
         else process.stdout.write(`${volume.id}  ${formatSize(volume.sizeBytes)}  ${volume.path}\n`)
       }),
@@ -131,29 +163,6 @@ Examples:
         const {volume} = await call<{volume: Volume}>('DELETE', `/volumes/${encodeURIComponent(key)}`)
         if (json) printJson(volume)
         else process.stdout.write(`deleted ${volume.id}\n`)
-      }),
-    )
-
-  program
-    .command('pool')
-    .description('the pool that volumes are made in')
-    .command('show')
-    .description('its capacity')
-    .action((_options, command: Command) =>
-      withDaemon(command, async ({call, json}) => {
-        const capacity = await call<PoolCapacity>('GET', '/pool')
-        if (json) return printJson(capacity)
-        printTable(
-          [capacity],
-          {
-            POOL: ({pool}) => pool,
-            TOTAL: ({totalBytes}) => formatSize(totalBytes),
-            FREE: ({freeBytes}) => formatSize(freeBytes),
-            PROVISIONED: ({provisionedBytes}) => formatSize(provisionedBytes),
-            LIMIT: ({limitBytes}) => formatSize(limitBytes),
-          },
-          '',
-        )
       }),
     )
 }

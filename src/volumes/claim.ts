@@ -1,0 +1,81 @@
+import {constants} from 'node:fs'
+import {type FileHandle, open, readdir, readFile, realpath} from 'node:fs/promises'
+import {StorageError} from '../errors.js'
+import {signatureOf} from '../signatures.js'
+import {blockDeviceUse, deviceNumber} from './in-use.js'
+import {checkBackingPath} from './path.js'
+
+/** A block device that is empty and that nobody else can claim while `handle` is open. */
+export interface ClaimedDevice {
+  /** Without symbolic links. */
+  path: string
+  sizeBytes: number
+  handle: FileHandle
+}
+
+/**
+ * Makes sure that a block device may be overwritten, and claims it: a block device, not read-only, without mount, swap,
+ * holder, partition or any signature that libblkid knows, and nobody else has it open exclusively. The caller closes
+ * `handle`, which gives the claim back. @throws NAME_INVALID, DEVICE_IN_USE, UNSUPPORTED, VOLUME_MISSING
+ */
+export async function claimEmptyDevice(given: string): Promise<ClaimedDevice> {
+  checkBackingPath(given)
+  const path = await realpath(given).catch(cause => {
+    throw new StorageError('VOLUME_MISSING', `${given} cannot be reached: ${(cause as Error).message}`, {
+      info: {path: given},
+      cause,
+    })
+  })
+  const handle = await open(path, constants.O_RDWR | constants.O_EXCL | constants.O_NONBLOCK).catch(cause => {
+    const {code, message} = cause as NodeJS.ErrnoException
+    if (code === 'EBUSY') throw inUse(path, 'is claimed: mounted, or held by another part of the kernel', {}, cause)
+    if (code === 'EROFS') throw inUse(path, 'is read-only', {}, cause)
+    throw new StorageError('VOLUME_MISSING', `${path} cannot be opened: ${message}`, {info: {path}, cause})
+  })
+  try {
+    const stats = await handle.stat()
+    if (!stats.isBlockDevice()) {
+      throw new StorageError('UNSUPPORTED', `${path} is no block device`, {info: {path}})
+    }
+    const number = deviceNumber(stats.rdev)
+    const use = await blockDeviceUse(path, number)
+    if (use) throw inUse(path, use.how, use.info)
+    const directory = await realpath(`/sys/dev/block/${number.major}:${number.minor}`)
+    const partitions = await partitionsOf(directory)
+    if (partitions.length > 0) throw inUse(path, `has partitions: ${partitions.join(', ')}`, {partitions})
+    const signature = await signatureOf(handle.fd)
+    if (signature) {
+      throw inUse(
+        path,
+        `holds ${signature.type} (${signature.usage}). If that may go for good, remove it first: wipefs --all ${path}`,
+        {signature},
+      )
+    }
+    // In sectors of 512 bytes, whatever the logical block size (block/blk.h, SECTOR_SHIFT).
+    const sizeBytes = Number(await readFile(`${directory}/size`, 'utf8')) * 512
+    return {path, sizeBytes, handle}
+  } catch (error) {
+    await handle.close()
+    throw error
+  }
+}
+
+/** The kernel's partitions of a disk, whatever is left of the table on it. */
+async function partitionsOf(directory: string): Promise<string[]> {
+  const entries = await readdir(directory)
+  const isPartition = (name: string) =>
+    readFile(`${directory}/${name}/partition`, 'utf8').then(
+      () => true,
+      () => false,
+    )
+  const are = await Promise.all(entries.map(isPartition))
+  return entries.filter((_, index) => are[index])
+}
+
+function inUse(path: string, how: string, info: Record<string, unknown>, cause?: unknown): StorageError {
+  return new StorageError('DEVICE_IN_USE', `${path} cannot be taken: it ${how}`, {
+    op: 'pool.create',
+    info: {path, ...info},
+    cause,
+  })
+}

@@ -1,0 +1,127 @@
+import {StorageError} from '../errors.js'
+import {formatSize} from '../size.js'
+import {type ClaimedDevice, claimEmptyDevice} from './claim.js'
+import {writeLvmSystemDirectory} from './lvm-config.js'
+import {groupFields, inBytes, readGroup, type VolumeGroup} from './lvm-facts.js'
+import {checkLvmName} from './lvm-grammar.js'
+import {LvmShell} from './lvm-shell.js'
+
+export interface GroupSpec {
+  group: string
+  /** Empty where the group exists: it is taken as it is, and may get a thin pool. */
+  devices: readonly string[]
+  /** Make a thin pool of this name in it. */
+  thinPool?: string
+  /** Bytes of the thin pool; default: nine tenths of what is free. */
+  thinBytes?: number
+  /** For LVM's configuration. */
+  systemDirectory: string
+}
+
+/** Left for the thin pool's metadata, its spare copy and its growth. */
+const thinShare = 0.9
+
+/**
+ * Makes a volume group of devices that are empty and that nobody has, and a thin pool in it where one is asked for. All
+ * devices are looked at and claimed before the first is written to; what was made is taken back where a later part fails.
+ * @throws DEVICE_IN_USE, VOLUME_EXISTS (there is such a group), POOL_UNUSABLE (LVM refused), POOL_FULL, NAME_INVALID
+ */
+export async function createGroup({
+  group,
+  devices,
+  thinPool,
+  thinBytes,
+  systemDirectory,
+}: GroupSpec): Promise<VolumeGroup> {
+  checkLvmName(group, 'volume group')
+  if (thinPool !== undefined) checkLvmName(thinPool, 'thin pool')
+  await writeLvmSystemDirectory(systemDirectory)
+  const shell = new LvmShell({systemDirectory})
+  const lvm = async (...args: string[]) => (await shell.run(args)).rows
+  const groups = async () => (await lvm('vgs', ...inBytes, '-o', groupFields)).map(readGroup)
+  try {
+    const existing = (await groups()).find(({name}) => name === group)
+    if (existing && devices.length > 0) {
+      throw new StorageError('VOLUME_EXISTS', `There is a volume group ${group} already: it is not changed`, {
+        op: 'pool.create',
+        info: {group},
+      })
+    }
+    if (!existing && devices.length === 0) {
+      throw new StorageError('NOT_FOUND', `There is no volume group ${group}: name the devices to make it of`, {
+        op: 'pool.create',
+        info: {group},
+      })
+    }
+    if (existing) {
+      await makeThinPool(lvm, existing, {thinPool, thinBytes})
+    } else {
+      const paths = await examine(devices)
+      try {
+        await lvm('vgcreate', group, ...paths)
+        const made = (await groups()).find(({name}) => name === group)!
+        await makeThinPool(lvm, made, {thinPool, thinBytes})
+      } catch (error) {
+        await lvm('vgremove', '--force', group).catch(() => undefined)
+        await lvm('pvremove', ...paths).catch(() => undefined)
+        throw error
+      }
+    }
+    return (await groups()).find(({name}) => name === group)!
+  } catch (error) {
+    if (!(error instanceof StorageError) || error.code !== 'COMMAND_FAILED') throw error
+    throw new StorageError('POOL_UNUSABLE', `LVM refused: ${error.message}`, {
+      op: 'pool.create',
+      info: {group, ...error.info},
+      cause: error,
+    })
+  } finally {
+    await shell.close()
+  }
+}
+
+/**
+ * All devices are claimed at once, then given back for LVM, which claims them itself: where somebody has mounted one in
+ * between, LVM refuses.
+ */
+async function examine(devices: readonly string[]): Promise<string[]> {
+  const claimed: ClaimedDevice[] = []
+  try {
+    for (const device of devices) claimed.push(await claimEmptyDevice(device))
+    return claimed.map(({path}) => path)
+  } finally {
+    for (const {handle} of claimed) await handle.close()
+  }
+}
+
+async function makeThinPool(
+  lvm: (...args: string[]) => Promise<unknown>,
+  {name, freeBytes, extentBytes}: VolumeGroup,
+  {thinPool, thinBytes}: Pick<GroupSpec, 'thinPool' | 'thinBytes'>,
+): Promise<void> {
+  if (thinPool === undefined) return
+  const volumes = (await lvm('lvs', '-o', 'lv_name,lv_layout', name)) as {lv_name: string; lv_layout: string}[]
+  const there = volumes.find(({lv_name}) => lv_name === thinPool)
+  if (there?.lv_layout === 'thin,pool') return
+  if (there) {
+    throw new StorageError('VOLUME_EXISTS', `${name}/${thinPool} exists and is no thin pool`, {
+      op: 'pool.create',
+      info: {group: name, thinPool},
+    })
+  }
+  const wanted = thinBytes ?? freeBytes * thinShare
+  const sizeBytes = Math.floor(wanted / extentBytes) * extentBytes
+  if (sizeBytes <= 0 || sizeBytes > freeBytes) {
+    throw new StorageError(
+      'POOL_FULL',
+      `${name} has ${formatSize(freeBytes)} free: no thin pool of ${formatSize(wanted)} fits`,
+      {
+        op: 'pool.create',
+        info: {group: name, freeBytes, wantedBytes: wanted},
+      },
+    )
+  }
+  // A pool without space fails writes at once: by default it holds them for a minute, and a target's threads with them.
+  await lvm('lvcreate', '--type', 'thin-pool', '--size', `${sizeBytes}b`, '--name', thinPool, name)
+  await lvm('lvchange', '--errorwhenfull', 'y', `${name}/${thinPool}`)
+}
