@@ -53,9 +53,6 @@ export const trials: Trial[] = [
   compute('attach', 'scsi', {atMost: 0.4}),
   compute('detach', 'virtio', null),
   compute('detach', 'scsi', null),
-  lvm('thick', 1, {atMost: 0.2}),
-  lvm('thick', 8, null),
-  lvm('thin', 1, null),
   {
     bench: 'compute',
     name: 'event loop: p99 delay above idle while 16 attaches run, against its limit',
@@ -64,6 +61,9 @@ export const trials: Trial[] = [
     bar: {atMost: 1},
     prepare: eventLoopComparison,
   },
+  lvm('thick', 1, {atMost: 0.2}),
+  lvm('thick', 8, null),
+  lvm('thin', 1, null),
   lio('one export, with a portal and a rule, against targetcli', 0.02, targetcliComparison),
   lio('8 exports at once against the same one after the other', 0.4, parallelComparison),
   lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
