@@ -305,8 +305,9 @@ lab('09. thin pool full: nothing thin is made from the limit on, nothing becomes
 })
 
 lab('10. a disk that fails under the group: errors, nothing half-made, and work again when it is back', async t => {
-  const sectors = (512 * MiB) / 512
-  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 0\n`})
+  // Behind the disk's first MiB: its own label would make LVM see one disk twice.
+  const sectors = (511 * MiB) / 512
+  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 2048\n`})
   const {number} = (await mappedDevices()).find(({name}) => name === 'disk')!
   const own = await TestGroup.make('vgdm', `/dev/dm-${number.split(':')[1]}`)
   const driver = await own.open(t)
@@ -317,11 +318,11 @@ lab('10. a disk that fails under the group: errors, nothing half-made, and work 
     await dmsetup(['load', 'disk'], text)
     await dmsetup(['resume', 'disk'])
   }
-  for (const broken of [`0 ${sectors} error\n`, `0 ${sectors} flakey /dev/vdb 0 0 60\n`]) {
+  for (const broken of [`0 ${sectors} error\n`, `0 ${sectors} flakey /dev/vdb 2048 0 60\n`]) {
     await table(broken)
     t.is(await codeOf(driver.create({id: newVolumeId(), sizeBytes: 8 * MiB})), 'POOL_UNUSABLE', broken)
     t.is(await codeOf(driver.extend(volume, 16 * MiB)), 'POOL_UNUSABLE', broken)
-    await table(`0 ${sectors} linear /dev/vdb 0\n`)
+    await table(`0 ${sectors} linear /dev/vdb 2048\n`)
     t.deepEqual(await driver.list(), [volume], broken)
     t.is((await readAt(volume.path, 4, 4096)).toString(), 'kept')
     t.is((await driver.capacity()).provisionedBytes, 8 * MiB)
@@ -333,7 +334,7 @@ lab('10. a disk that fails under the group: errors, nothing half-made, and work 
   await driver.delete(victim)
   await table(`0 ${sectors} error\n`)
   await driver.settled()
-  await table(`0 ${sectors} linear /dev/vdb 0\n`)
+  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
   await driver.close()
   await driver.open()
   await driver.settled()
