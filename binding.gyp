@@ -35,6 +35,13 @@
       'target_name': 'file',
       'sources': ['native/file/binding.cc', 'native/file/create.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
     },
+    {
+      'target_name': 'net',
+      'sources': [
+        'native/net/binding.cc', 'native/net/device_io.cc', 'native/net/iscsi_stats.cc',
+        'native/napi/error.cc', 'native/sys/result.cc',
+      ],
+    },
   ],
   'conditions': [
     ['has_libiscsi==1', {
