@@ -65,7 +65,7 @@ function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Tri
     unit: 'exports/s',
     better: 'higher',
     bar,
-    prepare: release => endToEndComparison({concurrency, existing, count: concurrency === 1 ? 50 : 320}, release),
+    prepare: release => endToEndComparison({concurrency, existing, count: concurrency === 1 ? 100 : 640}, release),
   }
 }
 

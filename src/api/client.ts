@@ -31,17 +31,16 @@ export class ApiClient {
     options: CallOptions = {},
   ): Promise<T> {
     const response = await this.#send(method, path, body, options)
-    const chunks: Buffer[] = []
+    let text: string
     try {
       if (response.headers['content-type']?.startsWith('application/x-ndjson'))
         return (await lastLine(response, options)) as T
-      for await (const chunk of response) chunks.push(chunk as Buffer)
+      text = await textOf(response)
     } catch (cause) {
       if (options.signal?.aborted) throw cancelled(method, cause)
       if (cause instanceof StorageError) throw cause
       throw this.#lost(cause as Error)
     }
-    const text = Buffer.concat(chunks).toString()
     const answer = text === '' ? null : (JSON.parse(text) as {error?: AnsweredError})
     if (response.statusCode! >= 400) throw asStorageError(answer?.error, response.statusCode!)
     return answer as T
@@ -107,6 +106,19 @@ function asStorageError(error: AnsweredError | undefined, status: number): Stora
   if (!error) return new StorageError('INTERNAL', `The daemon answered with status ${status} and no error`)
   const code = (error.code in errorCodes ? error.code : 'INTERNAL') as ErrorCode
   return new StorageError(code, error.message, {op: error.op, info: error.info, cause: error.cause})
+}
+
+/** Listens for events: iterating a stream costs a request several times as much. */
+function textOf(response: IncomingMessage): Promise<string> {
+  response.setEncoding('utf8')
+  return new Promise((resolve, reject) => {
+    let text = ''
+    response.on('data', (chunk: string) => {
+      text += chunk
+    })
+    response.once('end', () => resolve(text))
+    response.once('error', reject)
+  })
 }
 
 async function lastLine(response: IncomingMessage, {onLine}: CallOptions): Promise<unknown> {

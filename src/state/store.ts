@@ -61,7 +61,8 @@ export type Change = {[T in Table]: {table: T; id: string; value: Rows[T] | null
 
 /**
  * The desired state, durable. All of it is held in memory (reads are Map look-ups) and each change is committed before
- * `write` resolves. Changes that arrive while a commit runs go together into the next one.
+ * `write` resolves. Changes that arrive while a commit runs, or in one turn of the event loop, are committed together: a
+ * commit costs a wake-up of the store's thread, an fsync and a wake-up of this one, however much it carries.
  */
 export class Store {
   readonly volumes = new Map<string, VolumeRecord>()
@@ -123,7 +124,7 @@ export class Store {
         resolve()
       }
       this.#waiting.push({writes, settle})
-      if (this.#waiting.length === 1 && this.#committing === null) queueMicrotask(() => this.#commitNext())
+      if (this.#waiting.length === 1 && this.#committing === null) setImmediate(() => this.#commitNext())
     })
   }
 
@@ -144,7 +145,7 @@ export class Store {
     const settled = this.#committing ?? []
     this.#committing = null
     this.commits++
-    this.#commitNext()
+    setImmediate(() => this.#commitNext())
     const failure =
       error === null
         ? null

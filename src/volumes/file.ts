@@ -17,7 +17,6 @@ import {dirname, join} from 'node:path'
 import {promisify} from 'node:util'
 import {type ErrorCode, StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
-import {loadAddon} from '../native.js'
 import {checkSize, formatSize, sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {copyFileContents, reflink} from './copy.js'
@@ -28,6 +27,7 @@ import {isVolumeId} from './id.js'
 import {fileUse} from './in-use.js'
 import {checkBackingPath} from './path.js'
 import {reserveSpace} from './preallocate.js'
+import {SparseFiles} from './sparse-files.js'
 
 export interface FilePoolOptions {
   /** Name of the pool, as `Volume.pool` carries it. */
@@ -37,6 +37,8 @@ export interface FilePoolOptions {
   /** Most that may be provisioned, as a multiple of the file system's size; default 1. */
   overcommitRatio?: number
 }
+
+const fileName = (id: VolumeId) => `${id}.img`
 
 /** Says that a directory is a pool of ours, so that a directory with somebody else's images is never taken for one. */
 export const poolMarker = '.lunpath-pool'
@@ -52,11 +54,6 @@ const {O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_WRONLY} = f
 
 const openFd = promisify(fs.open)
 
-interface FileAddon {
-  /** open with O_EXCL, ftruncate, fsync and close as one job: by fs each would be a trip to the thread pool and back. */
-  FileMaker: new () => {createSparse(path: string, sizeBytes: number): Promise<void>}
-}
-
 interface IndexEntry {
   sizeBytes: number
   allocation: Volume['allocation']
@@ -65,8 +62,8 @@ interface IndexEntry {
 /**
  * A directory of raw image files, `<id>.img`.
  *
- * A sparse volume is made under its own name: open with O_EXCL, ftruncate, fsync, then an fsync of the directory that
- * it shares with the creates around it. A file of size 0 is therefore one that nobody was promised, and open() removes
+ * A sparse volume is made under its own name, many in one go: open with O_EXCL, ftruncate, fsync, then an fsync of the
+ * directory. A file of size 0 is therefore one that nobody was promised, and open() removes
  * it. What takes longer (a preallocation, a copy) is made under a temporary name and linked to its own when it is whole,
  * because link(2), other than rename(2), never replaces a file.
  *
@@ -75,7 +72,6 @@ interface IndexEntry {
  */
 export class FileVolumeDriver implements VolumeDriver {
   readonly name = 'file'
-  readonly #maker = new (loadAddon<FileAddon>('file').FileMaker)()
   readonly pool: string
   readonly #directoryGiven: string
   readonly #overcommitRatio: number
@@ -86,6 +82,7 @@ export class FileVolumeDriver implements VolumeDriver {
   #directory = ''
   #directoryFd: number | undefined
   #directorySync: DirectorySync | undefined
+  #sparseFiles: SparseFiles | undefined
   #fileSystem: FileSystem | undefined
   #provisionedBytes = 0
   /** Bytes that a running create, clone or extension will add: taken before its first await, so that parallel ones cannot pass the limit. */
@@ -116,6 +113,7 @@ export class FileVolumeDriver implements VolumeDriver {
       const fd = await openFd(this.#directory, O_RDONLY | O_DIRECTORY)
       this.#directoryFd = fd
       this.#directorySync = new DirectorySync(fd)
+      this.#sparseFiles = new SparseFiles(this.#directory)
       await this.#finishInterrupted()
     } catch (error) {
       await this.close()
@@ -273,19 +271,14 @@ export class FileVolumeDriver implements VolumeDriver {
     await Promise.allSettled(this.#running)
     await this.settled()
     this.#directorySync = undefined
+    this.#sparseFiles = undefined
     this.#index.clear()
     this.#provisionedBytes = 0
     fs.closeSync(fd)
   }
 
   async #createSparse(id: VolumeId, sizeBytes: number): Promise<Volume> {
-    await this.#maker.createSparse(this.#path(id), sizeBytes)
-    try {
-      await this.#sync()
-    } catch (error) {
-      await this.#discard(id)
-      throw error
-    }
+    await this.#sparseFiles!.create(fileName(id), sizeBytes)
     const entry: IndexEntry = {sizeBytes, allocation: 'sparse'}
     this.#setEntry(id, entry)
     return this.#volume(id, entry)
@@ -503,7 +496,7 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 
   #path(id: VolumeId): string {
-    return `${this.#directory}/${id}.img`
+    return `${this.#directory}/${fileName(id)}`
   }
 
   #hidden(kind: 'tmp' | 'quarantine', id: VolumeId): string {
