@@ -1,6 +1,8 @@
+import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
+import {loginComparison} from './login.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
 
@@ -15,6 +17,8 @@ export interface Trial {
   better: 'lower' | 'higher'
   bar: {atMost: number} | {atLeast: number} | null
   prepare: (release: Release) => Promise<Comparison>
+  /** It needs a kernel of its own: the bench runs in the lab, in a VM of this kind. */
+  lab?: Pick<LabOptions, 'cpus' | 'memoryMiB' | 'disksBytes' | 'modules'>
 }
 
 export const trials: Trial[] = [
@@ -55,6 +59,15 @@ export const trials: Trial[] = [
     better: 'lower',
     bar: {atMost: 1},
     prepare: eventLoopComparison,
+  },
+  {
+    bench: 'login',
+    name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 0.6},
+    prepare: loginComparison,
+    lab: {},
   },
 ]
 

@@ -10,9 +10,11 @@ import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {hasCode} from './errors.js'
 import {LibiscsiInitiator} from './initiators/libiscsi.js'
+import {OpenIscsiInitiator} from './initiators/open-iscsi.js'
 import {instrument} from './instrument.js'
 import {parsePortal} from './iqn.js'
 import {registerDiskMetrics} from './metrics/disks.js'
+import {registerInitiatorMetrics} from './metrics/initiator.js'
 import {registerNodeMetrics} from './metrics/node.js'
 import {Metrics} from './metrics/registry.js'
 import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
@@ -87,6 +89,8 @@ export class Daemon {
     this.operations = new Operations(rooms)
 
     await rooms.volumes.open()
+    this.#opened.push(rooms.host)
+    await rooms.host.open()
     this.#opened.push(rooms.targets)
     await rooms.targets.open()
     this.#opened.push(rooms.compute)
@@ -126,7 +130,7 @@ export class Daemon {
     )
   }
 
-  #registerMetrics({targets, volumes, compute, store, journal}: Rooms): void {
+  #registerMetrics({targets, volumes, host, compute, store, journal}: Rooms): void {
     const {registry} = this.metrics
     const isExported = (iqn: string) => store.exports.get(iqn.slice(-16))?.iqn === iqn
     this.#collector = registerTargetMetrics(registry, targets, isExported)
@@ -139,6 +143,7 @@ export class Daemon {
     this.metrics.add(registerDiskMetrics(registry, compute, attachments))
     const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#problems}
     this.metrics.add(registerNodeMetrics(registry, facts))
+    this.metrics.add(registerInitiatorMetrics(registry, host))
   }
 
   #chooseDrivers(store: Store, journal: Journal): Rooms {
@@ -167,6 +172,7 @@ export class Daemon {
       importVolume: openImported,
       targets: instrument(tgt, 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
+      host: instrument(new OpenIscsiInitiator(), 'initiator', ['connect', 'verify', 'disconnect'], observe, log),
       compute: instrument(
         new LibvirtDriver({uri: compute.uri}),
         'compute',
@@ -176,6 +182,7 @@ export class Daemon {
       ),
       iqnPrefix: targets.iqnPrefix,
       initiatorName: initiator.name,
+      route: initiator.route as Rooms['route'],
       probeTimeoutMs: initiator.timeoutMs,
     }
   }

@@ -1,3 +1,4 @@
+import type {Route} from './attach/rooms.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {type Check, examine} from './doctor.js'
@@ -9,6 +10,7 @@ export function examineNode(config: Config, ownPids: number[] = []): Promise<Che
     pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
+    route: config.initiator.route as Route,
     libvirtUri: config.compute.uri,
     ownPids,
     connect: () => connectOnce(config.compute.uri),

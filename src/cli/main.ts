@@ -8,6 +8,7 @@ import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
 import {doctorCommand} from './commands/doctor.js'
 import {exportCommands} from './commands/export.js'
+import {initiatorCommands} from './commands/initiator.js'
 import {nodeCommands} from './commands/node.js'
 import {serveCommand} from './commands/serve.js'
 import {volumeCommands} from './commands/volume.js'
@@ -47,6 +48,7 @@ for (const add of [
   exportCommands,
   attachmentCommands,
   nodeCommands,
+  initiatorCommands,
   benchCommand,
   serveCommand,
   doctorCommand,

@@ -1,6 +1,8 @@
 import {type ChildProcess, spawn} from 'node:child_process'
 import {once} from 'node:events'
+import {closeSync, openSync} from 'node:fs'
 import {mkdir, readdir, writeFile} from 'node:fs/promises'
+import {basename} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {run} from '../../src/exec.js'
 import {iscsidListens, multipathdListens} from '../../src/initiators/iscsiadm.js'
@@ -8,7 +10,7 @@ import {iscsidListens, multipathdListens} from '../../src/initiators/iscsiadm.js
 /** The lab's own name as an initiator. */
 export const initiatorName = 'iqn.2025-01.test.lunpath:initiator'
 
-/** A program of the system that a test starts and ends, without an init. */
+/** A program of the system that a test starts and ends, without an init. It writes to /tmp/NAME.log. */
 export interface SystemDaemon {
   start(): Promise<void>
   kill(signal: 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): void
@@ -21,7 +23,9 @@ function systemDaemon(file: string, args: string[], ready: () => Promise<boolean
   let ended: Promise<unknown> | undefined
   return {
     async start() {
-      child = spawn(file, args, {stdio: ['ignore', 'ignore', 'inherit']})
+      const log = openSync(`/tmp/${basename(file)}.log`, 'a')
+      child = spawn(file, args, {stdio: ['ignore', log, log]})
+      closeSync(log)
       ended = once(child, 'exit')
       for (let waited = 0; !(await ready()); waited++) {
         if (child.exitCode !== null || waited > 600) throw new Error(`${file} did not start: ${child.exitCode}`)
