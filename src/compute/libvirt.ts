@@ -96,6 +96,8 @@ export class LibvirtDriver implements ComputeDriver {
   /** `UUID alias` of disks that a guest was asked to release, and when, on the clock of performance.now(). */
   readonly #leaving = new Map<string, number>()
   readonly #known = new Map<string, Domain>()
+  /** By what a domain was asked for: its UUID when it was last looked up. Whoever uses it sees whether it still holds. */
+  readonly #uuids = new Map<string, string>()
   #connection: LibvirtConnection | undefined
   #connecting: Promise<void> | undefined
   /** The connection that is being opened. */
@@ -151,7 +153,9 @@ export class LibvirtDriver implements ComputeDriver {
   async domain(nameOrUuid: string): Promise<Domain> {
     checkDomainName(nameOrUuid)
     const action = `find domain ${nameOrUuid}`
-    return describe(await this.#query(action, {domain: nameOrUuid}, connection => connection.domain(nameOrUuid)))
+    const found = await this.#query(action, {domain: nameOrUuid}, connection => connection.domain(nameOrUuid))
+    this.#uuids.set(nameOrUuid, found.uuid)
+    return describe(found)
   }
 
   /** What `virsh domblklist` shows, live and persistent together. @throws DOMAIN_NOT_FOUND */
@@ -171,12 +175,24 @@ export class LibvirtDriver implements ComputeDriver {
 
   async attach(spec: AttachSpec): Promise<Disk> {
     checkSpec(spec)
-    const {name, uuid} = await this.domain(spec.domain)
+    const known = this.#uuids.get(spec.domain)
+    if (known !== undefined) {
+      try {
+        return await this.#attachTo(known, spec)
+      } catch (error) {
+        if (!hasCode(error, 'DOMAIN_NOT_FOUND')) throw error
+        this.#uuids.delete(spec.domain)
+      }
+    }
+    return await this.#attachTo((await this.domain(spec.domain)).uuid, spec)
+  }
+
+  async #attachTo(uuid: string, spec: AttachSpec): Promise<Disk> {
     const inTurn = <T>(task: () => Promise<T>) => this.#inSlots(spec.bus, uuid, () => this.#queue.run(uuid, task))
     return await inTurn(async () => {
       for (let attempt = 0; ; attempt++) {
         try {
-          return await this.#ensureAttached(spec, {name, uuid})
+          return await this.#ensureAttached(spec, uuid)
         } catch (error) {
           // Somebody else has taken the name that we chose in between: choose again.
           const chosen = spec.target === undefined && hasCode(error, 'DISK_TARGET_IN_USE')
@@ -186,9 +202,16 @@ export class LibvirtDriver implements ComputeDriver {
     })
   }
 
-  async #ensureAttached(spec: AttachSpec, {name, uuid}: {name: string; uuid: string}): Promise<Disk> {
+  async #ensureAttached(spec: AttachSpec, uuid: string): Promise<Disk> {
     const {id, source} = spec
     const found = await this.#inspect(uuid)
+    const {name} = found.domain
+    if (spec.domain !== name && spec.domain !== uuid) {
+      throw new StorageError('DOMAIN_NOT_FOUND', `There is no domain ${spec.domain}: it is called ${name} now`, {
+        op,
+        info: {domain: spec.domain},
+      })
+    }
     const places = placesFor(spec, found.domain)
     const alias = aliasOf(id)
     const info = {domain: name, id}

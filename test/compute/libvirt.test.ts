@@ -464,6 +464,34 @@ test.serial('a disk of the definition alone can be taken out while the domain is
   await guest.waitReady()
 })
 
+test.serial(
+  'a domain that was defined anew under its old name, or was renamed, is not taken for the old one',
+  async t => {
+    const {connection} = libvirtd
+    const define = (name: string, uuid: string) =>
+      connection.defineXml(
+        `<domain type='qemu'><name>${name}</name><uuid>${uuid}</uuid><memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>`,
+      )
+    const uuids = ['b2c3d4e5-0000-4000-8000-00000000000a', 'b2c3d4e5-0000-4000-8000-00000000000b'] as const
+    t.teardown(() => connection.undefine(uuids[1]).catch(() => undefined))
+    for (const uuid of uuids) {
+      await define('twin', uuid)
+      const {id, source} = await fileDisk()
+      await driver.attach({domain: 'twin', id, source, bus: 'virtio', persistent: true, live: false})
+      const [disk, ...others] = await driver.disks(uuid)
+      t.deepEqual(others, [])
+      t.is(disk?.serial, id)
+      if (uuid === uuids[0]) await connection.undefine(uuid)
+    }
+    await connection.undefine(uuids[1])
+    await define('sister', uuids[1])
+    const {id, source} = await fileDisk()
+    const attached = driver.attach({domain: 'twin', id, source, bus: 'virtio', persistent: true, live: false})
+    await t.throwsAsync(attached, {code: 'DOMAIN_NOT_FOUND'})
+    t.deepEqual(await driver.disks('sister'), [])
+  },
+)
+
 test.serial('a transient domain has no definition to attach to', async t => {
   const transient = new Guest({libvirtd, name: 'transient', transient: true})
   t.teardown(() => transient.stop())
