@@ -90,7 +90,7 @@ export class Daemon {
 
     await rooms.volumes.open()
     this.#opened.push(rooms.host)
-    await rooms.host.open()
+    void rooms.host.open()
     this.#opened.push(rooms.targets)
     await rooms.targets.open()
     this.#opened.push(rooms.compute)
@@ -113,6 +113,7 @@ export class Daemon {
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
     this.#every(retryMs, async () => {
       if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
+      else if (await this.#sessionsAreMissing(rooms)) await this.reconcile('a session of the kernel is lost')
     })
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
 
@@ -172,7 +173,13 @@ export class Daemon {
       importVolume: openImported,
       targets: instrument(tgt, 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
-      host: instrument(new OpenIscsiInitiator(), 'initiator', ['connect', 'verify', 'disconnect'], observe, log),
+      host: instrument(
+        new OpenIscsiInitiator({user: daemon.directory}),
+        'initiator',
+        ['connect', 'verify', 'disconnect'],
+        observe,
+        log,
+      ),
       compute: instrument(
         new LibvirtDriver({uri: compute.uri}),
         'compute',
@@ -241,6 +248,14 @@ export class Daemon {
     }, intervalMs)
     timer.unref()
     this.#timers.push(timer)
+  }
+
+  /** True where the disk of an attachment has lost all its sessions, and iscsid has given up. */
+  async #sessionsAreMissing({store, host}: Rooms): Promise<boolean> {
+    const needed = [...store.attachments.values()].filter(({route}) => route === 'host')
+    if (needed.length === 0) return false
+    const alive = (await host.sessions()).filter(({state}) => state !== 'FREE')
+    return needed.some(({iqn}) => !alive.some(session => session.iqn === iqn))
   }
 
   /** Brings the world to what the store says. One at a time; a failure is logged, and the next occasion tries again. */

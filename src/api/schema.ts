@@ -56,6 +56,7 @@ export const NewAttachmentBody = Type.Object(
     live: Type.Optional(Type.Boolean()),
     auth: Type.Optional(Auth),
     writeCache: Type.Optional(writeCache),
+    route: Type.Optional(Type.Union([Type.Literal('qemu'), Type.Literal('host')])),
   },
   strict,
 )
@@ -157,6 +158,7 @@ export const AttachmentSchema = Type.Object({
   target: Type.String(),
   bus: Type.String(),
   source: DiskSourceSchema,
+  route: Type.Optional(Type.String()),
   persistent: Type.Boolean(),
   readOnly: Type.Boolean(),
   state: Type.String(),

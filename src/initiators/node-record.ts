@@ -43,11 +43,16 @@ const mark = '# Made by lunpath, which removes it at the logout. Owner: '
  */
 export class NodeRecords {
   readonly #given: string | undefined
+  readonly #user: string
   #directory: string | undefined
 
-  /** Without `directory` the installation is looked at. */
-  constructor(directory?: string) {
+  /**
+   * Without `directory` the installation is looked at. `user` names the daemon that attaches: a session that another one
+   * on this host has made for its attachments is another's.
+   */
+  constructor({directory, user = ''}: {directory?: string; user?: string} = {}) {
     this.#given = directory
+    this.#user = user
   }
 
   /** Debian has /etc/iscsi/nodes; Red Hat and SUSE have /var/lib/iscsi/nodes, which their packages bring. */
@@ -73,7 +78,7 @@ export class NodeRecords {
     try {
       const file = await open(temporary, 'wx', 0o600)
       try {
-        await file.writeFile(recordText(record))
+        await file.writeFile(recordText(record, this.#user))
         await file.sync()
       } finally {
         await file.close()
@@ -133,14 +138,14 @@ export class NodeRecords {
       const files = (await isDirectory(path)) ? (await names(path)).map(name => join(path, name)) : [path]
       for (const file of files) {
         const text = await readFile(file, 'utf8').catch(() => undefined)
-        if (text !== undefined) records.push({iqn, ...parsed, ...describe(text), path: file})
+        if (text !== undefined) records.push({iqn, ...parsed, ...describe(text, this.#user), path: file})
       }
     }
     return records
   }
 }
 
-function recordText(record: NewNodeRecord): string {
+function recordText(record: NewNodeRecord, user: string): string {
   const {iqn, portal, tpgt, initiatorName, auth, loginTimeoutSeconds, manualScan, owner} = record
   const settings: [string, string | number | undefined][] = [
     ['node.name', iqn],
@@ -164,19 +169,22 @@ function recordText(record: NewNodeRecord): string {
     ['node.conn[0].timeo.login_timeout', loginTimeoutSeconds],
   ]
   const lines = settings.flatMap(([key, value]) => (value === undefined ? [] : [`${key} = ${value}`]))
-  return `${[mark + owner, ...lines].join('\n')}\n`
+  return `${[markOf(owner, user), ...lines].join('\n')}\n`
 }
 
-function describe(text: string): Pick<NodeRecord, 'startup' | 'hasAuth' | 'owner'> {
+function markOf(owner: RecordOwner, user: string): string {
+  return `${mark}${owner}${owner === 'attach' ? ` ${JSON.stringify(user)}` : ''}`
+}
+
+function describe(text: string, user: string): Pick<NodeRecord, 'startup' | 'hasAuth' | 'owner'> {
   const value = (key: string) =>
     new RegExp(`^${key.replaceAll(/[.[\]]/g, '\\$&')}\\s*=\\s*(\\S+)\\s*$`, 'm').exec(text)?.[1] ?? null
-  const owner = text.startsWith(mark)
-    ? /^(attach|hand)$/m.exec(text.slice(mark.length).split('\n')[0]!)?.[1]
-    : undefined
+  const [first] = text.split('\n')
+  const owner = (['attach', 'hand'] as const).find(one => first === markOf(one, user))
   return {
     startup: value('node.startup'),
     hasAuth: value('node.session.auth.authmethod') === 'CHAP',
-    owner: (owner as RecordOwner | undefined) ?? null,
+    owner: owner ?? null,
   }
 }
 

@@ -26,6 +26,8 @@ import {type NodeRecord, NodeRecords, samePortal} from './node-record.js'
 export interface OpenIscsiOptions {
   /** open-iscsi's data base; default: where the installation has it. */
   nodesDirectory?: string
+  /** Names the daemon, beside others on this host: sessions that it has made to attach are told from theirs by it. */
+  user?: string
   /** Milliseconds for a scan, a rescan, a flush or the removal of a disk; default 10,000. */
   deviceTimeoutMs?: number
   /** Milliseconds for one attempt to log out; default 10,000. */
@@ -73,7 +75,7 @@ export class OpenIscsiInitiator implements HostInitiator {
   #manualScan: Promise<boolean> | undefined
 
   constructor(options: OpenIscsiOptions = {}) {
-    this.#records = new NodeRecords(options.nodesDirectory)
+    this.#records = new NodeRecords({directory: options.nodesDirectory, user: options.user})
     this.#deviceTimeoutMs = options.deviceTimeoutMs ?? 10_000
     this.#logoutTimeoutMs = options.logoutTimeoutMs ?? 10_000
     this.#multipathWaitMs = options.multipathWaitMs ?? 5_000

@@ -8,7 +8,7 @@ const iqn = `iqn.2026-01.io.lunpath:${id}`
 const ours = (name: string) => name.startsWith('iqn.2026-01.io.lunpath:')
 const volume = {id, imported: false, path: `/pool/${id}.img`} as never
 const target = {iqn, luns: [{lun: 1}], sessions: []} as never
-const nothing: Observed = {volumes: [], targets: [], disks: new Map()}
+const nothing: Observed = {volumes: [], targets: [], disks: new Map(), sessions: []}
 const desired = (given: Partial<Desired>): Desired => ({
   volumes: [],
   exports: [],
