@@ -42,6 +42,12 @@
         'native/napi/error.cc', 'native/sys/result.cc',
       ],
     },
+    {
+      'target_name': 'configfs',
+      'sources': [
+        'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',
+      ],
+    },
   ],
   'conditions': [
     ['has_libiscsi==1', {

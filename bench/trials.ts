@@ -2,6 +2,7 @@ import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
+import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
@@ -60,6 +61,11 @@ export const trials: Trial[] = [
     bar: {atMost: 1},
     prepare: eventLoopComparison,
   },
+  lio('one export, with a portal and a rule, against targetcli', 0.02, targetcliComparison),
+  lio('8 exports at once against the same one after the other', 0.4, parallelComparison),
+  lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
+    existingComparison(500, release),
+  ),
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -70,6 +76,11 @@ export const trials: Trial[] = [
     lab: {},
   },
 ]
+
+function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {
+  const lab = {cpus: 2, memoryMiB: 2048}
+  return {bench: 'lio', name: `LIO: ${name}`, unit: 'ms', better: 'lower', bar: {atMost}, prepare, lab}
+}
 
 function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Trial {
   return {

@@ -37,14 +37,18 @@ export const configSchema = Type.Object(
     ),
     targets: Type.Object(
       {
+        /** `tgt`: a daemon in user space. `lio`: the kernel's own target. */
+        driver: Type.Union([Type.Literal('tgt'), Type.Literal('lio')], {default: 'tgt'}),
         /** True: lunpath starts and supervises a tgtd of its own. False: it uses the one that answers at `socket`. */
         managed: Type.Boolean({default: true}),
         /** Control socket of a tgtd that is not managed. */
         socket: Type.String({default: '/var/run/tgtd/socket.0'}),
         /** Where initiators log in: ADDRESS:PORT, IPv6 in brackets. */
         portals: Type.Array(Type.String(), {default: ['127.0.0.1:3260'], minItems: 1}),
+        /** LIO: the network namespace, by its name in `ip netns`, whose addresses the portals are. */
+        networkNamespace: Type.Optional(Type.String({pattern: '^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}$'})),
         iqnPrefix: Type.String({default: 'iqn.2026-01.io.lunpath'}),
-        /** The managed tgtd ends with the daemon. For demonstrations and tests: guests lose their disks with it. */
+        /** The managed tgtd, or LIO's targets, end with the daemon. For demonstrations and tests: guests lose their disks. */
         endWithDaemon: Type.Boolean({default: false}),
       },
       {...strict, default: {}},
@@ -94,6 +98,13 @@ export function settleConfig(given: PartialConfig = {}): Config {
   checkIscsiName(config.targets.iqnPrefix)
   checkIscsiName(config.initiator.name)
   for (const portal of config.targets.portals) parsePortal(portal)
+  if (config.targets.networkNamespace !== undefined && config.targets.driver !== 'lio') {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      'Configuration: targets.networkNamespace is for LIO: start a tgtd in its namespace yourself and name its targets.socket',
+      {op: 'config', info: {key: 'targets.networkNamespace'}},
+    )
+  }
   if (config.metrics.listen !== '') parsePortal(config.metrics.listen)
   return config
 }

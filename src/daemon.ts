@@ -27,6 +27,7 @@ import type {Service} from './service.js'
 import {Journal} from './state/journal.js'
 import {Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
+import {LioDriver} from './targets/lio.js'
 import {TgtDriver} from './targets/tgt.js'
 import {FileVolumeDriver} from './volumes/file.js'
 import {openImported} from './volumes/imported.js'
@@ -99,11 +100,11 @@ export class Daemon {
     await this.reconcile('start')
 
     rooms.targets.on('restarted', facts => {
-      log.warn(facts, 'the target daemon had restarted: all exports are back')
+      log.warn(facts, 'the target had lost its exports: they are back')
       this.#collector?.restarted()
       void this.reconcile('target daemon restarted')
     })
-    rooms.targets.on('lost', facts => log.error(facts, 'the target daemon does not answer'))
+    rooms.targets.on('lost', facts => log.error(facts, 'the target does not answer, or has lost its exports'))
     rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
     rooms.compute.on('lost', facts => log.error(facts, 'the connection to libvirt is lost'))
     rooms.compute.on('removed', () => void this.#resumeReleases())
@@ -150,17 +151,7 @@ export class Daemon {
   #chooseDrivers(store: Store, journal: Journal): Rooms {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
-    const {targets, volumes, compute, initiator, daemon} = config
-    const portals = targets.portals.map(parsePortal)
-    const tgt = targets.managed
-      ? new TgtDriver({
-          managed: true,
-          directory: join(daemon.directory, 'tgtd'),
-          portals,
-          dieWithParent: targets.endWithDaemon,
-          keepOnClose: !targets.endWithDaemon,
-        })
-      : new TgtDriver({managed: false, socketPath: targets.socket, portals})
+    const {targets, volumes, compute, initiator} = config
     const pool = new FileVolumeDriver({
       pool: 'default',
       directory: volumes.directory,
@@ -171,10 +162,10 @@ export class Daemon {
       journal,
       volumes: instrument(pool, 'volume', ['create', 'clone', 'extend', 'delete'], observe, log),
       importVolume: openImported,
-      targets: instrument(tgt, 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
+      targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
       host: instrument(
-        new OpenIscsiInitiator({user: daemon.directory}),
+        new OpenIscsiInitiator({user: config.daemon.directory}),
         'initiator',
         ['connect', 'verify', 'disconnect'],
         observe,
@@ -297,6 +288,20 @@ export class Daemon {
     await this.#store?.close()
     this.log.flush?.()
   }
+}
+
+function chooseTargets({targets, daemon}: Config): TargetDriver {
+  const portals = targets.portals.map(parsePortal)
+  if (targets.driver === 'lio')
+    return new LioDriver({portals, networkNamespace: targets.networkNamespace, keepOnClose: !targets.endWithDaemon})
+  if (!targets.managed) return new TgtDriver({managed: false, socketPath: targets.socket, portals})
+  return new TgtDriver({
+    managed: true,
+    directory: join(daemon.directory, 'tgtd'),
+    portals,
+    dieWithParent: targets.endWithDaemon,
+    keepOnClose: !targets.endWithDaemon,
+  })
 }
 
 /** The process of the target daemon that lunpath itself runs, where it has one. */

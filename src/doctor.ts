@@ -1,14 +1,17 @@
 import {constants} from 'node:fs'
 import {access, open, readdir, readFile, stat} from 'node:fs/promises'
-import {release} from 'node:os'
+import {networkInterfaces, release} from 'node:os'
 import {delimiter, dirname, join} from 'node:path'
 import {hasCode} from './errors.js'
 import {run} from './exec.js'
 import {iscsiadmVersion, iscsidListens} from './initiators/iscsiadm.js'
 import {checkIscsiName, formatPortal} from './iqn.js'
 import {type AddonName, loadAddon} from './native.js'
-import {portHolders} from './port-holders.js'
+import {type PortHolder, portHolders} from './port-holders.js'
 import {formatSize} from './size.js'
+import {configfsRoot} from './targets/configfs.js'
+import {lioModules, lioState, modulesRemedy} from './targets/lio-kernel.js'
+import type {Portal} from './types.js'
 import {examinePool} from './volumes/file.js'
 
 export type CheckArea = 'node' | 'volumes' | 'targets' | 'initiators' | 'compute'
@@ -28,6 +31,12 @@ export interface Check {
 export interface ExamineOptions {
   /** `madeBelow`: a directory that the daemon makes at its start, with all that leads to it. */
   pools?: {name: string; directory: string; madeBelow?: string}[]
+  /** Default `tgt`. */
+  targetDriver?: 'tgt' | 'lio'
+  /** What the names of our targets begin with. */
+  iqnPrefix?: string
+  /** Where targets are to be offered. */
+  portals?: Portal[]
   /** Program of the target daemon; default `tgtd` of the PATH. */
   tgtd?: string
   /** Port on which targets are to be offered; default 3260. */
@@ -141,12 +150,75 @@ async function checkPool({
 }
 
 async function checkTargets(options: ExamineOptions): Promise<Check[]> {
+  if (options.targetDriver === 'lio') {
+    return [
+      checkAddon('targets', 'configfs'),
+      await checkLio(),
+      await checkSavedTargets(options),
+      ...checkPortalAddresses(options),
+      await checkPort(options),
+    ]
+  }
   return [
     checkAddon('targets', 'tgt'),
     await checkTgtd(options.tgtd ?? 'tgtd'),
     await checkSystemTgtd(),
     await checkPort(options),
   ]
+}
+
+/** What is not loaded or mounted yet the daemon loads and mounts at its start, as root. */
+async function checkLio(): Promise<Check> {
+  const {mounted, ready, missingModules} = await lioState()
+  const check = {
+    area: 'targets',
+    name: "the kernel's target (LIO)",
+    needed: `configfs at ${configfsRoot}, and the modules ${lioModules.join(', ')}`,
+  } as const
+  if (missingModules.length > 0 && !ready) {
+    const found = `this kernel (${release()}) has no ${missingModules.join(', ')}`
+    return {...check, status: 'missing', found, remedy: modulesRemedy}
+  }
+  if (process.getuid?.() !== 0) {
+    return {...check, status: 'missing', found: 'this is not root', remedy: 'Run the daemon as root'}
+  }
+  const found = ready
+    ? 'in use, or ready to be'
+    : `not loaded${mounted ? '' : ', configfs not mounted'}: the daemon will`
+  return {...check, status: 'ok', found, remedy: null}
+}
+
+/** rtslib's service takes all targets away when it stops, and makes those of its file at boot, under names of its own. */
+async function checkSavedTargets({iqnPrefix}: ExamineOptions): Promise<Check> {
+  const files = ['/etc/rtslib-fb-target/saveconfig.json', '/etc/target/saveconfig.json']
+  const texts = await Promise.all(files.map(file => readFile(file, 'utf8').catch(() => '')))
+  const file = files[texts.findIndex(text => iqnPrefix !== undefined && text.includes(`"${iqnPrefix}:`))]
+  return {
+    area: 'targets',
+    name: 'targetcli',
+    status: file ? 'warn' : 'ok',
+    found: file ? `${file} has targets of lunpath's` : 'has saved no target of lunpath’s',
+    needed: 'that nobody else makes our targets at boot: lunpath does it itself',
+    remedy: file ? `Remove them from ${file}, and do not run saveconfig while lunpath has exports` : null,
+  }
+}
+
+/** LIO listens also on an address that this machine does not have, without a word (IP_FREEBIND). */
+function checkPortalAddresses({portals = []}: ExamineOptions): Check[] {
+  const own = Object.values(networkInterfaces()).flatMap(list => (list ?? []).map(({address}) => address))
+  const wildcards = ['0.0.0.0', '::']
+  return portals.map(({address, port}): Check => {
+    // All of 127.0.0.0/8 is loopback.
+    const isOwn = own.includes(address) || wildcards.includes(address) || address.startsWith('127.')
+    return {
+      area: 'targets',
+      name: `portal ${formatPortal({address, port})}`,
+      status: isOwn ? 'ok' : 'warn',
+      found: isOwn ? 'an address of this machine' : 'no address of this machine now',
+      needed: 'an address that initiators reach',
+      remedy: isOwn ? null : 'Mend targets.portals, unless the address comes later (a failover address)',
+    }
+  })
 }
 
 async function checkTgtd(program: string): Promise<Check> {
@@ -181,9 +253,12 @@ async function checkSystemTgtd(): Promise<Check> {
   }
 }
 
-async function checkPort({portalPort = 3260, ownPids = []}: ExamineOptions): Promise<Check> {
+async function checkPort({portalPort = 3260, ownPids = [], targetDriver}: ExamineOptions): Promise<Check> {
   const holders = await portHolders(portalPort)
-  const strangers = holders.filter(({processes}) => !processes.some(({pid}) => ownPids.includes(pid)))
+  // The kernel's sockets have no process.
+  const isOurs = ({processes}: PortHolder) =>
+    processes.some(({pid}) => ownPids.includes(pid)) || (targetDriver === 'lio' && processes.length === 0)
+  const strangers = holders.filter(holder => !isOurs(holder))
   const check = {
     area: 'targets',
     name: `port ${portalPort}`,

@@ -8,6 +8,9 @@ import {parsePortal} from './iqn.js'
 export function examineNode(config: Config, ownPids: number[] = []): Promise<Check[]> {
   return examine({
     pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
+    targetDriver: config.targets.driver,
+    iqnPrefix: config.targets.iqnPrefix,
+    portals: config.targets.portals.map(parsePortal),
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
     route: config.initiator.route as Route,

@@ -11,8 +11,10 @@ namespace lunpath::file {
 
 namespace {
 
-Error Failed(const char* syscall, const std::string& path) {
-  return ErrnoError(errno, syscall, syscall + (" '" + path + "'"));
+Error Failed(const char* syscall, std::string path, const std::string& name = "") {
+  const int number = errno;
+  if (!name.empty()) path.append("/").append(name);
+  return ErrnoError(number, syscall, syscall + (" '" + path + "'"));
 }
 
 }  // namespace
@@ -32,16 +34,16 @@ std::vector<std::optional<Error>> CreateSparse(const std::string& directory, con
   };
   for (size_t i = 0; i < files.size(); ++i) {
     const auto& [name, size] = files[i];
-    made[i] = UniqueFd(
-        ::openat(parent.get(), name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
+    made[i] =
+        UniqueFd(::openat(parent.get(), name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (!made[i]) {
-      failures[i] = Failed("open", directory + "/" + name);
+      failures[i] = Failed("open", directory, name);
     } else if (::ftruncate(made[i].get(), size) != 0) {
-      discard(i, Failed("ftruncate", directory + "/" + name));
+      discard(i, Failed("ftruncate", directory, name));
     }
   }
   for (size_t i = 0; i < files.size(); ++i) {
-    if (made[i] && ::fsync(made[i].get()) != 0) discard(i, Failed("fsync", directory + "/" + files[i].name));
+    if (made[i] && ::fsync(made[i].get()) != 0) discard(i, Failed("fsync", directory, files[i].name));
   }
   if (::fsync(parent.get()) == 0) return failures;
   const Error error = Failed("fsync", directory);

@@ -100,9 +100,9 @@ export function registerTargetMetrics(
     for (const {iqn, lun, ...total} of totals.luns()) {
       readBytes.inc({target: iqn, lun}, total.readBytes)
       writtenBytes.inc({target: iqn, lun}, total.writtenBytes)
-      reads.inc({target: iqn, lun}, total.readCommands)
-      writes.inc({target: iqn, lun}, total.writeCommands)
-      errors.inc({target: iqn, lun}, total.errors)
+      if (total.readCommands !== null) reads.inc({target: iqn, lun}, total.readCommands)
+      if (total.writeCommands !== null) writes.inc({target: iqn, lun}, total.writeCommands)
+      if (total.errors !== null) errors.inc({target: iqn, lun}, total.errors)
       sent.inc({target: iqn}, total.readBytes)
       received.inc({target: iqn}, total.writtenBytes)
     }

@@ -3,9 +3,10 @@ import type {LunCounters} from '../targets/driver.js'
 interface Counts {
   readBytes: number
   writtenBytes: number
-  readCommands: number
-  writeCommands: number
-  errors: number
+  /** Null where the target does not count them. */
+  readCommands: number | null
+  writeCommands: number | null
+  errors: number | null
 }
 
 export interface LunTotals extends Counts {
@@ -81,9 +82,9 @@ export class TargetTotals {
     const totals = getOrMake(this.#luns, `${iqn} ${lun}`, () => ({iqn, lun, ...zero}))
     totals.readBytes += readBytes
     totals.writtenBytes += writtenBytes
-    totals.readCommands += wrapped(reading.readCommands - last.readCommands)
-    totals.writeCommands += wrapped(reading.writeCommands - last.writeCommands)
-    totals.errors += wrapped(reading.errors - last.errors)
+    for (const key of ['readCommands', 'writeCommands', 'errors'] as const) {
+      totals[key] = reading[key] === null ? null : (totals[key] ?? 0) + wrapped(reading[key] - (last[key] ?? 0))
+    }
     const session = this.#session(reading)
     session.sentBytes += readBytes
     session.receivedBytes += writtenBytes
@@ -106,8 +107,9 @@ function sessionKey({iqn, sid}: LunCounters): string {
 function isLater(reading: LunCounters, last: LunCounters): boolean {
   if (reading.initiator !== last.initiator) return false
   if (reading.readBytes < last.readBytes || reading.writtenBytes < last.writtenBytes) return false
-  const readsFell = reading.readCommands < last.readCommands && reading.readBytes === last.readBytes
-  const writesFell = reading.writeCommands < last.writeCommands && reading.writtenBytes === last.writtenBytes
+  const fell = (now: number | null, before: number | null) => (now ?? 0) < (before ?? 0)
+  const readsFell = fell(reading.readCommands, last.readCommands) && reading.readBytes === last.readBytes
+  const writesFell = fell(reading.writeCommands, last.writeCommands) && reading.writtenBytes === last.writtenBytes
   return !readsFell && !writesFell
 }
 

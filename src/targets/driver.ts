@@ -7,12 +7,25 @@ export interface TargetSupports {
   /** Initiators can log in and do I/O (false for a test double without a data path). */
   dataPath: boolean
   accessRules: boolean
+  /** Rules by address beside `ALL`; without them such a rule is refused with UNSUPPORTED. */
+  addressRules: boolean
   chap: boolean
   mutualChap: boolean
+  /** Two exports may give one CHAP user two secrets; else the second is refused with CONFLICT. */
+  chapUserPerTarget: boolean
   ipv6: boolean
+  /** resize() works under sessions: initiators see the new size when they ask again. */
+  resizeInUse: boolean
+  /** Number, address and counters also of a session that no rule by name has let in. */
+  sessionsOfAnybody: boolean
+  /** Commands and errors are counted, not bytes alone. */
+  commandCounters: boolean
 }
 
-/** Bytes and commands of one LUN in one session, as counted by the target since the session began. */
+/**
+ * Bytes and commands of one LUN in one session, as counted by the target since the session began; null where the target
+ * does not count it. `initiator` is `ALL` for sessions that the target's counters do not tell apart.
+ */
 export interface LunCounters {
   iqn: string
   lun: number
@@ -20,9 +33,9 @@ export interface LunCounters {
   initiator: string
   readBytes: number
   writtenBytes: number
-  readCommands: number
-  writeCommands: number
-  errors: number
+  readCommands: number | null
+  writeCommands: number | null
+  errors: number | null
 }
 
 /**
@@ -48,7 +61,8 @@ export interface TargetDriver {
   /**
    * Offers the volume: target, LUN 1, serial and SCSI id, accounts, and the access rule last, so that nobody sees a
    * half-made target. A failure removes what this call made.
-   * @throws NAME_INVALID, TARGET_EXISTS (a foreign target has that name), TARGET_FAILED, TARGET_UNAVAILABLE
+   * @throws NAME_INVALID, UNSUPPORTED (a rule that the driver cannot keep), TARGET_EXISTS (a foreign target has that
+   * name), TARGET_FAILED, TARGET_UNAVAILABLE
    */
   export(spec: ExportSpec): Promise<Export>
 
@@ -59,8 +73,8 @@ export interface TargetDriver {
   unexport(iqn: string, options?: {force?: boolean}): Promise<void>
 
   /**
-   * After the backing volume has grown. Adds the LUN anew with its new size where no session is logged in.
-   * @throws TARGET_IN_USE with what to do
+   * After the backing volume has grown. Where the driver cannot do that under sessions (`resizeInUse`), the LUN is added
+   * anew with its new size where no session is logged in. @throws TARGET_IN_USE with what to do
    */
   resize(spec: ExportSpec): Promise<Export>
 

@@ -99,7 +99,18 @@ const steadyAfterMs = 10_000
  */
 export class TgtDriver implements TargetDriver {
   readonly name = 'tgt'
-  readonly supports = {dataPath: true, accessRules: true, chap: true, mutualChap: true, ipv6: true}
+  readonly supports = {
+    dataPath: true,
+    accessRules: true,
+    addressRules: true,
+    chap: true,
+    mutualChap: true,
+    chapUserPerTarget: false,
+    ipv6: true,
+    resizeInUse: false,
+    sessionsOfAnybody: true,
+    commandCounters: true,
+  }
 
   readonly #options: TgtOptions
   readonly #control: TgtControl

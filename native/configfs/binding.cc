@@ -1,0 +1,127 @@
+// configfs.node: batches of system calls on configfs, on threads of their own.
+#include <napi.h>
+
+#include <array>
+#include <memory>
+#include <unordered_map>
+
+#include "configfs/batch.h"
+#include "napi/promise_worker.h"
+
+namespace lunpath::configfs {
+
+namespace {
+
+// Each may wait in the kernel; as many as exports shall be made at once.
+constexpr int kThreads = 16;
+
+// The order of Call.
+constexpr std::array kCalls = {"mkdir", "rmdir", "write", "symlink", "unlink", "read", "list", "links"};
+
+Operation ToOperation(const Napi::Object& given) {
+  Operation operation;
+  const std::string call = given.Get("call").As<Napi::String>();
+  for (size_t i = 0; i < kCalls.size(); i++) {
+    if (call == kCalls[i]) operation.call = static_cast<Call>(i);
+  }
+  operation.path = given.Get("path").As<Napi::String>().Utf8Value();
+  const Napi::Value value = given.Get("value");
+  if (value.IsString()) operation.value = value.As<Napi::String>().Utf8Value();
+  const Napi::Value names = given.Get("tolerated");
+  if (!names.IsArray()) return operation;
+  const auto tolerated = names.As<Napi::Array>();
+  for (uint32_t i = 0; i < tolerated.Length(); i++) {
+    operation.tolerated.push_back(tolerated.Get(i).As<Napi::String>().Utf8Value());
+  }
+  return operation;
+}
+
+Napi::Value ToJs(Napi::Env env, const std::vector<Outcome>& outcomes) {
+  auto all = Napi::Array::New(env, outcomes.size());
+  for (uint32_t i = 0; i < outcomes.size(); i++) {
+    const Outcome& outcome = outcomes[i];
+    auto one = Napi::Object::New(env);
+    if (!outcome.code.empty()) {
+      one.Set("code", outcome.code);
+      one.Set("errno", outcome.number);
+      one.Set("syscall", outcome.syscall);
+    }
+    auto texts = Napi::Array::New(env, outcome.texts.size());
+    for (uint32_t j = 0; j < outcome.texts.size(); j++) texts.Set(j, outcome.texts[j]);
+    one.Set("texts", texts);
+    all.Set(i, one);
+  }
+  return all;
+}
+
+// class Runner {
+//   constructor(network: string)    path of the network namespace in which all is done; empty: this process's
+//   run(id: number, operations: {call, path, value?, tolerated?}[]): Promise<{code?, errno?, syscall?, texts}[]>
+//   stop(id: number): number    no further operation of that batch begins; the number of the one under way, -1 after
+//   all close(): void               later calls of run() reject; what runs no longer keeps the process
+// }
+class Runner : public Napi::ObjectWrap<Runner> {
+ public:
+  static Napi::Function Define(Napi::Env env) {
+    return DefineClass(env, "Runner",
+                       {InstanceMethod<&Runner::RunBatch>("run"), InstanceMethod<&Runner::Stop>("stop"),
+                        InstanceMethod<&Runner::Close>("close")});
+  }
+
+  explicit Runner(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<Runner>(info),
+        network_(info[0].As<Napi::String>().Utf8Value()),
+        worker_(info.Env(), this, "lunpath-configfs", kThreads) {}
+
+ private:
+  Napi::Value RunBatch(const Napi::CallbackInfo& info) {
+    const double id = info[0].As<Napi::Number>().DoubleValue();
+    const auto given = info[1].As<Napi::Array>();
+    std::vector<Operation> operations;
+    operations.reserve(given.Length());
+    for (uint32_t i = 0; i < given.Length(); i++) operations.push_back(ToOperation(given.Get(i).As<Napi::Object>()));
+    auto progress = std::make_shared<Progress>();
+    (*running_)[id] = progress;
+    return worker_.Run<std::vector<Outcome>>(
+        [operations = std::move(operations), progress, network = network_]() -> Result<std::vector<Outcome>> {
+          if (!network.empty()) {
+            Status entered = EnterNetwork(network);
+            if (!entered.ok()) return entered.error();
+          }
+          return Run(operations, *progress);
+        },
+        [running = running_, id](Napi::Env env, std::vector<Outcome>& outcomes) {
+          running->erase(id);
+          return ToJs(env, outcomes);
+        });
+  }
+
+  Napi::Value Stop(const Napi::CallbackInfo& info) {
+    const auto found = running_->find(info[0].As<Napi::Number>().DoubleValue());
+    if (found == running_->end()) return Napi::Number::New(info.Env(), -1);
+    found->second->is_stopped = true;
+    return Napi::Number::New(info.Env(), static_cast<double>(found->second->position));
+  }
+
+  Napi::Value Close(const Napi::CallbackInfo& info) {
+    worker_.LetGo();
+    return info.Env().Undefined();
+  }
+
+  // Main thread only.
+  std::shared_ptr<std::unordered_map<double, std::shared_ptr<Progress>>> running_ =
+      std::make_shared<std::unordered_map<double, std::shared_ptr<Progress>>>();
+  const std::string network_;
+  PromiseWorker worker_;
+};
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("Runner", Runner::Define(env));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(NODE_GYP_MODULE_NAME, Init)
+
+}  // namespace lunpath::configfs
