@@ -39,11 +39,10 @@ Napi::Value ToJs(Napi::Env env, std::vector<ConnectionStats>& all) {
 class KernelInitiator : public Napi::ObjectWrap<KernelInitiator> {
  public:
   static Napi::Function Define(Napi::Env env) {
-    return DefineClass(env, "KernelInitiator",
-                       {InstanceMethod<&KernelInitiator::ReadAll>("stats"),
-                        InstanceMethod<&KernelInitiator::Write>("writeAttribute"),
-                        InstanceMethod<&KernelInitiator::FlushDevice>("flush"),
-                        InstanceMethod<&KernelInitiator::Close>("close")});
+    return DefineClass(
+        env, "KernelInitiator",
+        {InstanceMethod<&KernelInitiator::ReadAll>("stats"), InstanceMethod<&KernelInitiator::Write>("writeAttribute"),
+         InstanceMethod<&KernelInitiator::FlushDevice>("flush"), InstanceMethod<&KernelInitiator::Close>("close")});
   }
 
   explicit KernelInitiator(const Napi::CallbackInfo& info)
@@ -66,11 +65,9 @@ class KernelInitiator : public Napi::ObjectWrap<KernelInitiator> {
   }
 
   Napi::Value Write(const Napi::CallbackInfo& info) {
-    return worker_.Run<Nothing>(
-        [path = info[0].As<Napi::String>().Utf8Value(), text = info[1].As<Napi::String>().Utf8Value()] {
-          return WriteAttribute(path, text);
-        },
-        Undefined);
+    return worker_.Run<Nothing>([path = info[0].As<Napi::String>().Utf8Value(),
+                                 text = info[1].As<Napi::String>().Utf8Value()] { return WriteAttribute(path, text); },
+                                Undefined);
   }
 
   Napi::Value FlushDevice(const Napi::CallbackInfo& info) {
