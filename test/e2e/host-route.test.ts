@@ -19,7 +19,7 @@ import {prepareInitiator, type SystemDaemon, scsiDisks, sessionDirectories, udev
 import {insideLab, lab} from '../lab/lab.js'
 import {makeStorageNetwork, type StorageNetwork} from '../lab/storage-network.js'
 
-lab.options({deadlineMs: 540_000, memoryMiB: 1536})
+lab.options({deadlineMs: 900_000, memoryMiB: 1536})
 
 interface Attached {
   volume: Volume
