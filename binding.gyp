@@ -39,6 +39,13 @@
       ],
     },
     {
+      'target_name': 'net',
+      'sources': [
+        'native/net/binding.cc', 'native/net/device_io.cc', 'native/net/iscsi_stats.cc',
+        'native/napi/error.cc', 'native/sys/result.cc',
+      ],
+    },
+    {
       'target_name': 'configfs',
       'sources': [
         'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',

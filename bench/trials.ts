@@ -3,6 +3,7 @@ import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
+import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
 import type {Comparison} from './measure.js'
 import {provisionComparison} from './provision.js'
@@ -69,6 +70,15 @@ export const trials: Trial[] = [
   lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
     existingComparison(500, release),
   ),
+  {
+    bench: 'login',
+    name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 0.6},
+    prepare: loginComparison,
+    lab: {},
+  },
 ]
 
 function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {

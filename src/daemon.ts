@@ -10,9 +10,11 @@ import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {hasCode, StorageError} from './errors.js'
 import {LibiscsiInitiator} from './initiators/libiscsi.js'
+import {OpenIscsiInitiator} from './initiators/open-iscsi.js'
 import {instrument} from './instrument.js'
 import {parsePortal} from './iqn.js'
 import {registerDiskMetrics} from './metrics/disks.js'
+import {registerInitiatorMetrics} from './metrics/initiator.js'
 import {registerNodeMetrics} from './metrics/node.js'
 import {Metrics} from './metrics/registry.js'
 import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
@@ -96,6 +98,8 @@ export class Daemon {
 
     this.#opened.push(rooms.volumes)
     await this.#openPools(rooms)
+    this.#opened.push(rooms.host)
+    void rooms.host.open()
     this.#opened.push(rooms.targets)
     await rooms.targets.open()
     this.#opened.push(rooms.compute)
@@ -118,6 +122,7 @@ export class Daemon {
     this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
     this.#every(retryMs, async () => {
       if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
+      else if (await this.#sessionsAreMissing(rooms)) await this.reconcile('a session of the kernel is lost')
     })
     this.#every(retryMs, async () => {
       if (rooms.volumes.unusable().length === 0) return
@@ -140,7 +145,7 @@ export class Daemon {
     )
   }
 
-  #registerMetrics({targets, volumes, compute, store, journal}: Rooms): void {
+  #registerMetrics({targets, volumes, host, compute, store, journal}: Rooms): void {
     const {registry} = this.metrics
     const isExported = (iqn: string) => store.exports.get(iqn.slice(-16))?.iqn === iqn
     this.#collector = registerTargetMetrics(registry, targets, isExported)
@@ -153,6 +158,7 @@ export class Daemon {
     this.metrics.add(registerDiskMetrics(registry, compute, attachments))
     const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#problems}
     this.metrics.add(registerNodeMetrics(registry, facts))
+    this.metrics.add(registerInitiatorMetrics(registry, host))
   }
 
   #chooseDrivers(store: Store, journal: Journal): Rooms {
@@ -166,6 +172,13 @@ export class Daemon {
       importVolume: openImported,
       targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
+      host: instrument(
+        new OpenIscsiInitiator({user: config.daemon.directory}),
+        'initiator',
+        ['connect', 'verify', 'disconnect'],
+        observe,
+        log,
+      ),
       compute: instrument(
         new LibvirtDriver({uri: compute.uri}),
         'compute',
@@ -175,6 +188,7 @@ export class Daemon {
       ),
       iqnPrefix: targets.iqnPrefix,
       initiatorName: initiator.name,
+      route: initiator.route as Rooms['route'],
       probeTimeoutMs: initiator.timeoutMs,
     }
   }
@@ -324,6 +338,14 @@ export class Daemon {
     }, intervalMs)
     timer.unref()
     this.#timers.push(timer)
+  }
+
+  /** True where the disk of an attachment has lost all its sessions, and iscsid has given up. */
+  async #sessionsAreMissing({store, host}: Rooms): Promise<boolean> {
+    const needed = [...store.attachments.values()].filter(({route}) => route === 'host')
+    if (needed.length === 0) return false
+    const alive = (await host.sessions()).filter(({state}) => state !== 'FREE')
+    return needed.some(({iqn}) => !alive.some(session => session.iqn === iqn))
   }
 
   /** Brings the world to what the store says. One at a time; a failure is logged, and the next occasion tries again. */

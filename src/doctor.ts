@@ -4,6 +4,7 @@ import {networkInterfaces, release} from 'node:os'
 import {delimiter, dirname, join} from 'node:path'
 import {hasCode} from './errors.js'
 import {run} from './exec.js'
+import {iscsiadmVersion, iscsidListens} from './initiators/iscsiadm.js'
 import {checkIscsiName, formatPortal} from './iqn.js'
 import {type AddonName, loadAddon} from './native.js'
 import {type PortHolder, portHolders} from './port-holders.js'
@@ -45,6 +46,8 @@ export interface ExamineOptions {
   /** Processes that may hold that port: the tgtd that lunpath itself runs. */
   ownPids?: number[]
   initiatorName?: string
+  /** `host`: disks come by open-iscsi, so what it lacks is missing. Default `qemu`. */
+  route?: 'qemu' | 'host'
   /** Default `qemu:///system`. Of a remote host's hypervisor nothing is looked for here. */
   libvirtUri?: string
   /** Connects to libvirt and says what answered; without it the connection is not tried. */
@@ -55,6 +58,7 @@ const oldestNode = [20, 19] as const
 /** The control protocol was read in 1.0.85; 1.0.80 is what the oldest supported Ubuntu has. */
 const oldestTgtd = [1, 0, 80] as const
 const lowFreeShare = 0.1
+const initiatorNameFile = '/etc/iscsi/initiatorname.iscsi'
 
 /** Looks at everything that this machine's roles need. Changes nothing, and never throws for what it finds. */
 export async function examine(options: ExamineOptions = {}): Promise<Check[]> {
@@ -353,12 +357,72 @@ function describeHolder({address, port, processes}: Awaited<ReturnType<typeof po
   return `${portal} is held by no process that shows here: by the kernel's own target (LIO), or in another PID namespace`
 }
 
-async function checkInitiators({initiatorName}: ExamineOptions): Promise<Check[]> {
-  return [checkAddon('initiators', 'iscsi'), await checkInitiatorName(initiatorName)]
+async function checkInitiators({initiatorName, route}: ExamineOptions): Promise<Check[]> {
+  return [
+    checkAddon('initiators', 'iscsi'),
+    await checkInitiatorName(initiatorName),
+    ...(await checkOpenIscsi(route === 'host')),
+  ]
+}
+
+/** What the host route needs; where it is not the default, its lack is worth a word and no failure. */
+async function checkOpenIscsi(needed: boolean): Promise<Check[]> {
+  const lacking = needed ? 'missing' : 'warn'
+  const forWhat = needed ? '' : ' (only for attach --route host and lunpath connect)'
+  const check = (name: string, ok: boolean, facts: {found: string; needed: string; remedy: string}): Check => ({
+    area: 'initiators',
+    name,
+    status: ok ? 'ok' : lacking,
+    found: facts.found,
+    needed: `${facts.needed}${forWhat}`,
+    remedy: ok ? null : facts.remedy,
+  })
+  const iscsiadm = await findProgram('iscsiadm')
+  const version = iscsiadm ? await iscsiadmVersion() : undefined
+  const [listening, name, module] = await Promise.all([
+    iscsidListens(),
+    readFile(initiatorNameFile, 'utf8').catch(() => ''),
+    iscsiTcpModule(),
+  ])
+  const checks = [
+    checkAddon('initiators', 'net'),
+    check('open-iscsi', version !== undefined, {
+      found: iscsiadm ? `${iscsiadm}, version ${version ?? 'unknown'}` : 'iscsiadm is not in the PATH',
+      needed: 'open-iscsi, so that this host’s kernel can be the initiator',
+      remedy: 'apt-get install open-iscsi',
+    }),
+    check('module iscsi_tcp', module !== undefined, {
+      found: module ?? `neither loaded nor in /lib/modules/${release()}`,
+      needed: 'the kernel module iscsi_tcp',
+      remedy: 'modprobe iscsi_tcp; where there is none, run a kernel that has it',
+    }),
+  ]
+  if (version === undefined) return checks
+  return [
+    ...checks,
+    check('iscsid', listening, {
+      found: listening ? 'somebody listens on its socket' : 'nobody listens on its socket',
+      needed: 'a running iscsid, or systemd’s socket for it',
+      remedy: 'systemctl enable --now iscsid.socket (without systemd: iscsid)',
+    }),
+    check('iscsid’s own name', /^\s*InitiatorName\s*=\s*\S/m.test(name), {
+      found: name === '' ? `${initiatorNameFile} is not there` : initiatorNameFile,
+      needed: `a name in ${initiatorNameFile}: iscsid does not log in without`,
+      remedy: `iscsi-iname -p InitiatorName=iqn.2004-10.com.example > ${initiatorNameFile}, mode 0600`,
+    }),
+  ]
+}
+
+/** Where iscsi_tcp is: loaded, built in, or to be loaded by whoever needs it. */
+async function iscsiTcpModule(): Promise<string | undefined> {
+  if (await isDirectory('/sys/class/iscsi_transport/tcp')) return 'loaded'
+  const files = ['modules.dep', 'modules.builtin'].map(name => join('/lib/modules', release(), name))
+  const listed = await Promise.all(files.map(file => readFile(file, 'utf8').catch(() => '')))
+  return listed.some(text => /\/iscsi_tcp\.ko/.test(text)) ? 'not loaded, and there to be loaded' : undefined
 }
 
 async function checkInitiatorName(configured: string | undefined): Promise<Check> {
-  const file = '/etc/iscsi/initiatorname.iscsi'
+  const file = initiatorNameFile
   const text = await readFile(file, 'utf8').catch(() => '')
   const name = configured ?? /^\s*InitiatorName\s*=\s*(\S+)\s*$/m.exec(text)?.[1]
   const check = {

@@ -12,8 +12,16 @@ export {type Config, type PartialConfig, readConfig, settleConfig} from './confi
 export {Daemon, type DaemonOptions} from './daemon.js'
 export {type Check, examine} from './doctor.js'
 export {type ErrorCode, errorCodes, StorageError} from './errors.js'
-export type {DiscoveredTarget, IscsiSession, LoginSpec, SessionInitiator} from './initiators/driver.js'
+export type {
+  ConnectSpec,
+  DiscoveredTarget,
+  HostInitiator,
+  IscsiSession,
+  LoginSpec,
+  SessionInitiator,
+} from './initiators/driver.js'
 export {LibiscsiInitiator} from './initiators/libiscsi.js'
+export {OpenIscsiInitiator} from './initiators/open-iscsi.js'
 export {formatSize, parseSize} from './size.js'
 export type {TargetDriver} from './targets/driver.js'
 export {LioDriver} from './targets/lio.js'

@@ -48,6 +48,13 @@ export function parsePortal(text: string): Portal {
   return {address, port}
 }
 
+/** Parses `PORTAL[,TPGT]`, as iscsiadm takes and shows it. @throws NAME_INVALID */
+export function parseTaggedPortal(text: string): Portal & {tpgt?: number} {
+  const [, portal, tag] = /^([^,]*)(?:,(\d{1,5}))?$/.exec(text) ?? []
+  const parsed = parsePortal(portal ?? text)
+  return tag === undefined ? parsed : {...parsed, tpgt: Number(tag)}
+}
+
 /** `ADDRESS:PORT`, IPv6 in brackets. */
 export function formatPortal({address, port}: Portal): string {
   return isIP(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`

@@ -1,3 +1,4 @@
+import type {Route} from './attach/rooms.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {type Check, examine} from './doctor.js'
@@ -13,6 +14,7 @@ export function examineNode(config: Config, ownPids: number[] = []): Promise<Che
     lvmPools: config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool})),
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
+    route: config.initiator.route as Route,
     libvirtUri: config.compute.uri,
     ownPids,
     connect: () => connectOnce(config.compute.uri),

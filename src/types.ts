@@ -88,6 +88,45 @@ export interface LunIdentity {
   product: string
 }
 
+/** A volume's LUN as a block device of this node. */
+export interface Device {
+  iqn: string
+  lun: number
+  /** The node that was looked at: `/dev/sdb`, or `/dev/dm-3` where multipathd has joined its paths. */
+  path: string
+  /** The name that is the same after another login: what may be stored. udev makes it some time after a login. */
+  stablePath: string
+  wwid: string
+  /** VPD page 0x80, blanks trimmed. */
+  serial: string
+  sizeBytes: number
+  /** What carries it: one SCSI disk for each session. */
+  paths: {device: string; sid: number; portal: Portal}[]
+  /** Portals that were asked for and have no session: I/O does not survive the loss of the others. */
+  missingPortals: Portal[]
+  /** `dm`: multipathd has joined the paths. `first-path`: there are several, and only the first is used. */
+  multipath: 'dm' | 'first-path' | 'single'
+}
+
+/** A session of this node's kernel initiator, as sysfs shows it. */
+export interface KernelSession {
+  /** The kernel's number of it. */
+  sid: number
+  iqn: string
+  initiator: string
+  /** Where it was logged in to; a target may have sent it elsewhere since. */
+  portal: Portal
+  tpgt: number
+  /** `LOGGED_IN`; `FAILED` while the connection is lost and iscsid tries again; `FREE` when that took too long. */
+  state: string
+  connectionState: string
+  headerDigest: boolean
+  dataDigest: boolean
+  /** Seconds without a connection after which I/O fails. */
+  recoveryTimeoutSeconds: number
+  devices: {device: string; lun: number; state: string; sizeBytes: number}[]
+}
+
 /** A session as the target sees it. */
 export interface TargetSession {
   iqn: string

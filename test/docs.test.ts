@@ -3,7 +3,9 @@ import {dirname, join} from 'node:path'
 import test from 'ava'
 import {LibvirtDriver} from '../src/compute/libvirt.js'
 import {configSchema} from '../src/config.js'
+import {OpenIscsiInitiator} from '../src/initiators/open-iscsi.js'
 import {registerDiskMetrics} from '../src/metrics/disks.js'
+import {registerInitiatorMetrics} from '../src/metrics/initiator.js'
 import {registerNodeMetrics} from '../src/metrics/node.js'
 import {Metrics} from '../src/metrics/registry.js'
 import {registerTargetMetrics} from '../src/metrics/targets.js'
@@ -81,6 +83,7 @@ test('docs/metrics.md has every family of /metrics with its type and labels', as
   registerTargetMetrics(registry, new TgtDriver({managed: false, socketPath: '/nonexistent', portals: []}), () => true)
   const attachments = {observed: async () => [], unobserved: () => []}
   registerDiskMetrics(registry, new LibvirtDriver({uri: 'qemu:///system'}), attachments)
+  registerInitiatorMetrics(registry, new OpenIscsiInitiator())
   registerNodeMetrics(registry, {volumes: {capacities: async () => []}, unfinished: () => [], problems: () => []})
   const families = registry.getMetricsAsArray() as unknown as {name: string; type: string; labelNames: string[]}[]
   for (const {name, type, labelNames} of families) {

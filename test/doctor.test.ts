@@ -145,6 +145,19 @@ test('a port that nobody holds is free', async t => {
   t.like(named(await examine({portalPort: port}), `port ${port}`), {status: 'ok', found: 'free'})
 })
 
+test('what the kernel’s initiator lacks is missing where the host route is the default, else worth a word', async t => {
+  const facts = async (route?: 'qemu' | 'host') => {
+    const checks = await examine({route})
+    return checks.filter(({name}) => ['open-iscsi', 'module iscsi_tcp', 'iscsid'].includes(name))
+  }
+  const [asUsual, asDefault] = [await facts(), await facts('host')]
+  t.true(asUsual.length >= 2)
+  for (const [index, {status, name, remedy}] of asDefault.entries()) {
+    t.is(asUsual[index]!.status, status === 'missing' ? 'warn' : 'ok', name)
+    if (status === 'missing') t.truthy(remedy, name)
+  }
+})
+
 test('where things are hidden they are missing, and a listener without a process is taken for the kernel', async t => {
   const port = await listen(t, '127.0.0.1')
   const library = (await readdir('/usr/lib')).find(name => existsSync(`/usr/lib/${name}/qemu/block-iscsi.so`))

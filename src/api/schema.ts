@@ -86,10 +86,30 @@ export const NewAttachmentBody = Type.Object(
     live: Type.Optional(Type.Boolean()),
     auth: Type.Optional(Auth),
     writeCache: Type.Optional(writeCache),
+    route: Type.Optional(Type.Union([Type.Literal('qemu'), Type.Literal('host')])),
   },
   strict,
 )
 export const DiscoverBody = Type.Object({portal: Type.String(), auth: Type.Optional(Auth)}, strict)
+export const ConnectionBody = Type.Object(
+  {
+    iqn: Type.String(),
+    portals: Type.Array(Type.String({description: 'ADDRESS[:PORT][,TPGT]'}), {minItems: 1}),
+    lun: Type.Optional(Type.Integer({minimum: 0, maximum: 255})),
+    auth: Type.Optional(Auth),
+    expected: Type.Optional(
+      Type.Object(
+        {
+          wwid: Type.Optional(Type.String()),
+          serial: Type.Optional(Type.String()),
+          sizeBytes: Type.Optional(Type.Number()),
+        },
+        strict,
+      ),
+    ),
+  },
+  strict,
+)
 /** The benchmark's words are fio's; `bs`, `size` and `offset` are bytes, `runtime` is in seconds. */
 export const BenchBody = Type.Object(
   {
@@ -168,6 +188,7 @@ export const AttachmentSchema = Type.Object({
   target: Type.String(),
   bus: Type.String(),
   source: DiskSourceSchema,
+  route: Type.Optional(Type.String()),
   persistent: Type.Boolean(),
   readOnly: Type.Boolean(),
   state: Type.String(),

@@ -17,6 +17,7 @@ import {errorCodes, StorageError} from '../errors.js'
 import type {Service} from '../service.js'
 import {attachmentRoutes} from './routes/attachments.js'
 import {exportRoutes} from './routes/exports.js'
+import {initiatorRoutes} from './routes/initiator.js'
 import {nodeRoutes} from './routes/node.js'
 import {volumeRoutes} from './routes/volumes.js'
 
@@ -48,7 +49,7 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
       reply,
     )
   })
-  for (const routes of [volumeRoutes, exportRoutes, attachmentRoutes, nodeRoutes])
+  for (const routes of [volumeRoutes, exportRoutes, attachmentRoutes, nodeRoutes, initiatorRoutes])
     await api.register(routes(service), {prefix: '/v1'})
   api.get('/v1/openapi.json', {schema: {hide: true}}, () => api.swagger())
   await api.ready()

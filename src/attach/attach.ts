@@ -8,7 +8,7 @@ import type {Change} from '../state/store.js'
 import type {AccessRules, ChapAuth, DiskSource, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
 import type {Asked, Operations, Wanted} from './operations.js'
-import type {Rooms} from './rooms.js'
+import type {Rooms, Route} from './rooms.js'
 import type {Answer} from './run.js'
 import type {DiskRequest, ExportRequest, MakeRequest, VolumeOrigin} from './steps.js'
 
@@ -43,6 +43,8 @@ export type AttachAsked = {
   live?: boolean
   auth?: ChapAuth
   writeCache?: 'through' | 'back'
+  /** Who logs in; default as configured. */
+  route?: Route
 } & (VolumeChoice | {device: string})
 
 /** `volume create`: intent, then the volume. */
@@ -207,6 +209,8 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     const {rooms} = operations
     const disk = await diskRequest(rooms, asked)
     if ('device' in asked) {
+      if (asked.route === 'host')
+        throw new StorageError('INVALID_ARGUMENT', 'A device is on this host already: give no route with --device')
       const source = await deviceSource(rooms, asked.device)
       return wanted('attach', {volume: {from: 'device', id: freshId(rooms), source}, disk}, ['disk'])
     }
@@ -230,8 +234,13 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
       )
     }
     const access = {addresses: [], names: [rooms.initiatorName]}
-    const request: MakeRequest = {volume, disk, export: exportRequest(rooms, volume.id, {...asked, access})}
-    const plan: Wanted['plan'] = ['disk']
+    const route = asked.route ?? rooms.route
+    const request: MakeRequest = {
+      volume,
+      disk: {...disk, route},
+      export: exportRequest(rooms, volume.id, {...asked, access}),
+    }
+    const plan: Wanted['plan'] = route === 'host' ? ['device', 'disk'] : ['disk']
     if (!exported) plan.unshift('export')
     if (volume.from !== 'existing') plan.unshift('volume')
     return {...wanted('attach', request, plan), changes: exported ? [] : secretChanges(volume.id, asked.auth)}

@@ -21,12 +21,13 @@ export function detach(
 ): Promise<Answer> {
   return operations.perform('detach', asked, {...options, timeoutMs: asked.timeoutMs ?? releaseTimeoutMs}, () => {
     const {store, journal} = operations.rooms
-    const {id, madeExport} = findAttachment(
+    const {id, madeExport, route} = findAttachment(
       store,
       asked,
       journal.unfinishedOn('id' in asked ? asked.id : '')?.kind === 'detach',
     )
-    const plan: Wanted['plan'] = madeExport && store.exports.has(id) ? ['export', 'disk'] : ['disk']
+    const plan: Wanted['plan'] = route === 'host' ? ['device', 'disk'] : ['disk']
+    if (madeExport && store.exports.has(id)) plan.unshift('export')
     return {kind: 'detach', direction: 'unmake', subject: id, plan, request: {timeoutMs: asked.timeoutMs}}
   })
 }
@@ -84,7 +85,7 @@ function findAttachment(
   store: Store,
   asked: AttachmentChoice,
   standing: boolean,
-): Pick<AttachmentRecord, 'id' | 'madeExport'> {
+): Pick<AttachmentRecord, 'id' | 'madeExport' | 'route'> {
   const all = [...store.attachments.values()]
   const found =
     'id' in asked

@@ -1,5 +1,5 @@
 import type {ComputeDriver} from '../compute/driver.js'
-import type {SessionInitiator} from '../initiators/driver.js'
+import type {HostInitiator, SessionInitiator} from '../initiators/driver.js'
 import type {Journal} from '../state/journal.js'
 import type {Store} from '../state/store.js'
 import type {TargetDriver} from '../targets/driver.js'
@@ -15,6 +15,9 @@ export interface ProbeSpec {
   auth?: {incoming: {user: string; secret: string}; outgoing?: {user: string; secret: string}}
 }
 
+/** Who logs in for a guest's disk: QEMU itself, or this host's kernel. */
+export type Route = 'qemu' | 'host'
+
 /** The drivers that the daemon has chosen, and the desired state. */
 export interface Rooms {
   store: Store
@@ -29,11 +32,15 @@ export interface Rooms {
       timeoutMs: number,
     ): Promise<LunIdentity>
   }
+  /** The kernel's initiator, for the host route. */
+  host: HostInitiator
   compute: ComputeDriver
   /** Prefix of the targets' names; a colon and the volume's id follow. */
   iqnPrefix: string
   /** The name that QEMU and the probe log in with on this node. */
   initiatorName: string
+  /** Who logs in for a disk where the request does not say. */
+  route: Route
   /** Milliseconds for the login that proves an export right before its attach. */
   probeTimeoutMs: number
 }

@@ -48,16 +48,17 @@ function planned(operation: Operation): Step[] {
 /** The nouns that exist when the operation starts, or that its finished steps have given. */
 function startingPath(rooms: Rooms, operation: Operation): Path {
   const {store} = rooms
-  const {volume, export: exported, disk} = operation.finished as Path
+  const {volume, export: exported, device, disk} = operation.finished as Path
   return {
     volume: volume ?? store.volumes.get(operation.subject),
     export: exported ?? store.exports.get(operation.subject),
+    device,
     disk,
   }
 }
 
 /** Failures after which nobody knows whether the step's effect is in the world: an undo makes sure that it is not. */
-const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'TIMEOUT'] as const
+const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'INITIATOR_UNAVAILABLE', 'TIMEOUT'] as const
 
 async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promise<Answer> {
   const {journal} = rooms

@@ -1,9 +1,11 @@
 import {setTimeout as sleep} from 'node:timers/promises'
+import type {AttachSpec} from '../compute/driver.js'
 import {hasCode, StorageError} from '../errors.js'
+import type {ConnectSpec} from '../initiators/driver.js'
 import type {Operation, StepName} from '../state/journal.js'
 import type {AttachmentRecord, Change, ExportRecord, VolumeRecord} from '../state/store.js'
-import type {AccessRules, Disk, DiskSource, Export, ExportSpec, Portal, Volume, VolumeId} from '../types.js'
-import type {Rooms} from './rooms.js'
+import type {AccessRules, Device, Disk, DiskSource, Export, ExportSpec, Portal, Volume, VolumeId} from '../types.js'
+import type {Rooms, Route} from './rooms.js'
 
 /** Where the volume of a make operation comes from. */
 export type VolumeOrigin =
@@ -29,6 +31,8 @@ export interface DiskRequest {
   readOnly: boolean
   persistent: boolean
   live?: boolean
+  /** Who logs in. Absent in requests of before the host route, and for `--device`: `qemu`. */
+  route?: Route
 }
 
 /** The settled request of a make operation. CHAP secrets are not in it: they lie in the store's own table. */
@@ -52,6 +56,7 @@ export interface UnmakeRequest {
 export interface Path {
   volume?: Volume
   export?: Export
+  device?: Device
   disk?: Disk
 }
 
@@ -205,25 +210,41 @@ function firstPortal(exported: Export): Portal {
   return portal
 }
 
+/** The kernel's login to an export, and what its disk must be. */
+export function connectSpec(rooms: Rooms, {volumeId, iqn, lun, portals, wwid, serial, sizeBytes}: Export): ConnectSpec {
+  const auth = rooms.store.secrets.get(volumeId)
+  const {initiatorName, probeTimeoutMs: timeoutMs} = rooms
+  const expected = {wwid, serial, sizeBytes}
+  return {iqn, lun, portals, initiatorName, expected, owner: 'attach', timeoutMs, ...(auth ? {auth} : {})}
+}
+
+/** On the host route: the export becomes a block device of this host, proven to be the volume. */
+const deviceStep: Step = {
+  name: 'device',
+  async make({rooms}, path) {
+    return {...path, device: await rooms.host.connect(connectSpec(rooms, path.export!))}
+  },
+  made: () => [],
+  async unmake({rooms, operation}) {
+    const {attachments, exports} = rooms.store
+    const iqn =
+      attachments.get(operation.subject)?.iqn ??
+      exports.get(operation.subject)?.iqn ??
+      makeRequest(operation).export?.iqn
+    if (iqn !== undefined) await rooms.host.disconnect(iqn)
+  },
+  unmade: () => [],
+}
+
 const diskStep: Step = {
   name: 'disk',
   async make({rooms, operation}, path) {
     const {disk: request, volume} = makeRequest(operation)
-    const source = volume.from === 'device' ? volume.source : await proveExport(rooms, path.export!)
     const {domain, bus, target, readOnly, persistent, live} = request!
-    return {
-      ...path,
-      disk: await rooms.compute.attach({
-        domain,
-        id: operation.subject,
-        source,
-        bus,
-        target,
-        readOnly,
-        persistent,
-        live,
-      }),
-    }
+    const spec = {domain, id: operation.subject, bus, target, readOnly, persistent, live}
+    if (request!.route === 'host') return attachDevice(rooms, spec, path)
+    const source = volume.from === 'device' ? volume.source : await proveExport(rooms, path.export!)
+    return {...path, disk: await rooms.compute.attach({...spec, source})}
   },
   made({operation}, path) {
     const {volume, disk: request} = makeRequest(operation)
@@ -236,7 +257,10 @@ const diskStep: Step = {
       domainUuid: request!.domainUuid,
       target: disk.target,
       bus: disk.bus,
-      source: withoutSecret(source.type === 'other' ? (volume as {source: DiskSource}).source : source),
+      source: path.device
+        ? {type: 'block', path: path.device.stablePath}
+        : withoutSecret(source.type === 'other' ? (volume as {source: DiskSource}).source : source),
+      route: request!.route ?? 'qemu',
       persistent: request!.persistent,
       readOnly: request!.readOnly,
       madeExport: operation.plan.includes('export'),
@@ -256,6 +280,22 @@ const diskStep: Step = {
   unmade({operation}) {
     return [{table: 'attachments', id: operation.subject, value: null}]
   },
+}
+
+/**
+ * Gives the domain the block device, which is asked once more who it is when the domain's turn has come. A running domain
+ * takes the node that was just looked at; a definition that is kept, and our own record, hold the name that udev gives it.
+ */
+async function attachDevice(rooms: Rooms, spec: Omit<AttachSpec, 'source'>, path: Path): Promise<Path> {
+  const {wwid, serial, sizeBytes} = path.export!
+  let device = path.device!
+  const confirm = async (): Promise<DiskSource> => {
+    device = await rooms.host.verify(device, {wwid, serial, sizeBytes})
+    return {type: 'block', path: spec.persistent ? await rooms.host.awaitStablePath(device) : device.path}
+  }
+  const disk = await rooms.compute.attach({...spec, source: {type: 'block', path: device.path}, confirm})
+  await rooms.host.awaitStablePath(device)
+  return {...path, device, disk}
 }
 
 function withoutSecret(source: DiskSource): DiskSource {
@@ -310,4 +350,4 @@ const sizeStep: Step = {
 }
 
 /** The table of steps, in the order of making. Attach runs down it, detach runs up it, so does a failed attach. */
-export const steps: readonly Step[] = [volumeStep, exportStep, diskStep, sizeStep]
+export const steps: readonly Step[] = [volumeStep, exportStep, deviceStep, diskStep, sizeStep]

@@ -8,6 +8,7 @@ import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
 import {doctorCommand} from './commands/doctor.js'
 import {exportCommands} from './commands/export.js'
+import {initiatorCommands} from './commands/initiator.js'
 import {nodeCommands} from './commands/node.js'
 import {poolCommands} from './commands/pool.js'
 import {serveCommand} from './commands/serve.js'
@@ -49,6 +50,7 @@ for (const add of [
   exportCommands,
   attachmentCommands,
   nodeCommands,
+  initiatorCommands,
   benchCommand,
   serveCommand,
   doctorCommand,

@@ -6,6 +6,11 @@ export interface AttachSpec {
   /** What identifies the disk: alias `ua-lunpath-<id>` and `<serial>`. */
   id: VolumeId
   source: DiskSource
+  /**
+   * Called when the domain's turn has come, right before it is changed: looks once more at what the disk is fed from. What it
+   * gives takes the place of `source`; what it throws ends the attach.
+   */
+  confirm?: () => Promise<DiskSource>
   bus: 'virtio' | 'scsi'
   /** `vdb`, `sdc`; the first free name of the bus where none is given. */
   target?: string

@@ -203,7 +203,7 @@ export class LibvirtDriver implements ComputeDriver {
   }
 
   async #ensureAttached(spec: AttachSpec, uuid: string): Promise<Disk> {
-    const {id, source} = spec
+    const {id} = spec
     const found = await this.#inspect(uuid)
     const {name} = found.domain
     if (spec.domain !== name && spec.domain !== uuid) {
@@ -223,7 +223,9 @@ export class LibvirtDriver implements ComputeDriver {
     const missing = places.filter(place => !ours.some(disk => disk[place]))
     if (missing.length === 0) return ours.find(disk => disk[places[0]!])!
 
-    const plan = planDisk(spec, name, found, ours[0]?.target)
+    const source = (await spec.confirm?.()) ?? spec.source
+    if (source !== spec.source) refuseOtherUses({...spec, source}, name, found)
+    const plan = planDisk({...spec, source}, name, found, ours[0]?.target)
     if (source.type === 'iscsi' && source.auth) await this.rememberSecret(source.iqn, source.auth)
     await this.#attachDevice(uuid, plan, missing, {op, action: `attach disk ${id} to domain ${name}`, info})
     const has = (place: Place) => missing.includes(place) || ours.some(disk => disk[place])

@@ -1,5 +1,5 @@
 import type {Operations} from '../attach/operations.js'
-import {exportSpec} from '../attach/steps.js'
+import {connectSpec, exportSpec} from '../attach/steps.js'
 import {hasCode} from '../errors.js'
 import {observe} from './observe.js'
 import {type Action, type Problem, plan} from './plan.js'
@@ -33,6 +33,12 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
   for (const action of actions) {
     if (action.do === 'restore') await restore(operations, action.volumeId, outcome)
   }
+  await Promise.all(
+    actions.map(action => {
+      if (action.do === 'connect') return connect(operations, action.attachmentId, outcome)
+      return action.do === 'disconnect' ? disconnect(operations, action.iqn, outcome) : undefined
+    }),
+  )
   await Promise.all(actions.map(action => (action.do === 'resume' ? resume(operations, action, outcome) : undefined)))
   for (const action of actions) {
     if (action.do === 'report' && stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
@@ -56,7 +62,11 @@ function stillHolds(operations: Operations, {problem, subject}: Problem): boolea
     case 'export-unknown':
       return !exports.has(id)
     case 'disk-absent':
+    case 'disk-stale':
+    case 'session-lost':
       return attachments.has(id)
+    case 'session-stuck':
+      return true
   }
 }
 
@@ -73,6 +83,40 @@ async function restore(operations: Operations, volumeId: string, outcome: Outcom
   } catch (error) {
     const message = `${record!.iqn} cannot be put back: ${(error as Error).message}`
     outcome.problems.push({problem: 'export-missing', subject: volumeId, message})
+  } finally {
+    unlock()
+  }
+}
+
+/** Logs in again for an attachment: its disk is proven to be the volume before anybody gets at it. */
+async function connect(operations: Operations, id: string, outcome: Outcome): Promise<void> {
+  const {rooms} = operations
+  if (!operations.idle(id)) return
+  const unlock = operations.lock(id)
+  const exported = rooms.store.exports.get(id)
+  try {
+    if (!exported || !rooms.store.attachments.has(id)) return
+    await rooms.host.connect(connectSpec(rooms, exported))
+    outcome.restored.push(exported.iqn)
+  } catch (error) {
+    const message = `The session with ${exported!.iqn} is lost, and there is no new one: ${(error as Error).message}`
+    outcome.problems.push({problem: 'session-lost', subject: id, message})
+  } finally {
+    unlock()
+  }
+}
+
+async function disconnect(operations: Operations, iqn: string, outcome: Outcome): Promise<void> {
+  const id = iqn.slice(-16)
+  if (!operations.idle(id)) return
+  const unlock = operations.lock(id)
+  try {
+    // The look is some time old: an attach may have come and gone meanwhile.
+    if (operations.rooms.store.attachments.has(id)) return
+    await operations.rooms.host.disconnect(iqn)
+  } catch (error) {
+    const message = `A session that no attachment needs is not gone: ${(error as Error).message}`
+    outcome.problems.push({problem: 'session-stuck', subject: iqn, message})
   } finally {
     unlock()
   }

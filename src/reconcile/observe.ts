@@ -1,4 +1,5 @@
 import type {Rooms} from '../attach/rooms.js'
+import type {ObservedSession} from '../initiators/driver.js'
 import type {AttachmentRecord} from '../state/store.js'
 import type {Disk, ObservedTarget, Volume} from '../types.js'
 import type {UnusablePool} from '../volumes/pools.js'
@@ -12,16 +13,19 @@ export interface Observed {
   targets: ObservedTarget[]
   /** Disks by domain UUID; null where the domain is unknown to libvirt. Absent as a whole where libvirt does not answer. */
   disks: Map<string, Disk[] | null> | null
+  /** Sessions of this host's kernel. */
+  sessions: ObservedSession[]
 }
 
-/** Looks at the pool, the target daemon and the domains that have attachments. */
+/** Looks at the pool, the target daemon, the kernel's sessions and the domains that have attachments. */
 export async function observe(rooms: Rooms): Promise<Observed> {
-  const [{volumes, unusable}, targets, disks] = await Promise.all([
+  const [{volumes, unusable}, targets, disks, sessions] = await Promise.all([
     rooms.volumes.list(),
     rooms.targets.list(),
     observeDisks(rooms),
+    rooms.host.sessions(),
   ])
-  return {volumes, unusablePools: unusable, targets, disks}
+  return {volumes, unusablePools: unusable, targets, disks, sessions}
 }
 
 /** The disks of all domains with attachments, one call a domain; null where libvirt does not answer. */

@@ -16,11 +16,24 @@ export type Action =
   | {do: 'resume'; operation: Operation}
   /** The target daemon lacks the export, or its LUN. */
   | {do: 'restore'; volumeId: string}
+  /** An attachment of the host route whose session is gone, or has waited in vain for its target. */
+  | {do: 'connect'; attachmentId: string}
+  /** A session of ours that no attachment needs. */
+  | {do: 'disconnect'; iqn: string}
   /** Cannot be mended by lunpath: said in log and metrics. */
   | {do: 'report'; problem: Problem}
 
 export interface Problem {
-  problem: 'pool-unusable' | 'volume-missing' | 'volume-unknown' | 'export-missing' | 'export-unknown' | 'disk-absent'
+  problem:
+    | 'pool-unusable'
+    | 'volume-missing'
+    | 'volume-unknown'
+    | 'export-missing'
+    | 'export-unknown'
+    | 'disk-absent'
+    | 'disk-stale'
+    | 'session-lost'
+    | 'session-stuck'
   subject: string
   message: string
 }
@@ -47,6 +60,7 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
 
   return [
     ...exports.filter(({iqn}) => !online.has(iqn)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
+    ...sessionActions(attachments, observed, ours, unfinished),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
     ...observed.unusablePools.map(poolUnusable),
     ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
@@ -61,6 +75,41 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
     ...attachments
       .filter(attachment => attachmentState(attachment, observed.disks, false) === 'absent')
       .map(diskAbsent),
+  ]
+}
+
+/**
+ * The kernel's sessions. One that is `FAILED` is left to iscsid, which tries to bring it back, with the guest's I/O waiting
+ * for it; `FREE` is what it becomes when that has failed. A session of somebody else is nobody's business here.
+ */
+function sessionActions(
+  attachments: AttachmentRecord[],
+  {sessions, disks}: Observed,
+  ours: (iqn: string) => boolean,
+  unfinished: Set<string>,
+): Action[] {
+  const onHost = attachments.filter(({route}) => route === 'host')
+  const needed = new Set(onHost.map(({iqn}) => iqn))
+  const surplus = sessions.filter(
+    ({iqn, owner}) => owner === 'attach' && ours(iqn) && !needed.has(iqn) && !unfinished.has(iqn.slice(-16)),
+  )
+  const lost = onHost.filter(({iqn}) => {
+    const own = sessions.filter(session => session.iqn === iqn)
+    return own.every(({state}) => state === 'FREE')
+  })
+  const stale = onHost.filter(({id, iqn, domainUuid}) => {
+    const disk = disks?.get(domainUuid)?.find(({serial, live}) => live && serial === id)
+    const path = disk?.source.type === 'block' ? disk.source.path : ''
+    const present = sessions.flatMap(session => (session.iqn === iqn ? session.devices : []))
+    return /^\/dev\/sd[a-z]+$/.test(path) && !present.some(({device}) => path === `/dev/${device}`)
+  })
+  return [
+    ...[...new Set(surplus.map(({iqn}) => iqn))].map((iqn): Action => ({do: 'disconnect', iqn})),
+    ...lost.map(({id}): Action => ({do: 'connect', attachmentId: id})),
+    ...stale.map(diskStale),
+    ...sessions
+      .filter(({iqn, stuck}) => stuck !== null && ours(iqn))
+      .map(({iqn, stuck}) => report('session-stuck', iqn, `The session with ${iqn} could not be logged out: ${stuck}`)),
   ]
 }
 
@@ -89,6 +138,11 @@ function volumeMissing({id, path}: VolumeRecord): Action {
 
 function volumeUnknown({id, path}: Volume): Action {
   return report('volume-unknown', id, `${path} has the form of a volume, and the store has none with that id`)
+}
+
+function diskStale({id, domain, target}: AttachmentRecord): Action {
+  const message = `The disk ${target} (${id}) of ${domain} is that of a session that has ended: detach and attach it`
+  return report('disk-stale', id, message)
 }
 
 function diskAbsent({id, domain, target}: AttachmentRecord): Action {

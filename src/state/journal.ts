@@ -2,7 +2,7 @@ import {createHash, randomUUID} from 'node:crypto'
 import {StorageError} from '../errors.js'
 import type {Change, Store} from './store.js'
 
-export type StepName = 'volume' | 'export' | 'disk' | 'size'
+export type StepName = 'volume' | 'export' | 'device' | 'disk' | 'size'
 
 /**
  * What was asked for and how far it has come. It is stored before the first effect and after each finished step, so

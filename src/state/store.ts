@@ -35,6 +35,8 @@ export interface AttachmentRecord {
   target: string
   bus: string
   source: DiskSource
+  /** Who logs in: QEMU, or this host's kernel. Absent in records of before the host route: `qemu`. */
+  route?: 'qemu' | 'host'
   persistent: boolean
   readOnly: boolean
   /** True where this attach made the export, so that detach takes it back. */

@@ -1,14 +1,12 @@
-import {createHash, randomBytes} from 'node:crypto'
-import {open} from 'node:fs/promises'
+import {randomBytes} from 'node:crypto'
 import {networkInterfaces} from 'node:os'
-import {inspect} from 'node:util'
 import type {TestFn} from 'ava'
-import {StorageError} from '../../src/errors.js'
 import type {IscsiSession, LoginSpec, SessionInitiator} from '../../src/initiators/driver.js'
 import type {ChapAuth} from '../../src/types.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
 import {openPortal} from '../fixtures/portals.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
+import {initiatorContract, refusal} from './initiators.js'
 
 const initiatorName = 'iqn.2025-01.test.lunpath:initiator'
 const auth: Required<ChapAuth> = {
@@ -21,6 +19,14 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
   let tgtd: HandStartedTgtd
   let plain: HandMadeLun
   const luns: HandMadeLun[] = []
+  const ipv6 = Object.values(networkInterfaces()).some(addresses => addresses?.some(({address}) => address === '::1'))
+  let ipv6Open = false
+
+  async function openIpv6(): Promise<void> {
+    if (ipv6Open) return
+    await tgtd.adm('--mode', 'portal', '--op', 'new', '--param', `portal=[::1]:${tgtd.port}`)
+    ipv6Open = true
+  }
 
   async function lun(options: Parameters<typeof makeLun>[2] = {}, host = tgtd): Promise<HandMadeLun> {
     const made = await makeLun(host, luns.length + 1, options)
@@ -30,15 +36,6 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
 
   function login(to: HandMadeLun, more: Partial<LoginSpec> = {}): LoginSpec {
     return {portal: {address: '127.0.0.1', port: tgtd.port}, iqn: to.iqn, lun: to.lun, initiatorName, ...more}
-  }
-
-  async function refusal(promise: Promise<unknown>): Promise<StorageError> {
-    const settled = await promise.then(
-      () => new Error('it did not fail'),
-      error => error,
-    )
-    if (!(settled instanceof StorageError)) throw settled
-    return settled
   }
 
   test.before(async () => {
@@ -60,37 +57,27 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     )
   })
 
-  test.serial('connect() reads serial, WWID, size and block size', async t => {
+  initiatorContract(test.serial, {
+    connect: spec => initiator.connect(spec),
+    tgtd: () => tgtd,
+    portal: () => ({address: '127.0.0.1', port: tgtd.port}),
+    ipv6: async () => {
+      if (!ipv6) return undefined
+      await openIpv6()
+      return {address: '::1', port: tgtd.port}
+    },
+    firstTid: 1001,
+  })
+
+  test.serial('connect() reads block size, vendor and product', async t => {
     const session = await initiator.connect(login(plain))
     t.like(session.identity, {
-      serial: plain.serial,
-      wwid: plain.wwid,
-      sizeBytes: plain.sizeBytes,
       blockSizeBytes: 512,
       vendor: 'IET',
       product: 'VIRTUAL-DISK',
     })
     await session.close()
   })
-
-  test.serial(
-    'what is written and flushed is in the backing file, and what is read is what the file holds',
-    async t => {
-      const session = await initiator.connect(login(plain))
-      const data = randomBytes(2 ** 20)
-      const offset = 5 * 2 ** 20 + 512
-      await session.write(offset, data)
-      await session.flush()
-      t.is(sha256(await fileRange(plain.path, offset, data.length)), sha256(data))
-
-      const other = randomBytes(64 * 1024)
-      const file = await open(plain.path, 'r+')
-      await file.write(other, 0, other.length, plain.sizeBytes - other.length)
-      await file.close()
-      t.is(sha256(await session.read(plain.sizeBytes - other.length, other.length)), sha256(other))
-      await session.close()
-    },
-  )
 
   test.serial('a range outside the unit, or not of whole blocks, is refused before anything is sent', async t => {
     const session = await initiator.connect(login(plain))
@@ -112,7 +99,7 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     await session.close()
   })
 
-  test.serial('one-way CHAP: the right secret logs in, a wrong one and none are AUTH_FAILED', async t => {
+  test.serial('a refused CHAP login has the status of its response as the cause', async t => {
     const guarded = await lun({auth: {incoming: auth.incoming}})
     const session = await initiator.connect(login(guarded, {auth: {incoming: auth.incoming}}))
     t.is(session.identity.serial, guarded.serial)
@@ -125,7 +112,7 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     t.is((await refusal(initiator.connect(login(guarded)))).code, 'AUTH_FAILED')
   })
 
-  test.serial('mutual CHAP: a target that does not know its own secret is AUTH_FAILED', async t => {
+  test.serial('mutual CHAP: another secret, another user and a target without CHAP are AUTH_FAILED', async t => {
     const guarded = await makeMutual()
     const session = await initiator.connect(login(guarded, {auth}))
     t.is(session.identity.serial, guarded.serial)
@@ -151,18 +138,6 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     return guarded
   }
 
-  test.serial('no error shows a secret', async t => {
-    const wrong = {incoming: {user: 'u', secret: 'visible-secret-1'}, outgoing: {user: 'o', secret: 'visible-secret-2'}}
-    const errors = [
-      await refusal(initiator.connect(login(luns[1]!, {auth: wrong}))),
-      await refusal(initiator.connect(login(plain, {auth: wrong}))),
-      await refusal(initiator.connect(login(plain, {auth: {incoming: {user: '', secret: 'visible-secret-1'}}}))),
-      await refusal(initiator.connect(login(plain, {auth: {incoming: {user: 'u', secret: 'visible-secret-1\n'}}}))),
-      await refusal(initiator.connect(login(plain, {auth: {...wrong, outgoing: wrong.incoming}}))),
-    ]
-    for (const error of errors) t.false(inspect(error, {depth: 9, showHidden: true}).includes('visible-secret'))
-  })
-
   test.serial('a target that is for another initiator name looks as if it were not there', async t => {
     const mine = await lun({initiatorName})
     await (await initiator.connect(login(mine))).close()
@@ -182,29 +157,9 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     t.deepEqual([unknown.code, refused.code], ['INITIATOR_FAILED', 'INITIATOR_FAILED'])
   })
 
-  test.serial('names, portals and deadlines from outside are checked', async t => {
-    const bad: Partial<LoginSpec>[] = [
-      {iqn: 'iqn.2025-01.test.lunpath:a,b'},
-      {iqn: 'iqn.2025-01.test.lunpath:a\nb'},
-      {iqn: ''},
-      {initiatorName: 'somebody'},
-      {lun: -1},
-      {lun: 1.5},
-      {portal: {address: 'localhost', port: 3260}},
-      {portal: {address: '127.0.0.1', port: 0}},
-      {timeoutMs: 0},
-      {timeoutMs: Number.POSITIVE_INFINITY},
-    ]
-    for (const wrong of bad) {
-      const {code} = await refusal(initiator.connect(login(plain, wrong)))
-      t.true(code === 'NAME_INVALID' || code === 'INVALID_ARGUMENT', inspect(wrong))
-    }
-  })
-
-  test.serial('a portal that accepts and stays silent is TIMEOUT', async t => {
+  test.serial('discover() at a portal that accepts and stays silent is TIMEOUT', async t => {
     const silent = await openPortal(() => {})
     t.teardown(() => silent.close())
-    t.is((await refusal(initiator.connect(login(plain, {portal: silent.portal, timeoutMs: 200})))).code, 'TIMEOUT')
     t.is((await refusal(initiator.discover(silent.portal, {initiatorName, timeoutMs: 200}))).code, 'TIMEOUT')
   })
 
@@ -221,15 +176,10 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     }
   })
 
-  const ipv6 = Object.values(networkInterfaces()).some(addresses => addresses?.some(({address}) => address === '::1'))
   const testIpv6 = ipv6 ? test.serial : test.serial.skip
-  testIpv6('IPv6 (skipped where this machine has no ::1)', async t => {
-    await tgtd.adm('--mode', 'portal', '--op', 'new', '--param', `portal=[::1]:${tgtd.port}`)
-    const portal = {address: '::1', port: tgtd.port}
-    const session = await initiator.connect(login(plain, {portal}))
-    t.is(session.identity.serial, plain.serial)
-    await session.close()
-    const targets = await initiator.discover(portal, {initiatorName})
+  testIpv6('discover() over IPv6 (skipped where this machine has no ::1)', async t => {
+    await openIpv6()
+    const targets = await initiator.discover({address: '::1', port: tgtd.port}, {initiatorName})
     t.true(targets.some(({portals}) => portals.some(({address, port}) => address === '::1' && port === tgtd.port)))
   })
 
@@ -311,18 +261,5 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     for (const [, sid, cid] of listing.matchAll(/Session: (\d+)\s+Connection: (\d+)/g)) {
       await tgtd.adm('--mode', 'conn', '--op', 'delete', '--tid', `${tid}`, '--sid', sid!, '--cid', cid!)
     }
-  }
-}
-
-function sha256(data: Buffer): string {
-  return createHash('sha256').update(data).digest('hex')
-}
-
-async function fileRange(path: string, offset: number, length: number): Promise<Buffer> {
-  const file = await open(path)
-  try {
-    return (await file.read(Buffer.alloc(length), 0, length, offset)).buffer
-  } finally {
-    await file.close()
   }
 }

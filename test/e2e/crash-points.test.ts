@@ -1,13 +1,9 @@
-import {type ChildProcess, fork} from 'node:child_process'
-import {once} from 'node:events'
-import {writeFile} from 'node:fs/promises'
-import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
-import {fileURLToPath} from 'node:url'
 import anyTest, {type TestFn} from 'ava'
 import {hasCode} from '../../src/errors.js'
 import {observe} from '../../src/reconcile/observe.js'
 import type {Journal} from '../../src/state/journal.js'
+import {type Crash, noCrash, runUnderCrash} from '../fixtures/crash.js'
 import {Host, Node} from '../fixtures/node.js'
 
 /**
@@ -15,7 +11,6 @@ import {Host, Node} from '../fixtures/node.js'
  * tgtd, domain) and the store must agree, with nothing lost, left over or doubled.
  */
 const test = anyTest.serial as TestFn
-const crashDaemon = fileURLToPath(new URL('../fixtures/crash-daemon.js', import.meta.url))
 const sizeBytes = 8 * 2 ** 20
 
 let host: Host
@@ -29,36 +24,7 @@ test.after.always(async () => {
   await host?.stop()
 })
 
-interface Crash {
-  when: 'never' | 'before' | 'after'
-  at: string
-  drop?: string
-}
-const noCrash: Crash = {when: 'never', at: '-'}
-
-/** Starts a daemon that is to die at `crash`, runs `request` against it, and returns the journal writes that it reported. */
-async function underCrash(crash: Crash, request: () => Promise<unknown>): Promise<string[]> {
-  const configFile = join(node.directory, 'config.json')
-  await writeFile(configFile, JSON.stringify(node.config))
-  const args = [configFile, crash.when, crash.at, 'drop', crash.drop ?? '-']
-  const child: ChildProcess = fork(crashDaemon, args, {stdio: ['ignore', 'ignore', 'inherit', 'ipc']})
-  const exited = once(child, 'exit')
-  const writes: string[] = []
-  try {
-    await new Promise<void>((resolve, reject) => {
-      child.on('message', label => (label === 'serving' ? resolve() : writes.push(label as string)))
-      child.once('exit', () => reject(new Error('the daemon did not start')))
-    })
-    await request().catch(error => {
-      if (crash.when === 'never') throw error
-    })
-  } finally {
-    child.kill('SIGKILL')
-    await exited
-    node.api.close()
-  }
-  return writes
-}
+const underCrash = (crash: Crash, request: () => Promise<unknown>) => runUnderCrash(node, crash, request)
 
 /** Where store and world differ; empty where they agree. Asks tgtd and libvirt anew, and looks into the pool. */
 async function disagreements(): Promise<string[]> {

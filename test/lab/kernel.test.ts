@@ -72,7 +72,7 @@ lab('4. CUSE, loop and the disks made of nothing are there', async t => {
 })
 
 lab('5. our addons load', t => {
-  for (const name of ['tgt', 'iscsi', 'libvirt'] as const) t.notThrows(() => loadAddon(name), name)
+  for (const name of ['tgt', 'iscsi', 'libvirt', 'net'] as const) t.notThrows(() => loadAddon(name), name)
 })
 
 lab('6. a logical volume holds what is written, and its snapshot what was there before', async t => {

@@ -8,7 +8,7 @@ const iqn = `iqn.2026-01.io.lunpath:${id}`
 const ours = (name: string) => name.startsWith('iqn.2026-01.io.lunpath:')
 const volume = {id, imported: false, path: `/pool/${id}.img`} as never
 const target = {iqn, luns: [{lun: 1}], sessions: []} as never
-const nothing: Observed = {volumes: [], unusablePools: [], targets: [], disks: new Map()}
+const nothing: Observed = {volumes: [], unusablePools: [], targets: [], disks: new Map(), sessions: []}
 const desired = (given: Partial<Desired>): Desired => ({
   volumes: [],
   exports: [],
@@ -68,4 +68,41 @@ test('08 libvirt that does not answer makes no disk absent', t => {
   const asked = desired({attachments: [{id, domainUuid: 'u', domain: 'vm', target: 'vdb'} as never]})
   t.deepEqual(plan(asked, {...nothing, disks: null}, ours), [])
   t.deepEqual(summary(plan(asked, {...nothing, disks: new Map([['u', []]])}, ours)), [`disk-absent ${id}`])
+})
+
+const uuid = 'b2c3d4e5-0000-4000-8000-000000000001'
+const attachment = {id, iqn, route: 'host', domain: 'vm', domainUuid: uuid, target: 'sdb'} as never
+const session = (more: object) =>
+  ({iqn, owner: 'attach', state: 'LOGGED_IN', stuck: null, devices: [{device: 'sdc'}], ...more}) as never
+const inDomain = (path: string) =>
+  new Map([[uuid, [{serial: id, alias: `ua-lunpath-${id}`, live: true, source: {type: 'block', path}} as never]]])
+
+test('09 a session that no attachment needs is logged out, where it is ours and nothing is at work on it', t => {
+  const world = (more: object): Observed => ({...nothing, sessions: [session(more)]})
+  t.deepEqual(plan(desired({}), world({}), ours), [{do: 'disconnect', iqn}])
+  for (const owner of ['hand', 'other', 'unknown']) t.deepEqual(plan(desired({}), world({owner}), ours), [], owner)
+  t.deepEqual(plan(desired({}), world({iqn: 'iqn.2001-04.com.example:disk'}), ours), [])
+  const operation = {subject: id, kind: 'attach'} as Operation
+  t.deepEqual(summary(plan(desired({unfinished: [operation]}), world({}), ours)), ['resume'])
+})
+
+test('10 an attachment logs in again where it has no session, or none that iscsid still tries to bring back', t => {
+  const asked = desired({attachments: [attachment]})
+  const world = (sessions: never[]): Observed => ({...nothing, sessions, disks: inDomain('/dev/sdc')})
+  t.deepEqual(plan(asked, world([session({})]), ours), [])
+  t.deepEqual(plan(asked, world([session({state: 'FAILED'})]), ours), [])
+  t.deepEqual(plan(asked, world([session({state: 'FREE'})]), ours), [{do: 'connect', attachmentId: id}])
+  t.deepEqual(summary(plan(asked, world([]), ours)), ['connect', `disk-stale ${id}`])
+})
+
+test('11 a domain with the disk of a session that has ended is told of, and so is a session that is stuck', t => {
+  const asked = desired({attachments: [attachment]})
+  const world = (path: string, stuck: string | null): Observed => ({
+    ...nothing,
+    sessions: [session({stuck})],
+    disks: inDomain(path),
+  })
+  t.deepEqual(summary(plan(asked, world('/dev/sdb', null), ours)), [`disk-stale ${id}`])
+  t.deepEqual(summary(plan(asked, world('/dev/disk/by-id/wwn-0x60', null), ours)), [])
+  t.deepEqual(summary(plan(asked, world('/dev/sdc', 'it hangs'), ours)), [`session-stuck ${iqn}`])
 })

@@ -27,6 +27,12 @@ export function attachmentCommands(program: Command): void {
       .option('--name <name>', 'a name for the new volume')
       .option('--pool <pool>', 'the pool for the new volume')
       .addOption(new Option('--bus <bus>', 'the disk’s bus').choices(['virtio', 'scsi']).default('virtio'))
+      .addOption(
+        new Option('--route <route>', 'who logs in: QEMU, or this host’s kernel (default: as configured)').choices([
+          'qemu',
+          'host',
+        ]),
+      )
       .option('--read-only', 'the guest may only read')
       .option('--persistent', 'also in the domain’s definition, for its next start')
       .option('--write-back', 'the export acknowledges writes before they are on stable storage')
@@ -40,28 +46,17 @@ Examples:
   lunpath attach vm1 --size 2GiB
   lunpath attach vm1 vdb --volume db1 --persistent
   lunpath attach vm1 --volume db2 --chap-file ./chap
+  lunpath attach vm1 --volume db3 --route host
   lunpath attach vm1 vdc --device /dev/disk/by-id/...`,
       ),
   ).action((domain: string, target: string | undefined, options, command: Command) => {
     requireOne(options, ['volume', 'size', 'device'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, device, name, pool, bus, readOnly, persistent, writeBack} = options
+      const {volume, size, device, name, pool, bus, route, readOnly, persistent, writeBack} = options
       const auth = await readChap(options)
       const writeCache = writeBack ? 'back' : undefined
-      const body = {
-        domain,
-        target,
-        volume,
-        sizeBytes: size,
-        device,
-        name,
-        pool,
-        bus,
-        readOnly,
-        persistent,
-        writeCache,
-        auth,
-      }
+      const disk = {domain, target, device, bus, route, readOnly, persistent}
+      const body = {...disk, volume, sizeBytes: size, name, pool, writeCache, auth}
       const made = await call<{volume: Volume | null; export: Export | null; disk: Disk}>('POST', '/attachments', body)
       if (json) return printJson(made)
       const {alias, serial, target: given} = made.disk

@@ -1,9 +1,10 @@
 import type {Command} from 'commander'
-import type {DiscoveredTarget} from '../../initiators/driver.js'
+import type {DiscoveredTarget, ObservedSession} from '../../initiators/driver.js'
 import {formatPortal} from '../../iqn.js'
 import type {Disk, Domain, Portal, TargetSession} from '../../types.js'
 import {printFacts, printJson, printTable} from '../output.js'
 import {addChapOption, readChap, withDaemon} from '../session.js'
+import {ownerInWords} from './initiator.js'
 
 interface Status {
   version: string
@@ -32,24 +33,26 @@ export function nodeCommands(program: Command): void {
 
   program
     .command('session')
-    .description('iSCSI sessions as the target sees them')
+    .description('iSCSI sessions, as the target sees them and as this host’s kernel does')
     .command('list')
     .description('all sessions')
     .action((_options, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        const sessions = await call<TargetSession[]>('GET', '/sessions')
-        if (json) return printJson(sessions)
-        printTable(
-          sessions,
-          {
-            TARGET: ({iqn}) => iqn,
-            INITIATOR: ({initiator}) => initiator,
-            SID: ({sid}) => sid,
-            ADDRESS: ({connections}) => connections.map(({address}) => address).join(','),
-            STATE: ({connections}) => connections.map(({state}) => state).join(','),
-          },
-          'No sessions.',
-        )
+        const [atTarget, ofKernel] = await Promise.all([
+          call<TargetSession[]>('GET', '/sessions'),
+          call<ObservedSession[]>('GET', '/initiator/sessions'),
+        ])
+        if (json) {
+          const sided = (side: string, sessions: object[]) => sessions.map(session => ({side, ...session}))
+          return printJson([...sided('target', atTarget), ...sided('initiator', ofKernel)])
+        }
+        const none = 'No sessions.'
+        if (atTarget.length > 0 || ofKernel.length === 0) printTable(atTarget, targetColumns, none)
+        if (ofKernel.length === 0) return
+        process.stdout.write(`${atTarget.length > 0 ? '\n' : ''}Of this host's kernel:\n`)
+        printTable(ofKernel, kernelColumns, none)
+        for (const {iqn, stuck} of ofKernel.filter(session => session.stuck !== null))
+          process.stdout.write(`${iqn} is stuck: ${stuck}\n`)
       }),
     )
 
@@ -111,6 +114,23 @@ export function nodeCommands(program: Command): void {
         for (const {message} of problems) process.stdout.write(`problem: ${message}\n`)
       }),
     )
+}
+
+const targetColumns = {
+  TARGET: ({iqn}: TargetSession) => iqn,
+  INITIATOR: ({initiator}: TargetSession) => initiator,
+  SID: ({sid}: TargetSession) => sid,
+  ADDRESS: ({connections}: TargetSession) => connections.map(({address}) => address).join(','),
+  STATE: ({connections}: TargetSession) => connections.map(({state}) => state).join(','),
+}
+
+const kernelColumns = {
+  TARGET: ({iqn}: ObservedSession) => iqn,
+  PORTAL: ({portal, tpgt}: ObservedSession) => `${formatPortal(portal)},${tpgt}`,
+  SID: ({sid}: ObservedSession) => sid,
+  STATE: ({state, stuck}: ObservedSession) => (stuck === null ? state : `${state}, stuck`),
+  DEVICES: ({devices}: ObservedSession) => devices.map(({device, state}) => `${device} (${state})`).join(','),
+  OWNER: ({owner}: ObservedSession) => ownerInWords(owner),
 }
 
 function describeSource(source: Disk['source']): string {

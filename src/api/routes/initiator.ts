@@ -1,0 +1,55 @@
+import {type Static, Type} from '@sinclair/typebox'
+import type {FastifyInstance} from 'fastify'
+import {StorageError} from '../../errors.js'
+import {parsePortal, parseTaggedPortal} from '../../iqn.js'
+import type {Service} from '../../service.js'
+import {ConnectionBody} from '../schema.js'
+
+/** /v1/initiator: the kernel's own sessions and node records, for people who use two machines by hand. */
+export function initiatorRoutes({operations}: Service) {
+  const {rooms} = operations
+  return async (api: FastifyInstance) => {
+    api.get('/initiator/sessions', async () => rooms.host.sessions())
+    api.get('/initiator/nodes', async () => rooms.host.nodes())
+
+    api.post<{Body: Static<typeof ConnectionBody>}>(
+      '/initiator/connections',
+      {schema: {body: ConnectionBody}},
+      async ({body: {iqn, portals, lun, auth, expected}}, reply) => {
+        refuseAttached(iqn)
+        const {initiatorName} = rooms
+        const spec = {iqn, lun: lun ?? 1, portals: portals.map(parseTaggedPortal), initiatorName, auth, expected}
+        const device = await rooms.host.connect({...spec, owner: 'hand', timeoutMs: rooms.probeTimeoutMs})
+        return reply.status(201).send(device)
+      },
+    )
+
+    const force = Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')]))
+    api.delete<{Params: {iqn: string}; Querystring: {force?: 'true' | 'false'}}>(
+      '/initiator/connections/:iqn',
+      {schema: {querystring: Type.Object({force})}},
+      async ({params: {iqn}, query}) => {
+        refuseAttached(iqn)
+        return rooms.host.disconnect(iqn, {force: query.force === 'true'})
+      },
+    )
+
+    api.delete<{Params: {iqn: string}; Querystring: {portal?: string}}>(
+      '/initiator/nodes/:iqn',
+      {schema: {querystring: Type.Object({portal: Type.Optional(Type.String())})}},
+      async ({params: {iqn}, query: {portal}}) =>
+        rooms.host.deleteNode(iqn, portal === undefined ? undefined : parsePortal(portal)),
+    )
+  }
+
+  /** A session of the attach path is its own: nobody takes a guest's disk away by hand. */
+  function refuseAttached(iqn: string): void {
+    const attachment = [...rooms.store.attachments.values()].find(one => one.iqn === iqn)
+    const busy = rooms.store.exports.get(iqn.slice(-16))?.iqn === iqn && !operations.idle(iqn.slice(-16))
+    if (!attachment && !busy) return
+    const message = attachment
+      ? `${iqn} feeds the disk ${attachment.target} of ${attachment.domain}. First run: lunpath detach ${attachment.id}`
+      : `Another operation is at work on ${iqn}: try again when it has ended`
+    throw new StorageError(attachment ? 'TARGET_IN_USE' : 'CONFLICT', message, {info: {iqn, id: attachment?.id}})
+  }
+}

@@ -1,0 +1,233 @@
+import {randomBytes} from 'node:crypto'
+import {constants} from 'node:fs'
+import {access, lstat, mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises'
+import {isIP} from 'node:net'
+import {dirname, join} from 'node:path'
+import {checkIscsiName} from '../iqn.js'
+import type {ChapAuth, Portal} from '../types.js'
+
+/** Who has asked lunpath for a session: the attach path, or a person with `lunpath connect`. */
+export type RecordOwner = 'attach' | 'hand'
+
+export interface NodeRecord {
+  iqn: string
+  portal: Portal
+  /** −1 where it is not known. */
+  tpgt: number
+  /** `manual`, `automatic` or `onboot`; null where the record does not say. */
+  startup: string | null
+  hasAuth: boolean
+  /** Null: not lunpath's. */
+  owner: RecordOwner | null
+  path: string
+}
+
+export interface NewNodeRecord {
+  iqn: string
+  portal: Portal
+  tpgt: number
+  initiatorName?: string
+  auth?: ChapAuth
+  /** Seconds for the login, after which iscsid gives up. */
+  loginTimeoutSeconds: number
+  /** False where this version cannot: it then finds all LUNs by itself. */
+  manualScan: boolean
+  owner: RecordOwner
+}
+
+const mark = '# Made by lunpath, which removes it at the logout. Owner: '
+
+/**
+ * open-iscsi's data base of nodes: a file for each target and portal. It is written without a discovery, which would
+ * cost a process and hold the lock of the whole data base for as long as a portal keeps silent.
+ */
+export class NodeRecords {
+  readonly #given: string | undefined
+  readonly #user: string
+  #directory: string | undefined
+
+  /**
+   * Without `directory` the installation is looked at. `user` names the daemon that attaches: a session that another one
+   * on this host has made for its attachments is another's.
+   */
+  constructor({directory, user = ''}: {directory?: string; user?: string} = {}) {
+    this.#given = directory
+    this.#user = user
+  }
+
+  /** Debian has /etc/iscsi/nodes; Red Hat and SUSE have /var/lib/iscsi/nodes, which their packages bring. */
+  async directory(): Promise<string> {
+    if (this.#given !== undefined) return this.#given
+    this.#directory ??= (await exists('/var/lib/iscsi')) ? '/var/lib/iscsi/nodes' : '/etc/iscsi/nodes'
+    return this.#directory
+  }
+
+  /**
+   * Writes one record, in place of whatever record this target has at this portal. The file is complete and durable
+   * before it is seen; mode 0600, since it holds the CHAP secrets, and nothing else does.
+   */
+  async write(record: NewNodeRecord): Promise<void> {
+    const {iqn, portal, tpgt} = record
+    const nodes = await this.directory()
+    const target = join(nodes, checkIscsiName(iqn))
+    const node = join(target, portalName(portal, tpgt))
+    await this.remove(iqn, portal)
+    await mkdir(node, {recursive: true, mode: 0o700})
+    // Outside of the directories that iscsiadm reads.
+    const temporary = join(dirname(nodes), `.lunpath-${randomBytes(6).toString('hex')}`)
+    try {
+      const file = await open(temporary, 'wx', 0o600)
+      try {
+        await file.writeFile(recordText(record, this.#user))
+        await file.sync()
+      } finally {
+        await file.close()
+      }
+      await rename(temporary, join(node, 'default'))
+    } catch (error) {
+      await rm(temporary, {force: true})
+      await this.#prune(target, node)
+      throw error
+    }
+    await syncDirectory(node)
+    await syncDirectory(target)
+  }
+
+  /** Removes a target's record at a portal, of both layouts; a target without records goes with its last. */
+  async remove(iqn: string, portal: Portal): Promise<void> {
+    const target = join(await this.directory(), checkIscsiName(iqn))
+    for (const entry of await names(target)) {
+      const parsed = parsePortalName(entry)
+      if (!parsed || !samePortal(parsed.portal, portal)) continue
+      await rm(join(target, entry), {recursive: true, force: true})
+    }
+    await this.#prune(target)
+  }
+
+  /** Removes all of a target's records. */
+  async removeAll(iqn: string): Promise<void> {
+    for (const {portal} of await this.of(iqn)) await this.remove(iqn, portal)
+    await this.#prune(join(await this.directory(), checkIscsiName(iqn)))
+  }
+
+  async #prune(...directories: string[]): Promise<void> {
+    // ENOENT: it never was there. ENOTEMPTY: others still need it.
+    for (const directory of directories.reverse()) await rmdir(directory).catch(() => undefined)
+    await syncDirectory(await this.directory()).catch(() => undefined)
+  }
+
+  /** Every record of this node, whoever has made it. */
+  async list(): Promise<NodeRecord[]> {
+    const targets = await names(await this.directory())
+    const found = await Promise.all(targets.map(iqn => this.#ofDirectory(iqn)))
+    return found.flat()
+  }
+
+  async of(iqn: string): Promise<NodeRecord[]> {
+    return this.#ofDirectory(checkIscsiName(iqn))
+  }
+
+  async #ofDirectory(iqn: string): Promise<NodeRecord[]> {
+    const target = join(await this.directory(), iqn)
+    const records: NodeRecord[] = []
+    for (const entry of await names(target)) {
+      const parsed = parsePortalName(entry)
+      if (!parsed) continue
+      const path = join(target, entry)
+      // ADDRESS,PORT,TPGT is a directory with a file for each interface. `-o new` writes a file ADDRESS,PORT.
+      const files = (await isDirectory(path)) ? (await names(path)).map(name => join(path, name)) : [path]
+      for (const file of files) {
+        const text = await readFile(file, 'utf8').catch(() => undefined)
+        if (text !== undefined) records.push({iqn, ...parsed, ...describe(text, this.#user), path: file})
+      }
+    }
+    return records
+  }
+}
+
+function recordText(record: NewNodeRecord, user: string): string {
+  const {iqn, portal, tpgt, initiatorName, auth, loginTimeoutSeconds, manualScan, owner} = record
+  const settings: [string, string | number | undefined][] = [
+    ['node.name', iqn],
+    ['node.tpgt', tpgt],
+    ['node.startup', 'manual'],
+    ['node.discovery_type', 'static'],
+    ['iface.iscsi_ifacename', 'default'],
+    ['iface.transport_name', 'tcp'],
+    ['iface.initiatorname', initiatorName],
+    ['node.session.scan', manualScan ? 'manual' : undefined],
+    // This many times the login's timeout, iscsid tries a first login: longer than we wait it would log in to nobody's use.
+    ['node.session.initial_login_retry_max', 1],
+    ['node.session.auth.authmethod', auth ? 'CHAP' : 'None'],
+    ['node.session.auth.username', auth?.incoming.user],
+    ['node.session.auth.password', auth?.incoming.secret],
+    ['node.session.auth.username_in', auth?.outgoing?.user],
+    ['node.session.auth.password_in', auth?.outgoing?.secret],
+    ['node.conn[0].address', portal.address],
+    ['node.conn[0].port', portal.port],
+    ['node.conn[0].startup', 'manual'],
+    ['node.conn[0].timeo.login_timeout', loginTimeoutSeconds],
+  ]
+  const lines = settings.flatMap(([key, value]) => (value === undefined ? [] : [`${key} = ${value}`]))
+  return `${[markOf(owner, user), ...lines].join('\n')}\n`
+}
+
+function markOf(owner: RecordOwner, user: string): string {
+  return `${mark}${owner}${owner === 'attach' ? ` ${JSON.stringify(user)}` : ''}`
+}
+
+function describe(text: string, user: string): Pick<NodeRecord, 'startup' | 'hasAuth' | 'owner'> {
+  const value = (key: string) =>
+    new RegExp(`^${key.replaceAll(/[.[\]]/g, '\\$&')}\\s*=\\s*(\\S+)\\s*$`, 'm').exec(text)?.[1] ?? null
+  const [first] = text.split('\n')
+  const owner = (['attach', 'hand'] as const).find(one => first === markOf(one, user))
+  return {
+    startup: value('node.startup'),
+    hasAuth: value('node.session.auth.authmethod') === 'CHAP',
+    owner: owner ?? null,
+  }
+}
+
+/** As open-iscsi names a portal: `ADDRESS,PORT,TPGT`, IPv6 without brackets. */
+function portalName({address, port}: Portal, tpgt: number): string {
+  return `${address},${port},${tpgt}`
+}
+
+function parsePortalName(name: string): {portal: Portal; tpgt: number} | undefined {
+  const [, address, port, tpgt] = /^([^,/]+),(\d{1,5})(?:,(-?\d{1,5}))?$/.exec(name) ?? []
+  if (address === undefined) return undefined
+  return {portal: {address, port: Number(port)}, tpgt: Number(tpgt ?? -1)}
+}
+
+export function samePortal(a: Portal, b: Portal): boolean {
+  return a.port === b.port && canonical(a.address) === canonical(b.address)
+}
+
+/** IPv6 can be written in many ways; sysfs, records and people choose differently. */
+function canonical(address: string): string {
+  return isIP(address) === 6 ? new URL(`http://[${address.split('%')[0]}]`).hostname : address
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, constants.O_RDONLY | constants.O_DIRECTORY)
+  try {
+    await directory.sync()
+  } finally {
+    await directory.close()
+  }
+}
+
+async function names(directory: string): Promise<string[]> {
+  return readdir(directory).catch(() => [])
+}
+
+async function isDirectory(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => undefined))?.isDirectory() ?? false
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  )
+}

@@ -1,0 +1,565 @@
+import {realpath} from 'node:fs/promises'
+import {isIP} from 'node:net'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {checkChap} from '../chap.js'
+import {hasCode, StorageError} from '../errors.js'
+import {run} from '../exec.js'
+import {checkIscsiName, formatPortal} from '../iqn.js'
+import {KeyedQueue} from '../lock.js'
+import type {Device, KernelSession, Portal} from '../types.js'
+import {differences, type Identity, mismatch, readIdentity, stablePathOf} from './block-identity.js'
+import type {ConnectSpec, HostInitiator, ObservedSession} from './driver.js'
+import {IscsiSysfs, type SessionDisk} from './iscsi-sysfs.js'
+import {
+  iscsiadm,
+  iscsiadmVersion,
+  iscsidListens,
+  multipathdListens,
+  nothingFound,
+  reconnecting,
+  sessionExists,
+} from './iscsiadm.js'
+import {type ConnectionCounters, KernelIo} from './kernel-io.js'
+import {LibiscsiInitiator} from './libiscsi.js'
+import {type NodeRecord, NodeRecords, samePortal} from './node-record.js'
+
+export interface OpenIscsiOptions {
+  /** open-iscsi's data base; default: where the installation has it. */
+  nodesDirectory?: string
+  /** Names the daemon, beside others on this host: sessions that it has made to attach are told from theirs by it. */
+  user?: string
+  /** Milliseconds for a scan, a rescan, a flush or the removal of a disk; default 10,000. */
+  deviceTimeoutMs?: number
+  /** Milliseconds for one attempt to log out; default 10,000. */
+  logoutTimeoutMs?: number
+  /** Milliseconds that multipathd gets to join several paths; default 5,000. */
+  multipathWaitMs?: number
+}
+
+const loginTimeoutMs = 5_000
+/** iscsid ends a login by itself; iscsiadm, which waits for it, gets this much longer. */
+const iscsidGraceMs = 3_000
+const diagnoseMs = 2_000
+const logoutAttempts = 3
+const logoutPauseMs = 500
+const diskPollMs = 2
+const stablePathMs = 10_000
+/** A guest, a mount or another layer would lose its disk: those are told from multipathd's by their UUID. */
+const multipathUuid = /^mpath-/
+
+/** What a disk is looked for by, in one target. */
+interface Wanted {
+  iqn: string
+  lun: number
+  portals: Portal[]
+  expected: Partial<Identity>
+  /** Ask the disk again, since what the kernel remembers may be old. */
+  refresh: boolean
+}
+
+/**
+ * The kernel's initiator by open-iscsi: a node record written as a file, one spawn of iscsiadm for the login, and sysfs for
+ * all the rest. No discovery, no udev, no listing by a tool.
+ */
+export class OpenIscsiInitiator implements HostInitiator {
+  readonly name = 'open-iscsi'
+  readonly #sysfs = new IscsiSysfs()
+  readonly #io = new KernelIo()
+  readonly #records: NodeRecords
+  readonly #deviceTimeoutMs: number
+  readonly #logoutTimeoutMs: number
+  readonly #multipathWaitMs: number
+  /** One at a time for a target: two logins at once to one portal would make two sessions, or none (open-iscsi races). */
+  readonly #queue = new KeyedQueue()
+  readonly #stuck = new Map<string, string>()
+  #manualScan: Promise<boolean> | undefined
+
+  constructor(options: OpenIscsiOptions = {}) {
+    this.#records = new NodeRecords({directory: options.nodesDirectory, user: options.user})
+    this.#deviceTimeoutMs = options.deviceTimeoutMs ?? 10_000
+    this.#logoutTimeoutMs = options.logoutTimeoutMs ?? 10_000
+    this.#multipathWaitMs = options.multipathWaitMs ?? 5_000
+  }
+
+  async open(): Promise<void> {
+    await this.#scansByHand()
+  }
+
+  async close(): Promise<void> {
+    this.#io.close()
+  }
+
+  /** Asked once: `node.session.scan` came with 2.0.874, and 2.1.10 hangs with it (open-iscsi issue 484). */
+  #scansByHand(): Promise<boolean> {
+    this.#manualScan ??= iscsiadmVersion().then(version => version !== undefined && canScanByHand(version))
+    return this.#manualScan
+  }
+
+  async connect(spec: ConnectSpec): Promise<Device> {
+    checkConnect(spec)
+    return this.#queue.run(spec.iqn, async () => {
+      const {iqn, lun, portals, expected = {}} = spec
+      const before = await this.#sysfs.sessionsOf(iqn)
+      const healthy = before.filter(isLoggedIn)
+      try {
+        if (healthy.length < before.length)
+          await this.#logout(
+            iqn,
+            before.filter(session => !isLoggedIn(session)),
+          )
+        const missing = portals.filter(portal => !healthy.some(session => samePortal(session.portal, portal)))
+        if (missing.length > 0) await this.#login(spec, missing)
+        return await this.#find({iqn, lun, portals, expected, refresh: before.length > 0})
+      } catch (error) {
+        await this.#takeBack(iqn, healthy)
+        throw error
+      }
+    })
+  }
+
+  /** Writes the records and logs in: one process for all portals. @throws where not one session is there afterwards */
+  async #login(spec: ConnectSpec, missing: ConnectSpec['portals']): Promise<void> {
+    const {iqn, initiatorName, auth, owner = 'attach', timeoutMs = loginTimeoutMs} = spec
+    const manualScan = await this.#scansByHand()
+    await this.#requireIscsid(iqn)
+    const loginTimeoutSeconds = Math.ceil(timeoutMs / 1000)
+    for (const {tpgt = 1, ...portal} of missing) {
+      await this.#records.write({iqn, portal, tpgt, initiatorName, auth, loginTimeoutSeconds, manualScan, owner})
+    }
+    // Without a portal iscsiadm logs in at all of the target's: those of a stranger's record too.
+    const strangers = (await this.#records.of(iqn)).some(({portal}) => !spec.portals.some(p => samePortal(p, portal)))
+    const rounds = missing.length > 1 && !strangers ? [[]] : missing.map(portal => ['-p', portalArgument(portal)])
+    const options = {
+      op: 'initiator.connect',
+      timeoutMs: loginTimeoutSeconds * 1000 + iscsidGraceMs,
+      info: {iqn, portals: missing.map(formatPortal)},
+      accept: [sessionExists],
+    }
+    let failure: unknown
+    for (const portal of rounds) {
+      await iscsiadm(['-m', 'node', '-T', iqn, ...portal, '--login'], options).catch(error => {
+        failure = error
+      })
+    }
+    if (failure && !(await this.#sysfs.sessionsOf(iqn)).some(isLoggedIn)) throw await diagnosed(failure, spec)
+  }
+
+  /** Ends what a failed connect has made: sessions that were there before stay, with their records. */
+  async #takeBack(iqn: string, before: KernelSession[]): Promise<void> {
+    const made = (await this.#sysfs.sessionsOf(iqn)).filter(({sid}) => !before.some(session => session.sid === sid))
+    await this.#logout(iqn, made).catch(() => undefined)
+    const kept = await this.#sysfs.sessionsOf(iqn)
+    for (const {portal} of await this.#records.of(iqn).catch(() => [])) {
+      if (!kept.some(session => samePortal(session.portal, portal))) await this.#records.remove(iqn, portal)
+    }
+  }
+
+  async #requireIscsid(iqn: string): Promise<void> {
+    if (await iscsidListens()) return
+    const installed = (await iscsiadmVersion()) !== undefined
+    throw installed
+      ? new StorageError(
+          'INITIATOR_UNAVAILABLE',
+          'iscsid does not run, and nobody else logs in or out: systemctl start iscsid.socket',
+          {op: 'initiator.iscsid', info: {iqn}},
+        )
+      : new StorageError('DEPENDENCY_MISSING', 'open-iscsi is not installed: apt-get install open-iscsi', {
+          op: 'initiator.iscsid',
+          info: {iqn},
+        })
+  }
+
+  /** The disk in each session with the target, proven, and what stands for all of them. */
+  async #find(wanted: Wanted): Promise<Device> {
+    const {iqn, lun, portals, expected} = wanted
+    const sessions = (await this.#sysfs.sessionsOf(iqn)).filter(
+      session => isLoggedIn(session) && portals.some(portal => samePortal(portal, session.portal)),
+    )
+    if (sessions.length === 0) {
+      throw new StorageError('INITIATOR_FAILED', `There is no session with ${iqn}`, {
+        op: 'initiator.find',
+        info: {iqn, portals: portals.map(formatPortal)},
+      })
+    }
+    const found = await Promise.all(sessions.map(session => this.#provenDisk(session, wanted)))
+    const [{identity}] = found as [(typeof found)[0]]
+    // The volume's own identity is known; without one the paths must at least agree with each other.
+    const odd = found.find(one => differences(one.identity, {...identity, ...expected}).length > 0)
+    if (odd) {
+      throw mismatch(`/dev/${odd.disk.device}`, {
+        found: odd.identity,
+        expected: {...identity, ...expected},
+        info: {iqn, lun},
+      })
+    }
+    const paths = found.map(({session, disk}) => ({device: disk.device, sid: session.sid, portal: session.portal}))
+    const joined = await this.#joined(paths.map(({device}) => device))
+    if (joined !== undefined) await this.#checkJoined(joined, identity, wanted)
+    return {
+      iqn,
+      lun,
+      path: `/dev/${joined ?? paths[0]!.device}`,
+      stablePath: stablePathOf(identity.wwid, joined !== undefined),
+      ...identity,
+      paths,
+      missingPortals: portals
+        .filter(portal => !sessions.some(session => samePortal(portal, session.portal)))
+        .map(({address, port}) => ({address, port})),
+      multipath: joined !== undefined ? 'dm' : paths.length > 1 ? 'first-path' : 'single',
+    }
+  }
+
+  /** The disk at the LUN of one session. One that is not the volume is removed and looked for once more. */
+  async #provenDisk(
+    session: KernelSession,
+    {lun, expected, refresh}: Wanted,
+  ): Promise<{session: KernelSession; disk: SessionDisk; identity: Identity}> {
+    for (let attempt = 0; ; attempt++) {
+      const {disk, isNew} = await this.#disk(session, lun)
+      if (refresh && !isNew) await this.#refresh(disk)
+      const identity = await readIdentity(this.#sysfs, disk.device)
+      if (identity && differences(identity, expected).length === 0) return {session, disk, identity}
+      await this.#remove(disk)
+      if (attempt === 0) continue
+      const info = {iqn: session.iqn, lun, device: disk.device, portal: formatPortal(session.portal)}
+      const found = identity ?? {wwid: '', serial: '', sizeBytes: 0}
+      throw mismatch(`LUN ${lun} of ${session.iqn} (/dev/${disk.device})`, {found, expected, info})
+    }
+  }
+
+  /** The disk at a LUN; the session is scanned for that LUN alone where the kernel does not have it yet. */
+  async #disk(session: KernelSession, lun: number): Promise<{disk: SessionDisk; isNew: boolean}> {
+    const there = async () => (await this.#sysfs.disks(session.sid)).find(disk => disk.lun === lun)
+    const known = await there()
+    if (known) return {disk: known, isNew: false}
+    const place = await this.#sysfs.place(session.sid)
+    if (!place) throw sessionGone(session)
+    const {host, channel, targetId} = place
+    await this.#io.writeAttribute(this.#sysfs.scanFile(host), `${channel} ${targetId} ${lun}`, this.#deviceTimeoutMs)
+    // The scan ends with the SCSI device; its driver makes the disk a little later (sd probes asynchronously).
+    const deadline = performance.now() + this.#deviceTimeoutMs
+    for (;;) {
+      const disk = await there()
+      if (disk) return {disk, isNew: true}
+      const late = performance.now() >= deadline
+      if (late || !(await this.#sysfs.hasUnit(session.sid, lun))) {
+        throw new StorageError(
+          late ? 'TIMEOUT' : 'INITIATOR_FAILED',
+          late
+            ? `LUN ${lun} of ${session.iqn} did not become a disk within ${this.#deviceTimeoutMs} ms`
+            : `${session.iqn} has no LUN ${lun}, or shows it to others alone`,
+          {op: 'initiator.scan', info: {iqn: session.iqn, lun, sid: session.sid}},
+        )
+      }
+      await sleep(diskPollMs)
+    }
+  }
+
+  /** Reads the VPD pages and the capacity again (drivers/scsi/scsi_scan.c, scsi_rescan_device). */
+  #refresh({directory}: SessionDisk): Promise<void> {
+    return this.#io.writeAttribute(`${directory}/rescan`, '1', this.#deviceTimeoutMs).catch(ignoreGone)
+  }
+
+  #remove({directory}: SessionDisk): Promise<void> {
+    return this.#io.writeAttribute(`${directory}/delete`, '1', this.#deviceTimeoutMs).catch(ignoreGone)
+  }
+
+  /** The device-mapper device that multipathd has made of these paths; waited for where there is something to join. */
+  async #joined(devices: string[]): Promise<string | undefined> {
+    const look = async () => {
+      const holders = await Promise.all(devices.map(device => this.#sysfs.holders(device)))
+      return holders[0]!.find(
+        ({device, uuid}) => multipathUuid.test(uuid) && holders.every(all => all.some(one => one.device === device)),
+      )?.device
+    }
+    const found = await look()
+    if (found !== undefined || devices.length === 1 || !(await multipathdListens())) return found
+    const deadline = performance.now() + this.#multipathWaitMs
+    while (performance.now() < deadline) {
+      await sleep(50)
+      const joined = await look()
+      if (joined !== undefined) return joined
+    }
+    return undefined
+  }
+
+  async #checkJoined(joined: string, identity: Identity, {iqn, lun}: Wanted): Promise<void> {
+    const [uuid, sizeBytes] = await Promise.all([
+      this.#sysfs.blockAttribute(joined, 'dm/uuid'),
+      this.#sysfs.blockSizeBytes(joined),
+    ])
+    // `3` stands for NAA in the names of scsi_id, which multipath uses.
+    const wwid = uuid === `mpath-${identity.wwid.replace(/^naa\./, '3')}` ? identity.wwid : (uuid ?? '')
+    const found = {wwid, serial: identity.serial, sizeBytes}
+    if (differences(found, identity).length > 0) {
+      throw mismatch(`/dev/${joined}`, {found, expected: identity, info: {iqn, lun, device: joined}})
+    }
+  }
+
+  async verify(device: Device, expected: Partial<Identity>): Promise<Device> {
+    const {iqn, lun, paths, missingPortals} = device
+    const portals = [...paths.map(({portal}) => portal), ...missingPortals]
+    return this.#queue.run(iqn, () => this.#find({iqn, lun, portals, expected, refresh: true}))
+  }
+
+  async rescan(device: Device, sizeBytes: number): Promise<Device> {
+    const {wwid, serial} = device
+    if (device.multipath === 'dm') {
+      const {iqn} = device
+      for (const {device: path} of device.paths) {
+        const file = this.#sysfs.blockFile(path, 'device/rescan')
+        await this.#io.writeAttribute(file, '1', this.#deviceTimeoutMs)
+      }
+      const name = await this.#sysfs.blockAttribute(device.path.slice('/dev/'.length), 'dm/name')
+      await run('multipathd', ['resize', 'map', name ?? ''], {timeoutMs: this.#deviceTimeoutMs}).catch(cause => {
+        throw new StorageError('INITIATOR_FAILED', `multipathd did not resize ${device.path}`, {
+          op: 'initiator.rescan',
+          info: {iqn, device: device.path},
+          cause,
+        })
+      })
+    }
+    return this.verify(device, {wwid, serial, sizeBytes})
+  }
+
+  async awaitStablePath({path, stablePath}: Device, timeoutMs = stablePathMs): Promise<string> {
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      if ((await realpath(stablePath).catch(() => '')) === path) return stablePath
+      if (performance.now() >= deadline) {
+        throw new StorageError(
+          'TIMEOUT',
+          `udev has not shown ${path} as ${stablePath} within ${timeoutMs} ms: does systemd-udevd run?`,
+          {op: 'initiator.stable-path', info: {path, stablePath}},
+        )
+      }
+      await sleep(20)
+    }
+  }
+
+  async disconnect(iqn: string, {force = false}: {force?: boolean} = {}): Promise<{flushed: boolean}> {
+    checkIscsiName(iqn)
+    return this.#queue.run(iqn, async () => {
+      const sessions = await this.#sysfs.sessionsOf(iqn)
+      const flushed = await this.#letGo(sessions, force)
+      await this.#logout(iqn, sessions)
+      await this.#records.removeAll(iqn)
+      this.#stuck.delete(iqn)
+      return {flushed}
+    })
+  }
+
+  /**
+   * Flushes the disks and removes them. A disk without a path takes no flush: it would wait for the whole recovery, and so
+   * would its removal; the logout takes it away.
+   */
+  async #letGo(sessions: KernelSession[], force: boolean): Promise<boolean> {
+    const disks = (
+      await Promise.all(
+        sessions.map(async session => {
+          const all = await this.#sysfs.disks(session.sid)
+          return all.map(disk => ({disk, alive: isAlive(session, disk)}))
+        }),
+      )
+    ).flat()
+    const alive = disks.filter(one => one.alive).map(({disk}) => disk)
+    const tops = new Map<string, SessionDisk[]>()
+    for (const disk of alive) {
+      const holders = await this.#sysfs.holders(disk.device)
+      const joined = holders.find(({uuid}) => multipathUuid.test(uuid))
+      const other = holders.find(holder => holder !== joined)
+      if (other && !force) throw inUse(disk.device, `${other.device} lies on it`)
+      const top = joined?.device ?? disk.device
+      tops.set(top, [...(tops.get(top) ?? []), disk])
+    }
+    let flushed = alive.length === disks.length
+    for (const top of tops.keys()) {
+      await this.#io.flush(`/dev/${top}`, this.#deviceTimeoutMs).catch(error => {
+        if ((error as NodeJS.ErrnoException).code === 'EBUSY' && !force)
+          throw inUse(top, 'it is mounted or held', error)
+        flushed = false
+      })
+      if (top.startsWith('dm-')) await this.#unjoin(top, force)
+    }
+    // One that hangs here is taken away by the logout, or the session is stuck: that is said there.
+    for (const disk of alive) await this.#remove(disk).catch(() => undefined)
+    return flushed
+  }
+
+  /** multipathd's device goes before its paths do. */
+  async #unjoin(device: string, force: boolean): Promise<void> {
+    const name = await this.#sysfs.blockAttribute(device, 'dm/name')
+    if (name === undefined) return
+    await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs}).catch(error => {
+      if (!force) throw inUse(device, 'multipathd does not give it up', error)
+    })
+  }
+
+  /** @throws INITIATOR_FAILED, INITIATOR_UNAVAILABLE where sessions are left after some attempts: they are stuck */
+  async #logout(iqn: string, sessions: KernelSession[]): Promise<void> {
+    const left = async () => {
+      const now = await this.#sysfs.sessionsOf(iqn)
+      return now.filter(({sid}) => sessions.some(session => session.sid === sid))
+    }
+    let failure: unknown
+    let remaining = sessions.length === 0 ? [] : await left()
+    const deadline = performance.now() + this.#logoutTimeoutMs
+    for (let attempts = 0; remaining.length > 0 && attempts < logoutAttempts; ) {
+      if (failure) await sleep(logoutPauseMs)
+      try {
+        await this.#requireIscsid(iqn)
+        await Promise.all(remaining.map(session => this.#logoutOne(session)))
+      } catch (error) {
+        failure = error
+        if (hasCode(error, 'INITIATOR_UNAVAILABLE', 'DEPENDENCY_MISSING')) break
+        // Not to be counted: iscsid answers at once, and is right a moment later.
+        if ((error as StorageError).info.exitCode === reconnecting && performance.now() < deadline) continue
+      }
+      attempts++
+      remaining = await left()
+    }
+    if (remaining.length === 0) return
+    const sids = remaining.map(({sid}) => sid)
+    const why = failure instanceof Error ? failure.message : 'the session stays'
+    this.#stuck.set(iqn, why)
+    throw new StorageError(
+      hasCode(failure, 'INITIATOR_UNAVAILABLE') ? 'INITIATOR_UNAVAILABLE' : 'INITIATOR_FAILED',
+      `The session with ${iqn} is stuck: it could not be logged out (${why})`,
+      {op: 'initiator.disconnect', info: {iqn, sids, state: 'stuck'}, cause: failure},
+    )
+  }
+
+  async #logoutOne({iqn, sid}: KernelSession): Promise<void> {
+    await iscsiadm(['-m', 'session', '-r', String(sid), '--logout'], {
+      op: 'initiator.disconnect',
+      timeoutMs: this.#logoutTimeoutMs,
+      info: {iqn, sid},
+      accept: [nothingFound],
+    })
+  }
+
+  async sessions(): Promise<ObservedSession[]> {
+    const [sessions, records] = await Promise.all([this.#sysfs.sessions(), this.#records.list()])
+    for (const iqn of this.#stuck.keys()) if (!sessions.some(session => session.iqn === iqn)) this.#stuck.delete(iqn)
+    return sessions.map(session => {
+      const record = records.find(({iqn, portal}) => iqn === session.iqn && samePortal(portal, session.portal))
+      const owner = record === undefined ? 'unknown' : (record.owner ?? 'other')
+      return {...session, owner, stuck: this.#stuck.get(session.iqn) ?? null}
+    })
+  }
+
+  async counters(): Promise<(ConnectionCounters & {iqn: string; initiator: string})[]> {
+    const sessions = await this.#sysfs.sessions()
+    const read = await this.#io.counters(sessions.map(({sid}) => ({sid, cid: 0})))
+    return read.flatMap(counters => {
+      const session = sessions.find(({sid}) => sid === counters.sid)
+      return session ? [{...counters, iqn: session.iqn, initiator: session.initiator}] : []
+    })
+  }
+
+  nodes(): Promise<NodeRecord[]> {
+    return this.#records.list()
+  }
+
+  async deleteNode(iqn: string, portal?: Portal): Promise<NodeRecord[]> {
+    checkIscsiName(iqn)
+    return this.#queue.run(iqn, async () => {
+      const meant = (one: {portal: Portal}) => portal === undefined || samePortal(one.portal, portal)
+      const records = (await this.#records.of(iqn)).filter(meant)
+      const at = portal ? ` at ${formatPortal(portal)}` : ''
+      if (records.length === 0) {
+        throw new StorageError('NOT_FOUND', `There is no node record of ${iqn}${at}`, {info: {iqn}})
+      }
+      if ((await this.#sysfs.sessionsOf(iqn)).some(meant)) {
+        const message = `${iqn}${at} is logged in: lunpath disconnect ${iqn}`
+        throw new StorageError('TARGET_IN_USE', message, {info: {iqn}})
+      }
+      for (const record of records) await this.#records.remove(iqn, record.portal)
+      return records
+    })
+  }
+}
+
+function isLoggedIn({state}: KernelSession): boolean {
+  return state === 'LOGGED_IN'
+}
+
+function isAlive(session: KernelSession, {device}: SessionDisk): boolean {
+  return isLoggedIn(session) && session.devices.some(one => one.device === device && one.state === 'running')
+}
+
+/**
+ * Few of iscsiadm's exit statuses tell why: a target that cannot prove itself looks like one that is not there, and a port
+ * that refuses like one that is silent. A login in user space tells, and nobody waits for anything else by then.
+ */
+async function diagnosed(failure: unknown, {portals, iqn, lun, initiatorName, auth}: ConnectSpec): Promise<unknown> {
+  const vague = failure instanceof StorageError && [4, 5, 8, 19].includes(failure.info.exitCode as number)
+  if (!vague || initiatorName === undefined) return failure
+  for (const portal of portals) {
+    try {
+      const session = await new LibiscsiInitiator().connect({
+        portal,
+        iqn,
+        lun,
+        initiatorName,
+        auth,
+        timeoutMs: diagnoseMs,
+      })
+      await session.close()
+    } catch (cause) {
+      const {code, message} = cause as StorageError
+      return new StorageError(code, message, {op: failure.op, info: {...failure.info, said: failure.message}, cause})
+    }
+  }
+  return failure
+}
+
+function ignoreGone(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'ENOENT' && error.code !== 'ENODEV') throw error
+}
+
+function sessionGone({iqn, sid}: KernelSession): StorageError {
+  return new StorageError('INITIATOR_FAILED', `The session ${sid} with ${iqn} has ended meanwhile`, {
+    op: 'initiator.find',
+    info: {iqn, sid},
+  })
+}
+
+function inUse(device: string, why: string, cause?: unknown): StorageError {
+  return new StorageError('DEVICE_IN_USE', `/dev/${device} cannot be taken away: ${why}`, {
+    op: 'initiator.disconnect',
+    info: {device: `/dev/${device}`},
+    cause,
+  })
+}
+
+function portalArgument({tpgt = 1, ...portal}: Portal & {tpgt?: number}): string {
+  return `${formatPortal(portal)},${tpgt}`
+}
+
+/** @throws NAME_INVALID, INVALID_ARGUMENT */
+function checkConnect({iqn, lun, portals, initiatorName, auth, timeoutMs = loginTimeoutMs}: ConnectSpec): void {
+  checkIscsiName(iqn)
+  if (initiatorName !== undefined) checkIscsiName(initiatorName)
+  if (auth) checkChap(auth)
+  const refuse = (what: string, info: Record<string, unknown>): never => {
+    throw new StorageError('INVALID_ARGUMENT', what, {op: 'initiator.connect', info})
+  }
+  const whole = (value: number, least: number, most: number) =>
+    Number.isInteger(value) && value >= least && value <= most
+  if (!whole(lun, 0, 255)) refuse('A LUN is a whole number from 0 to 255', {lun})
+  if (!whole(timeoutMs, 1, 3_600_000))
+    refuse('timeoutMs is a whole number of milliseconds, at most an hour', {timeoutMs})
+  if (portals.length === 0) refuse('A login needs a portal', {iqn})
+  for (const {address, port, tpgt = 1} of portals) {
+    if (isIP(address) === 0 || !whole(port, 1, 65_535) || !whole(tpgt, 0, 65_535)) {
+      refuse('A portal is an IP address, a port and a portal group tag', {address, port, tpgt})
+    }
+  }
+}
+
+function canScanByHand(version: string): boolean {
+  const [major = 0, minor = 0, patch = 0] = version.split(/[.-]/).map(Number)
+  if (major === 2 && minor === 1 && patch === 10) return false
+  return major > 2 || (major === 2 && (minor > 0 || patch >= 874))
+}

@@ -1,0 +1,102 @@
+import {mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import test, {type ExecutionContext} from 'ava'
+import {differences, serialOf, stablePathOf} from '../../src/initiators/block-identity.js'
+import {type NewNodeRecord, NodeRecords, samePortal} from '../../src/initiators/node-record.js'
+
+const iqn = 'iqn.2025-01.test.lunpath:0123456789abcdef'
+const portal = {address: '10.0.0.5', port: 3260}
+const record: NewNodeRecord = {iqn, portal, tpgt: 1, loginTimeoutSeconds: 5, manualScan: true, owner: 'attach'}
+
+async function dataBase(t: ExecutionContext) {
+  const root = await mkdtemp(join(tmpdir(), 'nodes-'))
+  t.teardown(() => rm(root, {recursive: true}))
+  const directory = join(root, 'nodes')
+  return {root, directory, records: new NodeRecords({directory, user: '/var/lib/a'})}
+}
+
+test('a record is a file of its own, closed to others, and goes with its directories', async t => {
+  const {root, directory, records} = await dataBase(t)
+  const auth = {incoming: {user: 'u', secret: 'the-secret-itself'}}
+  await records.write({...record, auth})
+  const path = join(directory, iqn, '10.0.0.5,3260,1', 'default')
+  t.is((await stat(path)).mode & 0o777, 0o600)
+  t.true((await readFile(path, 'utf8')).includes('node.session.auth.password = the-secret-itself\n'))
+  const [found, ...others] = await records.list()
+  t.deepEqual(others, [])
+  t.deepEqual(found, {iqn, portal, tpgt: 1, startup: 'manual', hasAuth: true, owner: 'attach', path})
+  await records.remove(iqn, portal)
+  t.deepEqual(await readdir(directory), [])
+  t.deepEqual(await readdir(root), ['nodes'], 'no temporary file')
+})
+
+test('a second record of a portal takes the place of the first, whatever its layout', async t => {
+  const {directory, records} = await dataBase(t)
+  await mkdir(join(directory, iqn), {recursive: true})
+  await writeFile(join(directory, iqn, '10.0.0.5,3260'), 'node.startup = automatic\n')
+  t.like(await records.of(iqn), {0: {tpgt: -1, startup: 'automatic', owner: null, hasAuth: false}})
+  await records.write({...record, owner: 'hand'})
+  t.deepEqual(await readdir(join(directory, iqn)), ['10.0.0.5,3260,1'])
+  t.like(await records.of(iqn), {length: 1, 0: {owner: 'hand', startup: 'manual'}})
+})
+
+test('removing one portal leaves the others, and removing what is not there is success', async t => {
+  const {records} = await dataBase(t)
+  const other = {address: 'fd00::1', port: 3261}
+  await records.write(record)
+  await records.write({...record, portal: other})
+  await records.remove(iqn, {address: 'fd00:0::1', port: 3261})
+  t.deepEqual(
+    (await records.list()).map(one => one.portal),
+    [portal],
+  )
+  await records.remove(iqn, other)
+  await records.removeAll(iqn)
+  await records.removeAll(iqn)
+  t.deepEqual(await records.list(), [])
+})
+
+test('what another daemon has made to attach is another’s; what a person asked for is a person’s everywhere', async t => {
+  const {directory, records} = await dataBase(t)
+  const others = new NodeRecords({directory, user: '/var/lib/b'})
+  await others.write(record)
+  t.like(await records.of(iqn), {0: {owner: null}})
+  await others.write({...record, owner: 'hand'})
+  t.like(await records.of(iqn), {0: {owner: 'hand'}})
+})
+
+test('a name that would lead elsewhere is refused', async t => {
+  const {records} = await dataBase(t)
+  for (const name of ['../x', 'iqn.2025-01.test:../../etc', 'iqn.2025-01.test:a/b', ''])
+    await t.throwsAsync(records.write({...record, iqn: name}), {code: 'NAME_INVALID'}, name)
+})
+
+test('portals are the same however their address is written', t => {
+  t.true(samePortal({address: 'fd99::2', port: 1}, {address: 'fd99:0:0:0::2', port: 1}))
+  t.false(samePortal({address: 'fd99::2', port: 1}, {address: 'fd99::2', port: 2}))
+  t.false(samePortal({address: '10.0.0.1', port: 1}, {address: '10.0.0.2', port: 1}))
+})
+
+test('a serial is what page 0x80 holds, without the blanks that tgt pads it with', t => {
+  const page = (text: string, length = text.length) =>
+    Buffer.concat([Buffer.from([0, 0x80, 0, length]), Buffer.from(text)])
+  t.is(serialOf(page('                    0123456789abcdef')), '0123456789abcdef')
+  t.is(serialOf(page('abc\0\0')), 'abc')
+  t.is(serialOf(page('abcdef', 3)), 'abc')
+  t.is(serialOf(Buffer.alloc(2)), '')
+})
+
+test('stable paths are udev’s and multipath’s names of the WWID', t => {
+  const hex = '60000000000000000123456789abcdef'
+  t.is(stablePathOf(`naa.${hex}`, false), `/dev/disk/by-id/wwn-0x${hex}`)
+  t.is(stablePathOf(`naa.${hex}`, true), `/dev/disk/by-id/dm-uuid-mpath-3${hex}`)
+  t.throws(() => stablePathOf('t10.IET 0123', false), {code: 'UNSUPPORTED'})
+})
+
+test('every part of an identity that is expected must agree', t => {
+  const found = {wwid: 'naa.6', serial: 'a', sizeBytes: 512}
+  t.deepEqual(differences(found, found), [])
+  t.deepEqual(differences(found, {}), [])
+  t.deepEqual(differences(found, {wwid: 'naa.5', serial: 'b', sizeBytes: 1024}), ['wwid', 'serial', 'sizeBytes'])
+})

@@ -1,0 +1,438 @@
+// The kernel's initiator in the lab, against a tgtd in a network of its own: what it makes, what it takes away again, and
+// what happens when one of the two dies.
+import {randomBytes} from 'node:crypto'
+import {constants, existsSync} from 'node:fs'
+import {mkdir, open, readFile, stat, writeFile} from 'node:fs/promises'
+import {setTimeout as sleep} from 'node:timers/promises'
+import test, {type ExecutionContext} from 'ava'
+import {run} from '../../src/exec.js'
+import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
+import type {Device} from '../../src/types.js'
+import {fileRange, initiatorContract, refusal, sha256} from '../contract/initiators.js'
+import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
+import {openPortal} from '../fixtures/portals.js'
+import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
+import {traceExecve} from '../fixtures/trace.js'
+import {
+  initiatorName,
+  multipathd,
+  prepareInitiator,
+  type SystemDaemon,
+  scsiDisks,
+  sessionDirectories,
+  udevd,
+} from '../lab/initiator.js'
+import {insideLab, lab} from '../lab/lab.js'
+import {makeStorageNetwork, type StorageNetwork} from '../lab/storage-network.js'
+
+lab.options({deadlineMs: 540_000})
+
+const nodes = '/etc/iscsi/nodes'
+const MiB = 2 ** 20
+let network: StorageNetwork
+let iscsid: SystemDaemon
+let udev: SystemDaemon
+let tgtd: HandStartedTgtd
+let initiator: OpenIscsiInitiator
+let lastTid = 0
+
+test.before(async () => {
+  if (!insideLab) return
+  network = await makeStorageNetwork(2)
+  iscsid = await prepareInitiator()
+  await iscsid.start()
+  tgtd = await startTgtd({...network, port: 3260})
+  initiator = new OpenIscsiInitiator()
+  await initiator.open()
+})
+
+test.after.always(async () => {
+  if (!insideLab) return
+  await initiator?.close()
+  await tgtd?.stop()
+  await udev?.stop()
+  await iscsid?.stop()
+  await network?.remove()
+})
+
+async function lun(
+  t: ExecutionContext,
+  options: Parameters<typeof makeLun>[2] = {},
+): Promise<HandMadeLun & {tid: number}> {
+  const tid = ++lastTid
+  const made = await makeLun(tgtd, tid, options)
+  t.teardown(() => made.remove())
+  return {...made, tid}
+}
+
+function spec(unit: HandMadeLun, cables = 1) {
+  const portals = network.addresses.slice(0, cables).map(address => ({address, port: tgtd.port}))
+  const {iqn, wwid, serial, sizeBytes} = unit
+  return {iqn, lun: 1, portals, initiatorName, expected: {wwid, serial, sizeBytes}}
+}
+
+/** A test that fails must not spoil those after it. */
+test.afterEach.always(async () => {
+  if (!insideLab) return
+  const left = new Set((await initiator.sessions()).map(({iqn}) => iqn))
+  for (const iqn of left) await initiator.disconnect(iqn, {force: true}).catch(() => undefined)
+})
+
+async function nothingLeft(t: ExecutionContext, {iqn}: {iqn: string}): Promise<void> {
+  t.deepEqual(await sessionDirectories(), [], 'sessions')
+  t.deepEqual(await scsiDisks(), [], 'disks')
+  t.false(existsSync(`${nodes}/${iqn}`), 'node records')
+}
+
+async function eventually(what: string, holds: () => Promise<boolean>, seconds = 60): Promise<void> {
+  for (let waited = 0; !(await holds()); waited++) {
+    if (waited >= seconds * 10) throw new Error(`It did not come: ${what}`)
+    await sleep(100)
+  }
+}
+
+initiatorContract(lab, {
+  connect: async ({portal, ...login}) => {
+    const device = await initiator.connect({...login, portals: [portal]})
+    const file = await open(device.path, 'r+')
+    let closed: Promise<unknown> | undefined
+    return {
+      identity: device,
+      async read(offset, length) {
+        // What the kernel has cached is not what the target holds.
+        await run('blockdev', ['--flushbufs', device.path])
+        return (await file.read(Buffer.alloc(length), 0, length, offset)).buffer
+      },
+      write: (offset, data) => file.write(data, 0, data.length, offset),
+      flush: () => file.datasync(),
+      close: () => {
+        closed ??= file.close().then(() => initiator.disconnect(login.iqn))
+        return closed.then(() => initiator.disconnect(login.iqn))
+      },
+    }
+  },
+  tgtd: () => tgtd,
+  portal: () => ({address: network.addresses[0]!, port: tgtd.port}),
+  ipv6: async () => {
+    const address = 'fd99::2'
+    await tgtd.adm('--mode', 'portal', '--op', 'new', '--param', `portal=[${address}]:${tgtd.port}`)
+    return {address, port: tgtd.port}
+  },
+  firstTid: 1001,
+})
+
+lab('1. a login is one process, and no argument of it is a secret', async t => {
+  const auth = {
+    incoming: {user: 'traced', secret: 'traced-secret-in'},
+    outgoing: {user: 'back', secret: 'traced-secret-out'},
+  }
+  const unit = await lun(t, {auth})
+  let device: Device | undefined
+  const programs = await traceExecve(async () => {
+    device = await initiator.connect({...spec(unit), auth})
+  })
+  t.is(programs.length, 1, programs.join('\n'))
+  t.regex(programs[0]!, /"iscsiadm", "-m", "node", .*"--login"/)
+  t.false(programs.join().includes('traced-secret'))
+  t.like(device, {
+    multipath: 'single',
+    missingPortals: [],
+    wwid: unit.wwid,
+    serial: unit.serial,
+    sizeBytes: unit.sizeBytes,
+  })
+
+  const directory = `${nodes}/${unit.iqn}/${network.addresses[0]},${tgtd.port},1`
+  const modes = await Promise.all(
+    [directory, `${directory}/default`].map(async path => (await stat(path)).mode & 0o777),
+  )
+  t.deepEqual(modes, [0o700, 0o600])
+  const record = await readFile(`${directory}/default`, 'utf8')
+  t.true(record.includes('traced-secret-in') && record.includes('node.startup = manual'))
+  t.false(JSON.stringify(await initiator.nodes()).includes('traced-secret'))
+  t.false(JSON.stringify(await initiator.sessions()).includes('traced-secret'))
+
+  t.deepEqual(await initiator.disconnect(unit.iqn), {flushed: true})
+  await nothingLeft(t, unit)
+})
+
+lab('2. only our LUN becomes a disk', async t => {
+  const unit = await lun(t)
+  const other = await lun(t)
+  const second = ['--mode', 'logicalunit', '--tid', `${unit.tid}`, '--lun', '2', '--op', 'new', '-b', other.path]
+  await tgtd.adm(...second)
+  await initiator.connect(spec(unit))
+  t.is((await scsiDisks()).length, 1)
+  await initiator.disconnect(unit.iqn)
+})
+
+lab('3. connecting twice is connecting once, and so with disconnecting', async t => {
+  const unit = await lun(t)
+  const first = await initiator.connect(spec(unit))
+  const programs = await traceExecve(async () => t.deepEqual(await initiator.connect(spec(unit)), first))
+  t.deepEqual(programs, [])
+  await initiator.disconnect(unit.iqn)
+  t.deepEqual(await initiator.disconnect(unit.iqn), {flushed: true})
+  await nothingLeft(t, unit)
+})
+
+lab('4. two logins at once to one target give one session, also beside a stranger’s iscsiadm', async t => {
+  const unit = await lun(t)
+  const both = await Promise.all([initiator.connect(spec(unit)), initiator.connect(spec(unit))])
+  t.deepEqual(both[0], both[1])
+  t.is((await sessionDirectories()).length, 1)
+  await initiator.disconnect(unit.iqn)
+
+  const connecting = initiator.connect(spec(unit))
+  await eventually('a record', async () => (await initiator.nodes()).some(({iqn}) => iqn === unit.iqn), 10)
+  await run('iscsiadm', ['-m', 'node', '-T', unit.iqn, '--login'], {accept: [0, 15]}).catch(error =>
+    t.log(error.message),
+  )
+  const device = await connecting
+  t.is(device.serial, unit.serial)
+  t.is((await sessionDirectories()).length, 1)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('5. a disk that is not the volume is taken away, and nothing stays', async t => {
+  const unit = await lun(t)
+  for (const wrong of [{serial: '0123456789abcdef'}, {wwid: 'naa.60014050000000000'}, {sizeBytes: 512}]) {
+    const refused = await refusal(initiator.connect({...spec(unit), expected: {...spec(unit).expected, ...wrong}}))
+    t.is(refused.code, 'IDENTITY_MISMATCH')
+    t.like(refused.info, {expected: wrong, found: {serial: unit.serial}})
+    await nothingLeft(t, unit)
+  }
+})
+
+lab('6. verify() sees another volume behind the LUN of a session that goes on, and takes the disk away', async t => {
+  const unit = await lun(t)
+  const other = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  t.deepEqual(await initiator.verify(device, spec(unit).expected), device)
+  await putBehind(unit.tid, other.path, other.serial)
+  // The kernel still shows what it has read at the login.
+  t.is((await readFile(`/sys/block/${device.path.slice(5)}/device/wwid`, 'utf8')).trim(), unit.wwid)
+  const refused = await refusal(initiator.verify(device, spec(unit).expected))
+  t.is(refused.code, 'IDENTITY_MISMATCH')
+  t.like(refused.info, {found: {serial: other.serial}})
+  t.deepEqual(await scsiDisks(), [])
+
+  await putBehind(unit.tid, unit.path, unit.serial)
+  t.like(await initiator.verify(device, spec(unit).expected), {serial: unit.serial, wwid: unit.wwid})
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+async function putBehind(tid: number, path: string, serial: string): Promise<void> {
+  const unit = ['--mode', 'logicalunit', '--tid', `${tid}`, '--lun', '1']
+  await tgtd.adm(...unit, '--op', 'delete')
+  await tgtd.adm(...unit, '--op', 'new', '-b', path)
+  await tgtd.adm(...unit, '--op', 'update', '--params', `scsi_id=${serial},scsi_sn=${serial}`)
+}
+
+lab('7. rescan() lets the kernel see that the volume has grown', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  await run('truncate', ['-s', `${128 * MiB}`, unit.path])
+  await putBehind(unit.tid, unit.path, unit.serial)
+  const grown = await initiator.rescan(device, 128 * MiB)
+  t.is(grown.sizeBytes, 128 * MiB)
+  t.is(Number(await readFile(`/sys/block/${grown.path.slice(5)}/size`, 'utf8')) * 512, 128 * MiB)
+  t.is((await refusal(initiator.rescan(grown, 256 * MiB))).code, 'IDENTITY_MISMATCH')
+  await initiator.disconnect(unit.iqn)
+})
+
+lab('8. a disk that is held is not taken away, unless by force', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  const holder = await open(device.path, constants.O_RDONLY | constants.O_EXCL)
+  t.is((await refusal(initiator.disconnect(unit.iqn))).code, 'DEVICE_IN_USE')
+  t.is((await sessionDirectories()).length, 1)
+  t.deepEqual(await initiator.disconnect(unit.iqn, {force: true}), {flushed: false})
+  await holder.close()
+  await nothingLeft(t, unit)
+})
+
+lab('9. the kernel’s byte counters come by netlink, and are those of iscsiadm', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  const file = await open(device.path, 'r+')
+  await file.write(randomBytes(MiB))
+  await file.datasync()
+  await file.close()
+  const {stdout} = await run('iscsiadm', ['-m', 'session', '-s'])
+  const said = (key: string) => Number(new RegExp(`${key}: (\\d+)`).exec(stdout)?.[1])
+  const [counters] = await initiator.counters()
+  t.like(counters, {iqn: unit.iqn, initiator: initiatorName, digestErrors: 0})
+  t.true(counters!.sentBytes >= MiB)
+  t.is(counters!.sentBytes, said('txdata_octets'))
+  t.is(counters!.receivedBytes, said('rxdata_octets'))
+  await initiator.disconnect(unit.iqn)
+  t.deepEqual(await initiator.counters(), [])
+})
+
+lab('10. sessions and node records of others are listed, and ours are told from them', async t => {
+  const ours = await lun(t)
+  const theirs = await lun(t)
+  await initiator.connect({...spec(ours), owner: 'hand'})
+  const portal = `${network.addresses[0]}:${tgtd.port}`
+  await run('iscsiadm', ['-m', 'node', '-o', 'new', '-T', theirs.iqn, '-p', portal])
+  await run('iscsiadm', ['-m', 'node', '-T', theirs.iqn, '-p', portal, '--login'])
+  const owners = async () => (await initiator.sessions()).map(({iqn, owner, state}) => [iqn, owner, state])
+  t.deepEqual(await owners(), [
+    [ours.iqn, 'hand', 'LOGGED_IN'],
+    [theirs.iqn, 'other', 'LOGGED_IN'],
+  ])
+  const records = await initiator.nodes()
+  t.is(records.find(({iqn}) => iqn === ours.iqn)?.owner, 'hand')
+  t.is(records.find(({iqn}) => iqn === theirs.iqn)?.owner, null)
+  t.is((await refusal(initiator.deleteNode(theirs.iqn))).code, 'TARGET_IN_USE')
+  await initiator.disconnect(theirs.iqn)
+  await initiator.disconnect(ours.iqn)
+
+  await run('iscsiadm', ['-m', 'node', '-o', 'new', '-T', theirs.iqn, '-p', portal])
+  await mkdir(`${nodes}/${theirs.iqn}`, {recursive: true})
+  await writeFile(`${nodes}/${theirs.iqn}/10.99.1.2,3260`, `node.name = ${theirs.iqn}\n`)
+  t.is((await initiator.deleteNode(theirs.iqn)).length, 2, 'both layouts')
+  t.is((await refusal(initiator.deleteNode(theirs.iqn))).code, 'NOT_FOUND')
+  await nothingLeft(t, theirs)
+})
+
+lab('11. without iscsid a connect fails at once and says so; then it works again', async t => {
+  const unit = await lun(t)
+  await iscsid.stop()
+  t.is((await refusal(initiator.connect(spec(unit)))).code, 'INITIATOR_UNAVAILABLE')
+  await nothingLeft(t, unit)
+  await iscsid.start()
+  await initiator.connect(spec(unit))
+  await iscsid.stop()
+  const stuck = await refusal(initiator.disconnect(unit.iqn))
+  t.is(stuck.code, 'INITIATOR_UNAVAILABLE')
+  t.is((await initiator.sessions())[0]?.stuck?.includes('iscsid'), true)
+  await iscsid.start()
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('12. an iscsid that hangs is a TIMEOUT, and its iscsiadm does not stay', async t => {
+  const unit = await lun(t)
+  iscsid.kill('SIGSTOP')
+  const refused = await refusal(initiator.connect({...spec(unit), timeoutMs: 1000}))
+  iscsid.kill('SIGCONT')
+  t.is(refused.code, 'TIMEOUT')
+  const {stdout} = await run('pgrep', ['-x', 'iscsiadm'], {accept: [0, 1]})
+  t.is(stdout, '')
+  // iscsid may still have read the request.
+  await sleep(2_000)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('13. a portal that goes in mid-login is a TIMEOUT, and nothing stays', async t => {
+  const unit = await lun(t)
+  const vanishing = await openPortal(() => {})
+  t.teardown(() => vanishing.close())
+  const refused = await refusal(initiator.connect({...spec(unit), portals: [vanishing.portal], timeoutMs: 1000}))
+  t.is(refused.code, 'TIMEOUT')
+  await nothingLeft(t, unit)
+  await network.setCable(0, false)
+  const silent = await refusal(initiator.connect({...spec(unit), timeoutMs: 1000}))
+  await network.setCable(0, true)
+  t.true(['TIMEOUT', 'INITIATOR_FAILED'].includes(silent.code), silent.message)
+  await nothingLeft(t, unit)
+})
+
+lab('14. several portals: one session each; without multipathd the first path serves, and that is said', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit, 2))
+  t.like(device, {multipath: 'first-path', missingPortals: []})
+  t.deepEqual(device.paths.map(({portal}) => portal.address).sort(), [...network.addresses])
+  t.is((await sessionDirectories()).length, 2)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+
+  const absent = {address: network.addresses[1]!, port: 9}
+  const half = await initiator.connect({...spec(unit), portals: [...spec(unit).portals, absent], timeoutMs: 2000})
+  t.like(half, {multipath: 'single', missingPortals: [absent]})
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('15. the stable path of a disk is waited for', async t => {
+  const unit = await lun(t)
+  const alone = await initiator.connect(spec(unit))
+  t.is((await refusal(initiator.awaitStablePath(alone, 300))).code, 'TIMEOUT', 'without udevd')
+  await initiator.disconnect(unit.iqn)
+  udev = udevd()
+  await udev.start()
+  const device = await initiator.connect(spec(unit))
+  t.is(await initiator.awaitStablePath(device, 60_000), `/dev/disk/by-id/wwn-0x6000000000000000${unit.id}`)
+  await initiator.disconnect(unit.iqn)
+  await eventually('the link goes', async () => !existsSync(device.stablePath))
+})
+
+lab('16. with multipathd the joined device is what is verified and handed on', async t => {
+  const daemon = await multipathd()
+  await daemon.start()
+  t.teardown(() => daemon.stop())
+  const patient = new OpenIscsiInitiator({multipathWaitMs: 60_000})
+  t.teardown(() => patient.close())
+  const unit = await lun(t)
+  const device = await patient.connect(spec(unit, 2))
+  t.is(device.multipath, 'dm')
+  t.regex(device.path, /^\/dev\/dm-\d+$/)
+  t.is(await patient.awaitStablePath(device, 60_000), `/dev/disk/by-id/dm-uuid-mpath-36000000000000000${unit.id}`)
+  const data = randomBytes(MiB)
+  const file = await open(device.path, 'r+')
+  await file.write(data, 0, data.length, MiB)
+  await file.datasync()
+  await file.close()
+  t.is(sha256(await fileRange(unit.path, MiB, MiB)), sha256(data))
+  t.deepEqual(await patient.disconnect(unit.iqn), {flushed: true})
+  await nothingLeft(t, unit)
+})
+
+lab('17. tgtd restarts with its portal last: the session comes back by itself and I/O goes on', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  const file = await open(device.path, 'r+')
+  await file.write(randomBytes(MiB))
+  await tgtd.restart(unit.restore)
+  const data = randomBytes(MiB)
+  await file.write(data, 0, data.length, MiB)
+  await file.datasync()
+  await file.close()
+  t.is(sha256(await fileRange(unit.path, MiB, MiB)), sha256(data))
+  t.like(await initiator.verify(device, spec(unit).expected), {path: device.path})
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('18. tgtd restarts and its target comes late: connecting again logs in anew', async t => {
+  const unit = await lun(t)
+  await initiator.connect(spec(unit))
+  await tgtd.restart()
+  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await sleep(3_000)
+  await unit.restore()
+  const before = (await initiator.sessions())[0]
+  const device = await initiator.connect(spec(unit))
+  t.is(device.serial, unit.serial)
+  const [session, ...others] = await initiator.sessions()
+  t.is(session?.state, 'LOGGED_IN')
+  t.deepEqual(others, [])
+  if (before?.state !== 'LOGGED_IN') t.not(session?.sid, before?.sid)
+  t.is((await fileRange(device.path, 0, 512)).length, 512)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('19. a target that is gone while logged in: the disconnect ends, without a flush, and nothing stays', async t => {
+  const unit = await lun(t)
+  await initiator.connect(spec(unit))
+  await tgtd.stop()
+  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  t.deepEqual(await initiator.disconnect(unit.iqn), {flushed: false})
+  await nothingLeft(t, unit)
+})
