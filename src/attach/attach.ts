@@ -134,7 +134,7 @@ export function snapshotVolume(
   })
 }
 
-/** `volume extend`: the file, then the LUN where no session would miss the change. */
+/** `volume extend`: the volume, its LUN where no session would miss the change, and the disk of the domain that has it. */
 export function extendVolume(
   operations: Operations,
   asked: {volume: string; sizeBytes: number},
@@ -164,7 +164,7 @@ export function extendVolume(
     }
     const exported = store.exports.get(id)
     const sessions = exported ? ((await targets.get(exported.iqn))?.sessions ?? []) : []
-    if (sessions.length > 0) {
+    if (sessions.length > 0 && !targets.supports.resizeInUse) {
       throw new StorageError(
         'TARGET_IN_USE',
         `${id} cannot grow while an initiator is logged in to ${exported!.iqn}: the target would keep the old size. Detach it or log out first`,

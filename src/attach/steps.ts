@@ -328,7 +328,10 @@ const sizeStep: Step = {
     const record = rooms.store.exports.get(operation.subject)
     const volume = await rooms.volumes.extend(path.volume!, makeRequest(operation).sizeBytes!)
     if (!record) return {...path, volume}
-    return {...path, volume, export: await rooms.targets.resize(exportSpec(rooms, record, volume))}
+    const grown = await rooms.targets.resize(exportSpec(rooms, record, volume))
+    const attachment = rooms.store.attachments.get(operation.subject)
+    if (attachment) await growDisk(rooms, attachment, grown)
+    return {...path, volume, export: grown}
   },
   made({rooms, operation}, path) {
     const volume: VolumeRecord = {...rooms.store.volume(operation.subject), sizeBytes: path.volume!.sizeBytes}
@@ -339,14 +342,34 @@ const sizeStep: Step = {
     }
     return changes
   },
-  // A volume cannot be shrunk back: where its target could not follow, the record follows the pool.
+  // A volume cannot be shrunk back: where its target or its disk could not follow, the records follow the world.
   async failed({rooms, operation}) {
-    const record = rooms.store.volume(operation.subject)
-    const found = await rooms.volumes.get(operation.subject)
-    return found ? [{table: 'volumes', id: record.id, value: {...record, sizeBytes: found.sizeBytes}}] : []
+    const {id, ...volume} = rooms.store.volume(operation.subject)
+    const exported = rooms.store.exports.get(id)
+    const changes: Change[] = []
+    const found = await rooms.volumes.get(id)
+    if (found) changes.push({table: 'volumes', id, value: {...volume, id, sizeBytes: found.sizeBytes}})
+    const lun = exported && (await rooms.targets.get(exported.iqn))?.luns.find(one => one.lun === exported.lun)
+    if (lun) changes.push({table: 'exports', id, value: {...exported, sizeBytes: lun.sizeBytes}})
+    return changes
   },
   async unmake() {},
   unmade: () => [],
+}
+
+/** An attached disk follows its LUN: on the host route the kernel looks at it again; then a running guest is told. */
+async function growDisk(rooms: Rooms, {id, domainUuid, route}: AttachmentRecord, exported: Export): Promise<void> {
+  const {wwid, serial, sizeBytes} = exported
+  if (route === 'host') {
+    const device = await rooms.host.connect({...connectSpec(rooms, exported), expected: {wwid, serial}})
+    await rooms.host.rescan(device, sizeBytes)
+  }
+  try {
+    await rooms.compute.resize(domainUuid, id, sizeBytes)
+  } catch (error) {
+    // It is in no running domain: the next start reads the size anew.
+    if (!hasCode(error, 'ATTACHMENT_NOT_FOUND', 'DOMAIN_NOT_FOUND')) throw error
+  }
 }
 
 /** The table of steps, in the order of making. Attach runs down it, detach runs up it, so does a failed attach. */
