@@ -295,7 +295,11 @@ export class Daemon {
     })
     for (const {id, iqn} of attachments.values()) {
       const auth = secrets.get(id)
-      if (iqn !== null && auth) await rooms.compute.rememberSecret(iqn, auth.incoming).catch(() => {})
+      if (iqn === null || !auth) continue
+      // The driver keeps it and gives it to libvirt when that answers.
+      await rooms.compute
+        .rememberSecret(iqn, auth.incoming)
+        .catch(err => this.log.debug({err, iqn}, 'a secret has to wait'))
     }
   }
 
@@ -370,7 +374,14 @@ export class Daemon {
   async #resumeReleases(): Promise<void> {
     const waiting = this.operations.standing().filter(({plan}) => plan.includes('disk'))
     if (this.#closed) return
-    await Promise.all(waiting.map(operation => this.operations.resume(operation, {recovering: true}).catch(() => {})))
+    await Promise.all(
+      waiting.map(operation =>
+        this.operations.resume(operation, {recovering: true}).catch(err => {
+          // It stands, and is tried again.
+          this.log.debug({err, operation: operation.id}, 'an operation goes on waiting')
+        }),
+      ),
+    )
   }
 
   /** Refuses new requests, waits for running operations and closes everything, in reverse. Safe to call twice. */
