@@ -235,7 +235,7 @@ test('05 promtool has nothing to say, no secret is shown, and no counter has a l
   const step = sampleOf(samples, 'lunpath_step_duration_seconds_count', {step: 'target.export', driver: 'tgt'})
   t.true(step! > 0)
   t.true(sampleOf(samples, 'lunpath_step_duration_seconds_count', {step: 'compute.attach', driver: 'libvirt'})! > 0)
-  for (const collector of ['tgt', 'libvirt', 'file'])
+  for (const collector of ['tgt', 'libvirt', 'pools'])
     t.is(sampleOf(samples, 'iscsi_exporter_collector_success', {collector}), 1, collector)
   const pool = sampleOf(samples, 'lunpath_pool_provisioned_bytes', {pool: 'default'})
   t.is(
@@ -285,7 +285,7 @@ test('07 a tgtd that hangs: the scrape answers, says so and claims nothing; then
   const hanging = await Promise.all([read(), read()])
   for (const samples of hanging) {
     t.is(sampleOf(samples, 'iscsi_exporter_collector_success', {collector: 'tgt'}), 0)
-    t.is(sampleOf(samples, 'iscsi_exporter_collector_success', {collector: 'file'}), 1)
+    t.is(sampleOf(samples, 'iscsi_exporter_collector_success', {collector: 'pools'}), 1)
     t.is(sampleOf(samples, 'iscsi_target_sessions', {target: iqn}), undefined)
     near(t, samples, 'iscsi_lun_read_bytes_total', {target: iqn, lun: '1'}, 4 * MiB)
   }
