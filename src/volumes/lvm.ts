@@ -490,9 +490,11 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     try {
       await this.#lvm('lvchange', '--activate', 'n', this.#full(name))
     } catch (error) {
-      const {rows} = await this.#lvm('lvs', '-o', 'lv_device_open', this.#full(name))
+      const {rows} = await this.#lvm('lvs', '-o', 'lv_device_open,lv_kernel_major', this.#full(name))
       if (rows[0]?.lv_device_open === 'open') throw this.#inUse(name, {how: 'is open', info: {}}, error)
-      throw error
+      // With a thin volume LVM deactivates the pool below it where it sees nobody else there. After a command was killed it
+      // may not see who is: then the pool's deactivation failed, not the volume's.
+      if (rows[0]?.lv_kernel_major !== '-1') throw error
     }
     try {
       await this.#lvm('lvchange', '--addtag', tag('deleted', id), '--deltag', tag(role, id), this.#full(name))
