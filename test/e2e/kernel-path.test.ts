@@ -1,0 +1,119 @@
+// The whole path through the kernel in the lab: a logical volume, a target in a network of its own, the kernel's initiator,
+// and a disk in a domain that has no system.
+import {randomBytes} from 'node:crypto'
+import {readFile} from 'node:fs/promises'
+import test, {type ExecutionContext} from 'ava'
+import {run} from '../../src/exec.js'
+import type {Disk, Export, Volume} from '../../src/types.js'
+import {sha256} from '../contract/initiators.js'
+import {Node} from '../fixtures/node.js'
+import {startTgtd} from '../fixtures/tgtd-by-hand.js'
+import {KernelPath, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
+import {insideLab, lab} from '../lab/lab.js'
+
+const MiB = 2 ** 20
+const domains = ['vm1', 'vm2']
+const group = 'vg0'
+
+lab.options({
+  disksBytes: [1536 * MiB, 256 * MiB],
+  modules: ['dm-mod', 'dm-thin-pool'],
+  memoryMiB: 1536,
+  deadlineMs: 900_000,
+})
+
+interface Attached {
+  volume: Volume
+  export: Export
+  disk: Disk
+}
+
+let path: KernelPath
+
+test.before(async () => {
+  if (!insideLab) return
+  path = await KernelPath.start()
+  for (const domain of domains) await path.startDomain(domain)
+})
+
+test.after.always(async () => {
+  if (insideLab) await path?.stop()
+})
+
+/** A node whose pool is in `group`, which the first one makes. */
+async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt'): Promise<Node> {
+  const compute = {uri: path.libvirtd.uri}
+  const tgtd = driver === 'tgt' ? await startTgtd({...path.network, port: 3261}) : undefined
+  const targets = tgtd ? {portals: [`${path.network.addresses[0]}:3261`]} : path.lio
+  const known = (await run('vgs', ['--noheadings', '-o', 'vg_name'])).stdout.includes(group)
+  const volumes = known ? {lvm: [{group, thinPool: 'thin'}]} : {}
+  // Eight logins at once take an emulated processor some seconds.
+  const node = await Node.make({tgtd, targets, compute, volumes, initiator: {timeoutMs: 60_000}})
+  t.teardown(async () => {
+    // Before the targets go: LVM would wait for disks that do not answer.
+    await path.logOut()
+    await node.stop()
+  })
+  await node.start()
+  if (!known) {
+    await node.api.call('POST', '/pools', {group, devices: ['/dev/vda'], thin: true, thinBytes: 512 * MiB})
+  }
+  return node
+}
+
+function attach(node: Node, more: object = {}): Promise<Attached> {
+  const body = {domain: domains[0], pool: group, sizeBytes: 16 * MiB, bus: 'scsi', route: 'host', ...more}
+  return node.api.call<Attached>('POST', '/attachments', body)
+}
+
+async function takeDown(node: Node, id: string): Promise<void> {
+  await node.api.call('DELETE', `/attachments/${id}`)
+  await node.api.call('DELETE', `/volumes/${id}`)
+}
+
+async function nothingLeft(t: ExecutionContext, node: Node, of = group): Promise<void> {
+  const left = await pathState(node, {group: of, domains})
+  for (const [what, found] of Object.entries(left)) t.deepEqual(found, [], what)
+}
+
+const wwids = {
+  lio: (id: string) => `naa.6001405${id}000000000`,
+  tgt: (id: string) => `naa.6000000000000000${id}`,
+}
+
+for (const driver of ['lio', 'tgt'] as const) {
+  lab(`1. LVM, ${driver}, open-iscsi, domain: the proven disk is the volume, and all of it goes again`, async t => {
+    const node = await startNode(t, driver)
+    const made = await Promise.all([
+      attach(node, {preallocate: true, sizeBytes: 64 * MiB}),
+      attach(node, {preallocate: false, sizeBytes: 64 * MiB}),
+    ])
+    t.deepEqual(
+      made.map(({volume}) => volume.allocation),
+      ['preallocated', 'sparse'],
+    )
+    for (const {volume, disk} of made) {
+      const {id} = volume
+      const wwid = wwids[driver](id)
+      t.is(volume.path, `/dev/${group}/${id}`)
+      t.like(disk, {serial: id, live: true, source: {type: 'block'}})
+      const byId = `/dev/disk/by-id/wwn-${wwid.replace('naa.', '0x')}`
+      t.deepEqual(node.store.attachments.get(id)?.source, {type: 'block', path: byId})
+      const device = disk.source.type === 'block' ? disk.source.path : ''
+      const sysfs = `/sys/block/${device.slice('/dev/'.length)}`
+      t.is((await readFile(`${sysfs}/device/wwid`, 'utf8')).trim(), wwid)
+      t.is(Number(await readFile(`${sysfs}/size`, 'utf8')) * 512, volume.sizeBytes)
+
+      const [first, last] = [randomBytes(2 * MiB), randomBytes(MiB)]
+      await writeDirect(byId, {offsetMiB: 5, data: first})
+      await writeDirect(byId, {offsetMiB: 63, data: last})
+      t.is(sha256(await readDirect(volume.path, {offsetMiB: 5, lengthMiB: 2})), sha256(first))
+      t.is(sha256(await readDirect(volume.path, {offsetMiB: 63, lengthMiB: 1})), sha256(last))
+      const below = randomBytes(MiB)
+      await writeDirect(volume.path, {offsetMiB: 20, data: below})
+      t.is(sha256(await readDirect(device, {offsetMiB: 20, lengthMiB: 1})), sha256(below))
+    }
+    for (const {volume} of made) await takeDown(node, volume.id)
+    await nothingLeft(t, node)
+  })
+}
