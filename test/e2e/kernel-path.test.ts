@@ -1,11 +1,13 @@
 // The whole path through the kernel in the lab: a logical volume, a target in a network of its own, the kernel's initiator,
 // and a disk in a domain that has no system.
 import {randomBytes} from 'node:crypto'
-import {readFile} from 'node:fs/promises'
+import {open, readFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import type {Disk, Export, Volume} from '../../src/types.js'
+import {mappedDevices} from '../../src/volumes/device-mapper.js'
 import {sha256} from '../contract/initiators.js'
+import {until} from '../fixtures/cli.js'
 import {Node} from '../fixtures/node.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {KernelPath, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
@@ -117,3 +119,57 @@ for (const driver of ['lio', 'tgt'] as const) {
     await nothingLeft(t, node)
   })
 }
+
+lab('2. a volume that somebody has open is not deleted, and can be attached again', async t => {
+  const node = await startNode(t, 'lio')
+  const {volume} = await attach(node)
+  await t.throwsAsync(node.api.call('DELETE', `/volumes/${volume.id}`), {code: 'VOLUME_IN_USE'})
+  await node.api.call('DELETE', `/attachments/${volume.id}`)
+  const user = await open(volume.path)
+  await t.throwsAsync(node.api.call('DELETE', `/volumes/${volume.id}`), {code: 'VOLUME_IN_USE', message: /is open/})
+  await attach(node, {volume: volume.id, pool: undefined, sizeBytes: undefined})
+  await user.close()
+  await takeDown(node, volume.id)
+  await nothingLeft(t, node)
+})
+
+lab('3. the disk under an exported volume fails: errors at each end, and it all comes down', async t => {
+  const node = await startNode(t, 'lio')
+  // Behind the disk's first MiB: its own label would make LVM see one disk twice.
+  const sectors = (255 * MiB) / 512
+  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 2048\n`})
+  const {number} = (await mappedDevices()).find(({name}) => name === 'disk')!
+  const table = async (text: string) => {
+    await run('dmsetup', ['suspend', '--noflush', '--nolockfs', 'disk'])
+    await run('dmsetup', ['load', 'disk'], {input: text})
+    await run('dmsetup', ['resume', 'disk'])
+  }
+  const failing = 'failing'
+  await node.api.call('POST', '/pools', {group: failing, devices: [`/dev/dm-${number.split(':')[1]}`]})
+  const {volume, disk} = await attach(node, {pool: failing})
+  const device = disk.source.type === 'block' ? disk.source.path : ''
+  const data = randomBytes(MiB)
+  await writeDirect(device, {offsetMiB: 3, data})
+
+  await table(`0 ${sectors} error\n`)
+  const range = {offsetMiB: 3, lengthMiB: 1}
+  await t.throwsAsync(readDirect(device, range), {code: 'COMMAND_FAILED', message: /error/i})
+  await t.throwsAsync(writeDirect(device, {offsetMiB: 4, data}), {code: 'COMMAND_FAILED', message: /error/i})
+  // What a user has written and not synced yet must not keep it from coming down.
+  const user = await open(device, 'r+')
+  await user.write(data)
+  await user.close().catch(() => undefined)
+  await node.api.call('DELETE', `/attachments/${volume.id}`)
+  await t.throwsAsync(node.api.call('DELETE', `/volumes/${volume.id}`), {code: 'POOL_UNUSABLE'})
+  await t.throwsAsync(attach(node, {pool: failing}), {code: 'POOL_UNUSABLE'})
+
+  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+  t.is(sha256(await readDirect(volume.path, range)), sha256(data))
+  await attach(node, {volume: volume.id, pool: undefined, sizeBytes: undefined})
+  await takeDown(node, volume.id)
+  await until('the journal is empty', () => node.daemon.operations.rooms.journal.unfinished().length === 0)
+  await nothingLeft(t, node, failing)
+  await node.stopDaemon()
+  await run('vgremove', ['--force', '--yes', failing])
+  await run('dmsetup', ['remove', '--retry', 'disk'])
+})
