@@ -3,14 +3,16 @@
 import {randomBytes} from 'node:crypto'
 import {open, readFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
+import {errorCodes, StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
 import type {Disk, Export, Volume} from '../../src/types.js'
 import {mappedDevices} from '../../src/volumes/device-mapper.js'
 import {sha256} from '../contract/initiators.js'
 import {until} from '../fixtures/cli.js'
 import {Node} from '../fixtures/node.js'
+import {generator, pick, seed} from '../fixtures/random.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
-import {KernelPath, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
+import {KernelPath, type PathState, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
 import {insideLab, lab} from '../lab/lab.js'
 
 const MiB = 2 ** 20
@@ -173,3 +175,81 @@ lab('3. the disk under an exported volume fails: errors at each end, and it all 
   await run('vgremove', ['--force', '--yes', failing])
   await run('dmsetup', ['remove', '--retry', 'disk'])
 })
+
+const workers = 8
+const attachesAndDetaches = 50
+const mostAttached = 10
+
+lab('4. 50 attaches and detaches at random by 8 workers: every place agrees, and nothing is left over', async t => {
+  t.log(`seed ${seed}`)
+  const node = await startNode(t, 'lio')
+  const {attachments, volumes} = node.store
+  const failures: string[] = []
+  let begun = 0
+
+  /** Others may be at work on the same volume: then the refusal must be a documented one. */
+  const ask = async (...[method, url, body]: Parameters<Node['api']['call']>) => {
+    try {
+      await node.api.call(method, url, body)
+    } catch (error) {
+      const {code, message} = error as StorageError
+      const told = error instanceof StorageError && code in errorCodes && expected.has(code)
+      if (!told) failures.push(`${method} ${url} ${JSON.stringify(body)}: ${code} ${message}`)
+    }
+  }
+  const expected = new Set([
+    'CONFLICT',
+    'ATTACHMENT_EXISTS',
+    'ATTACHMENT_NOT_FOUND',
+    'VOLUME_NOT_FOUND',
+    'VOLUME_IN_USE',
+  ])
+  const work = async (worker: number) => {
+    const random = generator(seed + worker)
+    while (begun < attachesAndDetaches) {
+      const chance = random()
+      const attached = pick(random, attachments.keys())
+      const idle = pick(
+        random,
+        [...volumes.keys()].filter(id => !attachments.has(id)),
+      )
+      if (attached && (attachments.size >= mostAttached || chance < 0.4)) {
+        begun++
+        await ask('DELETE', `/attachments/${attached}`)
+      } else if (idle && chance > 0.85) {
+        await ask('DELETE', `/volumes/${idle}`)
+      } else {
+        begun++
+        const volume = idle && chance > 0.65 ? {volume: idle} : {pool: group, sizeBytes: 16 * MiB}
+        const preallocate = 'volume' in volume ? {} : {preallocate: random() < 0.5}
+        const domain = pick(random, domains)
+        await ask('POST', '/attachments', {domain, bus: 'scsi', route: 'host', ...volume, ...preallocate})
+      }
+    }
+  }
+  await Promise.all(Array.from({length: workers}, (_, worker) => work(worker)))
+  t.deepEqual(failures, [])
+  t.is(node.daemon.operations.rooms.journal.unfinished().length, 0)
+  t.log(`${attachments.size} attached, ${volumes.size} volumes`)
+  agree(t, await pathState(node, {group, domains}))
+  await Promise.all([...attachments.keys()].map(id => node.api.call('DELETE', `/attachments/${id}`)))
+  await Promise.all([...volumes.keys()].map(id => node.api.call('DELETE', `/volumes/${id}`)))
+  await nothingLeft(t, node)
+})
+
+function agree(t: ExecutionContext, state: PathState): void {
+  const attached = state.attachmentRows.sort()
+  const ids = (names: string[]) => names.map(name => /[0-9a-f]{16}$/.exec(name)?.[0]).sort()
+  t.deepEqual(state.inDomains.sort(), attached)
+  t.deepEqual(ids(state.records), attached)
+  t.is(state.sessions.length, attached.length)
+  t.is(state.scsiDisks.length, attached.length)
+  t.deepEqual(state.exportRows.sort(), attached)
+  // A target and a backstore for each.
+  t.deepEqual(
+    ids(state.targets),
+    attached.flatMap(id => [id, id]),
+  )
+  t.deepEqual(state.logicalVolumes.sort(), state.volumeRows.sort())
+  t.deepEqual(ids(state.mappedDevices), state.volumeRows)
+}
