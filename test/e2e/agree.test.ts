@@ -6,6 +6,7 @@ import {errorCodes, StorageError} from '../../src/errors.js'
 import {observe} from '../../src/reconcile/observe.js'
 import type {TgtDriver} from '../../src/targets/tgt.js'
 import {Host, Node} from '../fixtures/node.js'
+import {generator, pick, seed} from '../fixtures/random.js'
 
 /**
  * A random walk through the API by eight workers at once, with kills of tgtd and restarts of the daemon in between. After
@@ -17,7 +18,6 @@ const MiB = 2 ** 20
 const workers = 8
 const operationsPerWorker = 20
 const mostAttached = 6
-const seed = Number(process.env.LUNPATH_TEST_SEED ?? Date.now() % 2 ** 31)
 
 let host: Host
 let node: Node
@@ -31,39 +31,24 @@ test.after.always(async () => {
   await host?.stop()
 })
 
-/** mulberry32: small, and the same everywhere. */
-function generator(from: number): () => number {
-  let state = from
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 type Call = ['GET' | 'POST' | 'DELETE', string, object?]
 
 /** What may be asked for now; the ids are of this moment, and may be gone when the request arrives. */
 function requests(random: () => number, images: string[]): Call[] {
   const {store} = node
-  const pick = <T>(items: Iterable<T>): T | undefined => {
-    const all = [...items]
-    return all[Math.floor(random() * all.length)]
-  }
-  const volume = pick(store.volumes.keys())
-  const exported = pick(store.exports.keys())
-  const attached = pick(store.attachments.keys())
+  const volume = pick(random, store.volumes.keys())
+  const exported = pick(random, store.exports.keys())
+  const attached = pick(random, store.attachments.keys())
   const bus = random() < 0.5 ? 'virtio' : 'scsi'
   const sizeBytes = (1 + Math.floor(random() * 4)) * MiB
   const room = store.attachments.size < mostAttached
   const calls: (Call | undefined)[] = [
     ['POST', '/volumes', {sizeBytes, preallocate: random() < 0.3}],
     ['POST', '/volumes', {sizeBytes, name: `name-${Math.floor(random() * 6)}`}],
-    ['POST', '/volumes/import', {path: pick(images)}],
+    ['POST', '/volumes/import', {path: pick(random, images)}],
     ['POST', '/exports', {sizeBytes}],
     room ? ['POST', '/attachments', {domain: 'vm', sizeBytes, bus}] : undefined,
-    room ? ['POST', '/attachments', {domain: 'vm', device: pick(images), bus}] : undefined,
+    room ? ['POST', '/attachments', {domain: 'vm', device: pick(random, images), bus}] : undefined,
     volume && room ? ['POST', '/attachments', {domain: 'vm', volume, bus}] : undefined,
     volume ? ['POST', '/exports', {volume}] : undefined,
     volume ? ['POST', `/volumes/${volume}/clone`, {}] : undefined,

@@ -4,6 +4,8 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {run} from '../../src/exec.js'
 
 export interface StorageNetwork {
+  /** Of its namespace, as `ip netns` has it. */
+  name: string
   /** To run a program in it: `spawn(enter[0], [...enter.slice(1), PROGRAM])`. */
   enter: readonly string[]
   /** Its addresses, one for each cable; this side's have .1 in place of .2. */
@@ -36,6 +38,7 @@ export async function makeStorageNetwork(cables = 1, name = 'storage'): Promise<
     addresses.push(`10.99.${cable}.2`)
   }
   return {
+    name,
     enter: ['nsenter', `--net=/run/netns/${name}`],
     addresses,
     setCable: async (index, plugged) => {
