@@ -203,10 +203,17 @@ lab('5. a session that iscsid has given up comes back by a new login, and the st
   const state = async () => (await rooms.host.sessions())[0]?.state
   await until('the kernel gives up', async () => (await state()) === 'FREE')
   await tgtd.restart()
-  await until('the session is back', async () => (await state()) === 'LOGGED_IN', 120_000)
-  const [again] = await rooms.host.sessions()
-  t.is(again!.iqn, exported.iqn)
-  if (again!.sid !== session!.sid) {
+  // iscsid may be faster than the daemon, which then still ends the session that it had found dead, and makes another.
+  const again = await until(
+    'the session is back, and the daemon is done with it',
+    async () => {
+      const [found] = await rooms.host.sessions()
+      return found?.state === 'LOGGED_IN' && node.daemon.operations.idle(volume.id) && found
+    },
+    120_000,
+  )
+  t.is(again.iqn, exported.iqn)
+  if (again.sid !== session!.sid) {
     await node.daemon.reconcile('test')
     const {problems} = await node.api.call<{problems: {problem: string}[]}>('GET', '/status')
     t.true(problems.some(({problem}) => problem === 'disk-stale'))
