@@ -8,7 +8,7 @@ import {KeyedQueue} from '../lock.js'
 import {checkSize, formatSize} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {copyFileContents} from './copy.js'
-import {mappedDevices, orphanedDevices, suspendedVolumes} from './device-mapper.js'
+import {mappedDevices, mappedName, orphanedDevices, suspendedVolumes} from './device-mapper.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
 import {isVolumeId} from './id.js'
 import {blockDeviceUse, deviceNumber} from './in-use.js'
@@ -772,6 +772,19 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     }
   }
 
+  /** Killed while it activates the thin pool, LVM leaves parts of it active, and refuses the pool as long as they are. */
+  async #releaseThinParts(command: LvmRun): Promise<void> {
+    if (this.thinPool === undefined) return
+    const active = new Set((await mappedDevices()).map(({name}) => name))
+    const pool = mappedName(this.group, this.thinPool)
+    if (active.has(pool) || active.has(`${pool}-tpool`)) return
+    for (const part of [`${this.thinPool}_tmeta`, `${this.thinPool}_tdata`]) {
+      if (!active.has(mappedName(this.group, part))) continue
+      await command(['lvchange', '--activate', 'n', this.#full(part)])
+      this.emit('warning', `deactivated ${part}, which a killed LVM command had left`, {volume: part})
+    }
+  }
+
   /**
    * Compares device-mapper with the metadata and removes the devices that a killed command of ours has left; resumes
    * what one has left suspended. Devices that are not of our volumes stay.
@@ -787,6 +800,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       await run('dmsetup', ['remove', '--retry', name], {timeoutMs: 30_000, env: withoutUdevd()})
       this.emit('warning', `removed ${name}, which a killed LVM command had left`, {device: name, number})
     }
+    await this.#releaseThinParts(command)
     const suspended = suspendedVolumes(await mappedDevices(), facts)
     if (suspended.length === 0) return
     await new Promise(resolve => setTimeout(resolve, suspendedMs))

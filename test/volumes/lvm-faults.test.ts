@@ -114,6 +114,19 @@ lab('02. a killed shell’s orphans in device-mapper go, and what others have th
   t.deepEqual(await driver.list(), [volume])
 })
 
+lab('02b. parts of the thin pool that a killed command left active do not keep the pool from being used', async t => {
+  const own = await group(t)
+  const driver = await own.open(t, {thinPool: 'thin'})
+  await own.run('lvchange', '--activate', 'n', `${own.name}/thin`)
+  await own.run('lvchange', '--activate', 'y', `${own.name}/thin_tmeta`)
+  const {pid} = driver.lvm
+  const creating = driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
+  await sleep(20)
+  process.kill(pid!, 'SIGKILL')
+  const volume = await creating
+  t.deepEqual(await driver.list(), [volume])
+})
+
 lab('03. a shell that hangs is ended at the deadline, and the commands behind it run', async t => {
   const own = await group(t)
   const driver = await own.open(t, {commandTimeoutMs: 4000})
