@@ -10,6 +10,7 @@ import {portalHolders} from '../port-holders.js'
 import type {Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {Configfs, ConfigfsError, type Operation, type Outcome, op, undoing} from './configfs.js'
 import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
+import {refuseUnrestored} from './errors.js'
 import {LioCounters, type LioReading} from './lio-counters.js'
 import {prepareKernel} from './lio-kernel.js'
 import {
@@ -119,12 +120,7 @@ export class LioDriver implements TargetDriver {
   async restore(specs: ExportSpec[]): Promise<void> {
     this.#requireOpen()
     const failed = await this.#putInPlace(specs.filter(({iqn}) => !this.#entries.has(iqn)))
-    if (failed.length === 0) return
-    throw new StorageError(
-      'TARGET_FAILED',
-      `${failed.length} of ${specs.length} exports could not be restored, the others are in place: ${failed[0]!.message}`,
-      {op: 'target.restore', info: {failed}},
-    )
+    refuseUnrestored(failed, specs.length)
   }
 
   async export(spec: ExportSpec): Promise<Export> {

@@ -7,6 +7,7 @@ import {KeyedQueue} from '../lock.js'
 import {portalHolders} from '../port-holders.js'
 import type {ChapCredentials, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
+import {refuseUnrestored} from './errors.js'
 import {
   describeTgtError,
   Mode,
@@ -181,13 +182,7 @@ export class TgtDriver implements TargetDriver {
       }
       return this.#putInPlace(run)
     })
-    if (failed.length > 0) {
-      throw new StorageError(
-        'TARGET_FAILED',
-        `${failed.length} of ${specs.length} exports could not be restored, the others are in place: ${failed[0]!.message}`,
-        {op: 'target.restore', info: {failed}},
-      )
-    }
+    refuseUnrestored(failed, specs.length)
   }
 
   async export(spec: ExportSpec): Promise<Export> {

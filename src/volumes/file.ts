@@ -22,6 +22,7 @@ import type {Volume, VolumeId} from '../types.js'
 import {copyFileContents, reflink} from './copy.js'
 import {DirectorySync} from './directory-sync.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
+import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {examineFileSystem, type FileSystem} from './file-system.js'
 import {isVolumeId} from './id.js'
 import {fileUse} from './in-use.js'
@@ -721,12 +722,6 @@ async function inParallel<T>(items: readonly T[], task: (item: T) => Promise<voi
   await Promise.all(Array.from({length: Math.min(scanConcurrency, items.length)}, worker))
 }
 
-function throwIfAborted(signal: AbortSignal | undefined, id: VolumeId): void {
-  if (signal?.aborted) {
-    throw new StorageError('CANCELLED', `The copy to volume ${id} was cancelled`, {op: 'volume.clone', info: {id}})
-  }
-}
-
 function isErrno(error: unknown, code: string): boolean {
   return (error as NodeJS.ErrnoException | null)?.code === code && !(error instanceof StorageError)
 }
@@ -737,24 +732,6 @@ function missingIsUndefined(error: unknown): undefined {
 
 function missingError(path: string, id: VolumeId): StorageError {
   return new StorageError('VOLUME_MISSING', `The file of volume ${id} is gone: ${path}`, {info: {id, path}})
-}
-
-function existsError(
-  id: VolumeId,
-  path: string,
-  {sizeBytes, existingBytes}: {sizeBytes: number; existingBytes: number},
-): StorageError {
-  return new StorageError(
-    'VOLUME_EXISTS',
-    `Volume ${id} exists with ${formatSize(existingBytes)}, not ${formatSize(sizeBytes)}`,
-    {info: {id, path, sizeBytes, existingBytes}},
-  )
-}
-
-function shrinkError(what: string, {from, to}: {from: number; to: number}): StorageError {
-  return new StorageError('SIZE_INVALID', `${what} cannot shrink from ${formatSize(from)} to ${formatSize(to)}`, {
-    info: {sizeBytes: to, currentBytes: from},
-  })
 }
 
 /** errno of a file operation → what the operator can act on. */

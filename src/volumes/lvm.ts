@@ -10,6 +10,7 @@ import type {Volume, VolumeId} from '../types.js'
 import {copyFileContents} from './copy.js'
 import {mappedDevices, mappedName, orphanedDevices, suspendedVolumes} from './device-mapper.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
+import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {isVolumeId} from './id.js'
 import {blockDeviceUse, deviceNumber} from './in-use.js'
 import {Ledger, type Promised} from './ledger.js'
@@ -987,36 +988,12 @@ async function flush(path: string): Promise<void> {
   }
 }
 
-function throwIfAborted(signal: AbortSignal | undefined, id: VolumeId): void {
-  if (signal?.aborted) {
-    throw new StorageError('CANCELLED', `The copy to volume ${id} was cancelled`, {op: 'volume.clone', info: {id}})
-  }
-}
-
 function missingError({id, path}: Pick<Volume, 'id' | 'path'>): StorageError {
   return new StorageError('VOLUME_MISSING', `The volume ${id} is gone: ${path}`, {info: {id, path}})
 }
 
-function existsError(
-  id: VolumeId,
-  path: string,
-  {sizeBytes, existingBytes}: {sizeBytes: number; existingBytes: number},
-): StorageError {
-  return new StorageError(
-    'VOLUME_EXISTS',
-    `Volume ${id} exists with ${formatSize(existingBytes)}, not ${formatSize(sizeBytes)}`,
-    {info: {id, path, sizeBytes, existingBytes}},
-  )
-}
-
 function foreignError({name}: LogicalVolume, path: string): StorageError {
   return new StorageError('VOLUME_EXISTS', `${path} exists and is not a volume of lunpath`, {info: {id: name, path}})
-}
-
-function shrinkError(what: string, {from, to}: {from: number; to: number}): StorageError {
-  return new StorageError('SIZE_INVALID', `${what} cannot shrink from ${formatSize(from)} to ${formatSize(to)}`, {
-    info: {sizeBytes: to, currentBytes: from},
-  })
 }
 
 /** LVM's failures, and errnos of the devices, as what the operator can act on. */

@@ -1,49 +1,31 @@
 // An attached volume grows, on both routes, in the lab: LIO can change a LUN under a session.
 import {readFile} from 'node:fs/promises'
 import test from 'ava'
-import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
 import type {Export, Volume} from '../../src/types.js'
 import {Node} from '../fixtures/node.js'
-import {prepareInitiator, type SystemDaemon, scsiDisks, sessionDirectories, udevd} from '../lab/initiator.js'
+import {scsiDisks, sessionDirectories} from '../lab/initiator.js'
+import {KernelPath} from '../lab/kernel-path.js'
 import {insideLab, lab} from '../lab/lab.js'
-import {makeStorageNetwork, type StorageNetwork} from '../lab/storage-network.js'
 
 lab.options({deadlineMs: 420_000, memoryMiB: 1536})
 
 const MiB = 2 ** 20
 const domain = 'vm'
-let network: StorageNetwork
-let iscsid: SystemDaemon
-let udev: SystemDaemon
-let libvirtd: PrivateLibvirtd
+let path: KernelPath
 let node: Node
 
 test.before(async () => {
   if (!insideLab) return
-  network = await makeStorageNetwork()
-  iscsid = await prepareInitiator()
-  udev = udevd()
-  libvirtd = new PrivateLibvirtd({cacheDirectory: '/tmp/libvirt-cache'})
-  await Promise.all([iscsid.start(), udev.start(), libvirtd.start()])
-  await libvirtd.connection.defineXml(`<domain type='qemu'><name>${domain}</name><memory unit='MiB'>16</memory>
-    <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
-    <devices><controller type='scsi' index='0' model='virtio-scsi'/><controller type='usb' model='none'/>
-    <memballoon model='none'/></devices></domain>`)
-  await libvirtd.connection.start(domain)
-  node = await Node.make({
-    targets: {driver: 'lio', networkNamespace: 'storage', portals: [`${network.addresses[0]}:3260`]},
-    compute: {uri: libvirtd.uri},
-  })
+  path = await KernelPath.start()
+  await path.startDomain(domain)
+  node = await Node.make({targets: path.lio, compute: {uri: path.libvirtd.uri}})
   await node.start()
 })
 
 test.after.always(async () => {
   if (!insideLab) return
   await node?.stop()
-  await libvirtd?.stop()
-  await udev?.stop()
-  await iscsid?.stop()
-  await network?.remove()
+  await path?.stop()
 })
 
 for (const route of ['qemu', 'host'] as const) {

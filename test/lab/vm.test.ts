@@ -2,8 +2,10 @@ import {type ChildProcess, execFile, spawn} from 'node:child_process'
 import {once} from 'node:events'
 import {readdir, readFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
+import {relative} from 'node:path'
 import {promisify} from 'node:util'
 import test from 'ava'
+import {packageRoot} from '../../src/native.js'
 import {LabError, type LabOptions, runInLab} from './vm.js'
 
 const MiB = 2 ** 20
@@ -55,7 +57,11 @@ test.serial('1. a command gets its arguments, and its output and exit code come 
     },
   })
   t.is(code, 7)
-  t.is(stdout, `${awkward.map(word => `<${word}>`).join('')}the value's;lab-disk-2;8192;live;/run/lock:\n\n/tmp:\n`)
+  // /tmp is empty but for the checkout, where that lies there.
+  const [below] = relative('/tmp', packageRoot()).split('/')
+  const inTmp = below === '..' ? '' : `${below}\n`
+  const words = awkward.map(word => `<${word}>`).join('')
+  t.is(stdout, `${words}the value's;lab-disk-2;8192;live;/run/lock:\n\n/tmp:\n${inTmp}`)
   t.is(stderr.trim().split('\n').length, 100_000)
   t.true(stderr.endsWith('\n100000\n'))
   t.deepEqual(await qemusOf(process.pid), [])
