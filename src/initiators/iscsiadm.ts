@@ -3,6 +3,7 @@ import {type ErrorCode, hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
 
 /** iscsiadm's exit statuses that are answers and not failures (open-iscsi, include/iscsi_err.h). */
+export const databaseError = 6
 export const sessionExists = 15
 export const nothingFound = 21
 /** iscsid is trying to bring the session back, and does not log out meanwhile. */

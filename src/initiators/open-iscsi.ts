@@ -11,6 +11,7 @@ import {differences, type Identity, mismatch, readIdentity, stablePathOf} from '
 import type {ConnectSpec, HostInitiator, ObservedSession} from './driver.js'
 import {IscsiSysfs, type SessionDisk} from './iscsi-sysfs.js'
 import {
+  databaseError,
   iscsiadm,
   iscsiadmVersion,
   iscsidListens,
@@ -40,6 +41,7 @@ const loginTimeoutMs = 5_000
 /** iscsid ends a login by itself; iscsiadm, which waits for it, gets this much longer. */
 const iscsidGraceMs = 3_000
 const diagnoseMs = 2_000
+const recordsPauseMs = 50
 const logoutAttempts = 3
 const logoutPauseMs = 500
 const diskPollMs = 2
@@ -135,13 +137,20 @@ export class OpenIscsiInitiator implements HostInitiator {
       info: {iqn, portals: missing.map(formatPortal)},
       accept: [sessionExists],
     }
-    let failure: unknown
-    for (const portal of rounds) {
-      await iscsiadm(['-m', 'node', '-T', iqn, ...portal, '--login'], options).catch(error => {
-        failure = error
-      })
+    const lastStart = Date.now() + timeoutMs
+    for (;;) {
+      let failure: unknown
+      for (const portal of rounds) {
+        await iscsiadm(['-m', 'node', '-T', iqn, ...portal, '--login'], options).catch(error => {
+          failure = error
+        })
+      }
+      if (!failure || (await this.#sysfs.sessionsOf(iqn)).some(isLoggedIn)) return
+      // It reads all records to find one, and tells of any that vanished meanwhile in place of how the login went.
+      if (statusOf(failure) !== databaseError || Date.now() + recordsPauseMs > lastStart)
+        throw await diagnosed(failure, spec)
+      await sleep(recordsPauseMs)
     }
-    if (failure && !(await this.#sysfs.sessionsOf(iqn)).some(isLoggedIn)) throw await diagnosed(failure, spec)
   }
 
   /** Ends what a failed connect has made: sessions that were there before stay, with their records. */
@@ -493,8 +502,8 @@ function isAlive(session: KernelSession, {device}: SessionDisk): boolean {
  * that refuses like one that is silent. A login in user space tells, and nobody waits for anything else by then.
  */
 async function diagnosed(failure: unknown, {portals, iqn, lun, initiatorName, auth}: ConnectSpec): Promise<unknown> {
-  const vague = failure instanceof StorageError && [4, 5, 8, 19].includes(failure.info.exitCode as number)
-  if (!vague || initiatorName === undefined) return failure
+  const vague = [4, 5, databaseError, 8, 19].includes(statusOf(failure)!)
+  if (!(failure instanceof StorageError && vague) || initiatorName === undefined) return failure
   for (const portal of portals) {
     try {
       const session = await new LibiscsiInitiator().connect({
@@ -512,6 +521,11 @@ async function diagnosed(failure: unknown, {portals, iqn, lun, initiatorName, au
     }
   }
   return failure
+}
+
+/** iscsiadm's exit status. */
+function statusOf(failure: unknown): number | undefined {
+  return failure instanceof StorageError ? (failure.info.exitCode as number | undefined) : undefined
 }
 
 function ignoreGone(error: NodeJS.ErrnoException): void {

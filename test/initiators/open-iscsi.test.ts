@@ -2,7 +2,7 @@
 // what happens when one of the two dies.
 import {randomBytes} from 'node:crypto'
 import {constants, existsSync} from 'node:fs'
-import {mkdir, open, readFile, stat, writeFile} from 'node:fs/promises'
+import {mkdir, open, readFile, rm, stat, symlink, writeFile} from 'node:fs/promises'
 import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
@@ -191,6 +191,28 @@ lab('4. two logins at once to one target give one session, also beside a strange
   const device = await connecting
   t.is(device.serial, unit.serial)
   t.is((await sessionDirectories()).length, 1)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('4b. another target’s record that vanishes while iscsiadm reads does not hide how a login went', async t => {
+  const auth = {incoming: {user: 'user', secret: 'right-secret-1'}}
+  const unit = await lun(t, {auth})
+  const stranger = `${nodes}/iqn.2001-04.com.example:stranger`
+  await mkdir(stranger, {recursive: true})
+  t.teardown(() => rm(stranger, {recursive: true}))
+  await symlink('gone', `${stranger}/192.0.2.1,3260,1`)
+
+  const wrong = {incoming: {user: 'user', secret: 'wrong-secret-1'}}
+  const refused = await refusal(initiator.connect({...spec(unit), auth: wrong, timeoutMs: 2000}))
+  t.is(refused.code, 'AUTH_FAILED')
+  t.is(refused.info.exitCode, 6)
+  await nothingLeft(t, unit)
+
+  const programs = await traceExecve(async () => {
+    t.is((await initiator.connect({...spec(unit), auth})).serial, unit.serial)
+  })
+  t.is(programs.length, 1, programs.join('\n'))
   await initiator.disconnect(unit.iqn)
   await nothingLeft(t, unit)
 })

@@ -117,14 +117,21 @@ lab('02. a killed shell’s orphans in device-mapper go, and what others have th
 lab('02b. parts of the thin pool that a killed command left active do not keep the pool from being used', async t => {
   const own = await group(t)
   const driver = await own.open(t, {thinPool: 'thin'})
-  await own.run('lvchange', '--activate', 'n', `${own.name}/thin`)
-  await own.run('lvchange', '--activate', 'y', `${own.name}/thin_tmeta`)
+  // Not in the group's shell: that would refuse to change properties from then on.
+  const activate = (how: string, name: string) =>
+    run('lvchange', ['--yes', '--activate', how, `${own.name}/${name}`], {env: {LVM_SYSTEM_DIR: own.systemDirectory}})
+  await activate('n', 'thin')
+  await activate('y', 'thin_tmeta')
   const {pid} = driver.lvm
   const creating = driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
   await sleep(20)
   process.kill(pid!, 'SIGKILL')
   const volume = await creating
   t.deepEqual(await driver.list(), [volume])
+  // A deletion renames it and changes its tags, in the shell that has cleared up.
+  await driver.delete(volume)
+  await driver.settled()
+  t.deepEqual(await own.volumes(), new Map())
 })
 
 lab('03. a shell that hangs is ended at the deadline, and the commands behind it run', async t => {
