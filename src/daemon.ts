@@ -25,6 +25,7 @@ import {type Observed, observeDisks, shownAttachments} from './reconcile/observe
 import type {Problem} from './reconcile/plan.js'
 import type {NewPool, Service} from './service.js'
 import {Journal} from './state/journal.js'
+import {guestDevices} from './state/peek.js'
 import {Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
 import {LioDriver} from './targets/lio.js'
@@ -225,6 +226,7 @@ export class Daemon {
       wipe,
       thinLimitPercent: thinLimit,
       systemDirectory: this.#lvmDirectory(name),
+      scan: this.#lvmScan(),
     })
     driver.on('warning', (message, facts) => this.log.warn({...facts, pool: name}, message))
     return this.#instrumentPool(driver)
@@ -232,6 +234,11 @@ export class Daemon {
 
   #lvmDirectory(pool: string): string {
     return join(this.config.daemon.directory, 'lvm', pool)
+  }
+
+  /** LVM must not look at what guests write. */
+  #lvmScan() {
+    return {sanTargets: this.config.volumes.sanTargets, guestDevices: () => guestDevices(this.#store!)}
   }
 
   #instrumentPool<D extends VolumeDriver>(pool: D): D {
@@ -262,7 +269,8 @@ export class Daemon {
         })
       }
       const thinPool = thin ? 'thin' : undefined
-      await createGroup({group, devices, thinPool, thinBytes, systemDirectory: this.#lvmDirectory(pool)})
+      const systemDirectory = this.#lvmDirectory(pool)
+      await createGroup({group, devices, thinPool, thinBytes, systemDirectory, scan: this.#lvmScan()})
       const driver = this.#lvmPool({name: pool, group, thinPool})
       await driver.open()
       const value = {

@@ -54,9 +54,8 @@ async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt'): Promise<No
   // Eight logins at once take an emulated processor some seconds.
   const node = await Node.make({tgtd, targets, compute, volumes, initiator: {timeoutMs: 60_000}})
   t.teardown(async () => {
-    // Before the targets go: LVM would wait for disks that do not answer.
-    await path.logOut()
     await node.stop()
+    await path.logOut()
   })
   await node.start()
   if (!known) {
