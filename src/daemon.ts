@@ -166,6 +166,10 @@ export class Daemon {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
     const {targets, compute, initiator} = config
+    const host = new OpenIscsiInitiator({user: config.daemon.directory})
+    host.on('unflushed', facts =>
+      log.error(facts, 'a disk took no flush before it went: what this host had not written to it yet may be lost'),
+    )
     return {
       store,
       journal,
@@ -173,13 +177,7 @@ export class Daemon {
       importVolume: openImported,
       targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
-      host: instrument(
-        new OpenIscsiInitiator({user: config.daemon.directory}),
-        'initiator',
-        ['connect', 'verify', 'disconnect'],
-        observe,
-        log,
-      ),
+      host: instrument(host, 'initiator', ['connect', 'verify', 'disconnect'], observe, log),
       compute: instrument(
         new LibvirtDriver({uri: compute.uri}),
         'compute',
