@@ -330,7 +330,7 @@ export class Daemon {
       metrics: this.metrics,
       problems: () => this.#problems,
       createPool: asked => this.#createPool(asked),
-      doctor: () => examineNode(this.config, targetPids(this.operations.rooms.targets)),
+      doctor: () => examineNode(this.config, this.#store!, targetPids(this.operations.rooms.targets)),
     }
   }
 

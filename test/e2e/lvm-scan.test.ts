@@ -1,6 +1,6 @@
 // What is exported to guests stays out of the host's own LVM, in the lab: a disk of the kernel's initiator on the node that
 // has the pool too, with LVM's labels on it as a guest writes them, and without a target.
-import {writeFile} from 'node:fs/promises'
+import {rm, writeFile} from 'node:fs/promises'
 import test from 'ava'
 import {run} from '../../src/exec.js'
 import type {Disk, Volume} from '../../src/types.js'
@@ -107,6 +107,11 @@ lab('guests’ LVM and dead disks are nothing to our pool', async t => {
   await until('the session has failed', async () => (await state()) === 'FAILED', 60_000)
   const started = performance.now()
   await work()
+  const doctor = await node.api.call<{name: string; status: string; found: string}[]>('GET', '/doctor')
+  t.like(
+    doctor.find(({name}) => name === `pool ${group}`),
+    {status: 'ok'},
+  )
   const tookMs = performance.now() - started
   t.log(`with a dead disk: ${Math.round(tookMs)} ms`)
   t.true(tookMs < 30_000)
@@ -119,6 +124,30 @@ lab('guests’ LVM and dead disks are nothing to our pool', async t => {
 
   await path.network.setCable(0, true)
   await until('the session is back', async () => (await state()) === 'LOGGED_IN', 60_000)
+  // The host's own configuration: doctor tells of it, and what it rejects is rejected here too.
+  const hosts = async (text: string) => {
+    await writeFile('/etc/lvm/lvmlocal.conf', `devices { ${text} }\n`)
+    const checks = await node.api.call<{name: string; status: string}[]>('GET', '/doctor')
+    return checks.find(({name}) => name === 'LVM and guests’ disks')?.status
+  }
+  t.teardown(() => rm('/etc/lvm/lvmlocal.conf', {force: true}))
+  t.is(await hosts(''), 'warn')
+  for (const key of ['filter', 'global_filter']) {
+    t.is(await hosts(`${key}=["r|/dev/loop.*|"]`), 'ok')
+    await node.stopDaemon()
+    await node.start({logTo: log})
+    await work()
+    t.is((await seen()).length, 3, key)
+  }
+  await hosts('filter=["r|loop|"] global_filter=["r|loop|"]')
+  await node.stopDaemon()
+  await node.start({logTo: log})
+  const {unusable} = await node.api.call<{unusable: {reason: string}[]}>('GET', '/pools')
+  t.regex(unusable[0]!.reason, /both a filter and a global_filter/)
+  await rm('/etc/lvm/lvmlocal.conf')
+  await node.stopDaemon()
+  await node.start({logTo: log})
+
   await node.api.call('DELETE', `/attachments/${attached.volume.id}`)
   await node.api.call('DELETE', `/volumes/${attached.volume.id}`)
   const left = await pathState(node, {group, domains: [domain]})
