@@ -56,6 +56,8 @@ export const configSchema = Type.Object(
         defaultPool: Type.String({default: 'default'}),
         /** Pools in volume groups of LVM, beside those that `pool create` has made. */
         lvm: Type.Array(lvmPoolSchema, {default: []}),
+        /** IQNs of a SAN's targets, on whose disks pools in LVM may lie. LVM looks at no other disk of an iSCSI session. */
+        sanTargets: Type.Array(Type.String(), {default: []}),
       },
       {...strict, default: {}},
     ),
@@ -120,6 +122,7 @@ export function settleConfig(given: PartialConfig = {}): Config {
   config.volumes.directory ??= `${config.daemon.directory}/volumes`
   config.initiator.name ??= `${config.targets.iqnPrefix}:${hostLabel()}`
   checkPools(config.volumes)
+  for (const iqn of config.volumes.sanTargets) checkIscsiName(iqn)
   checkIscsiName(config.targets.iqnPrefix)
   checkIscsiName(config.initiator.name)
   for (const portal of config.targets.portals) parsePortal(portal)

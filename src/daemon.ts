@@ -25,6 +25,7 @@ import {type Observed, observeDisks, shownAttachments} from './reconcile/observe
 import type {Problem} from './reconcile/plan.js'
 import type {NewPool, Service} from './service.js'
 import {Journal} from './state/journal.js'
+import {guestDevices} from './state/peek.js'
 import {Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
 import {LioDriver} from './targets/lio.js'
@@ -165,6 +166,10 @@ export class Daemon {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
     const {targets, compute, initiator} = config
+    const host = new OpenIscsiInitiator({user: config.daemon.directory})
+    host.on('unflushed', facts =>
+      log.error(facts, 'a disk took no flush before it went: what this host had not written to it yet may be lost'),
+    )
     return {
       store,
       journal,
@@ -172,13 +177,7 @@ export class Daemon {
       importVolume: openImported,
       targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
-      host: instrument(
-        new OpenIscsiInitiator({user: config.daemon.directory}),
-        'initiator',
-        ['connect', 'verify', 'disconnect'],
-        observe,
-        log,
-      ),
+      host: instrument(host, 'initiator', ['connect', 'verify', 'disconnect'], observe, log),
       compute: instrument(
         new LibvirtDriver({uri: compute.uri}),
         'compute',
@@ -225,6 +224,7 @@ export class Daemon {
       wipe,
       thinLimitPercent: thinLimit,
       systemDirectory: this.#lvmDirectory(name),
+      scan: this.#lvmScan(),
     })
     driver.on('warning', (message, facts) => this.log.warn({...facts, pool: name}, message))
     return this.#instrumentPool(driver)
@@ -232,6 +232,11 @@ export class Daemon {
 
   #lvmDirectory(pool: string): string {
     return join(this.config.daemon.directory, 'lvm', pool)
+  }
+
+  /** LVM must not look at what guests write. */
+  #lvmScan() {
+    return {sanTargets: this.config.volumes.sanTargets, guestDevices: () => guestDevices(this.#store!)}
   }
 
   #instrumentPool<D extends VolumeDriver>(pool: D): D {
@@ -262,7 +267,8 @@ export class Daemon {
         })
       }
       const thinPool = thin ? 'thin' : undefined
-      await createGroup({group, devices, thinPool, thinBytes, systemDirectory: this.#lvmDirectory(pool)})
+      const systemDirectory = this.#lvmDirectory(pool)
+      await createGroup({group, devices, thinPool, thinBytes, systemDirectory, scan: this.#lvmScan()})
       const driver = this.#lvmPool({name: pool, group, thinPool})
       await driver.open()
       const value = {
@@ -324,7 +330,7 @@ export class Daemon {
       metrics: this.metrics,
       problems: () => this.#problems,
       createPool: asked => this.#createPool(asked),
-      doctor: () => examineNode(this.config, targetPids(this.operations.rooms.targets)),
+      doctor: () => examineNode(this.config, this.#store!, targetPids(this.operations.rooms.targets)),
     }
   }
 

@@ -1,6 +1,6 @@
 import {constants} from 'node:fs'
-import {access, open, readdir, readFile, stat} from 'node:fs/promises'
-import {networkInterfaces, release} from 'node:os'
+import {access, mkdtemp, open, readdir, readFile, rm, stat} from 'node:fs/promises'
+import {networkInterfaces, release, tmpdir} from 'node:os'
 import {delimiter, dirname, join} from 'node:path'
 import {hasCode} from './errors.js'
 import {run} from './exec.js'
@@ -13,6 +13,9 @@ import {configfsRoot} from './targets/configfs.js'
 import {lioModules, lioState, modulesRemedy} from './targets/lio-kernel.js'
 import type {Portal} from './types.js'
 import {examinePool} from './volumes/file.js'
+import {readHostScan, writeLvmSystemDirectory} from './volumes/lvm-config.js'
+import type {ScannableOptions} from './volumes/lvm-devices.js'
+import {type LvmRow, lvmFailure, lvmSuccess, parseLvmDocument} from './volumes/lvm-report.js'
 
 export type CheckArea = 'node' | 'volumes' | 'targets' | 'initiators' | 'compute'
 
@@ -37,8 +40,12 @@ export interface ExamineOptions {
   iqnPrefix?: string
   /** Where targets are to be offered. */
   portals?: Portal[]
+  /** The network namespace that those are of, by its name in `ip netns`. */
+  networkNamespace?: string
   /** Pools in volume groups of LVM. */
-  lvmPools?: {name: string; group: string; thinPool?: string}[]
+  lvmPools?: LvmPool[]
+  /** Which devices LVM may look at. */
+  lvmScan?: ScannableOptions
   /** Program of the target daemon; default `tgtd` of the PATH. */
   tgtd?: string
   /** Port on which targets are to be offered; default 3260. */
@@ -52,6 +59,12 @@ export interface ExamineOptions {
   libvirtUri?: string
   /** Connects to libvirt and says what answered; without it the connection is not tried. */
   connect?: () => Promise<string>
+}
+
+interface LvmPool {
+  name: string
+  group: string
+  thinPool?: string
 }
 
 const oldestNode = [20, 19] as const
@@ -98,7 +111,7 @@ function checkNode(): Check {
   }
 }
 
-async function checkVolumes({pools = [], lvmPools = []}: ExamineOptions): Promise<Check[]> {
+async function checkVolumes({pools = [], lvmPools = [], lvmScan, route}: ExamineOptions): Promise<Check[]> {
   const fallocate = await findProgram('fallocate')
   return Promise.all([
     Promise.resolve<Check>({
@@ -112,7 +125,8 @@ async function checkVolumes({pools = [], lvmPools = []}: ExamineOptions): Promis
     checkAddon('volumes', 'file'),
     ...pools.map(checkPool),
     checkLvm(lvmPools.length > 0),
-    ...lvmPools.map(checkLvmPool),
+    ...lvmPools.map(pool => checkLvmPool(pool, lvmScan)),
+    ...(await checkLvmScan(route === 'host')),
   ])
 }
 
@@ -149,19 +163,40 @@ async function hasMapperDriver(): Promise<boolean> {
   return /^\s*\d+ device-mapper$/m.test(await readFile('/proc/devices', 'utf8').catch(() => ''))
 }
 
-async function checkLvmPool({name, group, thinPool}: {name: string; group: string; thinPool?: string}): Promise<Check> {
+/**
+ * The host's own LVM, run by udev or by an operator, reads what guests write on the disks of the kernel's initiator, and
+ * waits for one whose target is gone. lunpath's own does not.
+ */
+async function checkLvmScan(hostRoute: boolean): Promise<Check[]> {
+  const [lvm, iscsiadm] = await Promise.all([findProgram('lvm'), findProgram('iscsiadm')])
+  if (!lvm) return []
+  const check = {
+    area: 'volumes',
+    name: 'LVM and guests’ disks',
+    needed: 'a devices file or a filter, so that the host’s own LVM does not look at disks that are exported to guests',
+  } as const
+  try {
+    const {filters, rejects, devicesFile} = await readHostScan(lvm)
+    if (devicesFile) return [{...check, status: 'ok', found: 'LVM keeps to its devices file', remedy: null}]
+    if (rejects) return [{...check, status: 'ok', found: `lvm.conf has a ${filters.join(' and a ')}`, remedy: null}]
+    const found = 'LVM looks at every disk: no devices file, and no filter that rejects any'
+    if (!hostRoute && !iscsiadm) return [{...check, status: 'ok', found: `${found}; no open-iscsi here`, remedy: null}]
+    const remedy =
+      'Write the disks that are the host’s own into lvm.conf: global_filter = [ "a|^/dev/disk/by-id/…$|", "r|.*|" ]; or keep a devices file (lvmdevices --adddev)'
+    return [{...check, status: 'warn', found, remedy}]
+  } catch (error) {
+    return [{...check, status: 'warn', found: (error as Error).message, remedy: 'See lvmconfig as root'}]
+  }
+}
+
+async function checkLvmPool({name, group, thinPool}: LvmPool, scan: ScannableOptions | undefined): Promise<Check> {
   const check = {
     area: 'volumes',
     name: `pool ${name}`,
     needed: `the volume group ${group}, writable and whole`,
   } as const
   try {
-    const fields = 'vg_name,vg_size,vg_free,vg_missing_pv_count,vg_permissions,vg_exported'
-    const {stdout} = await run('vgs', ['--reportformat', 'json', '--units', 'b', '--nosuffix', '-o', fields, group], {
-      timeoutMs: 20_000,
-      env: {LVM_SUPPRESS_FD_WARNINGS: '1'},
-    })
-    const [row] = (JSON.parse(stdout) as {report: {vg: Record<string, string>[]}[]}).report[0]!.vg
+    const row = await volumeGroup(group, scan)
     const thin = thinPool === undefined ? '' : `, thin pool ${thinPool}`
     const found = `${group}: ${formatSize(Number(row!.vg_free))} of ${formatSize(Number(row!.vg_size))} free${thin}`
     if (row!.vg_missing_pv_count !== '0') {
@@ -180,6 +215,26 @@ async function checkLvmPool({name, group, thinPool}: {name: string; group: strin
   } catch (error) {
     const remedy = `See vgs as root; make it with: lunpath pool create --vg ${group} DEVICE…`
     return {...check, status: 'missing', found: (error as Error).message, remedy}
+  }
+}
+
+/** As lunpath's own LVM sees it, which looks at no guest's disk. */
+async function volumeGroup(group: string, scan: ScannableOptions | undefined): Promise<LvmRow | undefined> {
+  const directory = await mkdtemp(join(tmpdir(), 'lunpath-doctor-'))
+  try {
+    await writeLvmSystemDirectory({...scan, directory})
+    const fields = 'vg_name,vg_size,vg_free,vg_missing_pv_count,vg_permissions,vg_exported'
+    const args = ['vgs', '--units', 'b', '--nosuffix', '-o', fields, group]
+    const {stdout, code} = await run('lvm', args, {
+      timeoutMs: 20_000,
+      accept: [0, 5],
+      env: {LVM_SYSTEM_DIR: directory, LVM_SUPPRESS_FD_WARNINGS: '1'},
+    })
+    const reply = parseLvmDocument(stdout, code)
+    if (reply.code !== lvmSuccess) throw lvmFailure(args, reply)
+    return reply.rows[0]
+  } finally {
+    await rm(directory, {recursive: true, force: true})
   }
 }
 
@@ -226,8 +281,9 @@ async function checkTargets(options: ExamineOptions): Promise<Check[]> {
       checkAddon('targets', 'configfs'),
       await checkLio(),
       await checkSavedTargets(options),
-      ...checkPortalAddresses(options),
-      await checkPort(options),
+      ...(await checkPortalAddresses(options)),
+      // In a namespace of its own no listener of this one is in the way.
+      ...(options.networkNamespace === undefined ? [await checkPort(options)] : []),
     ]
   }
   return [
@@ -275,21 +331,38 @@ async function checkSavedTargets({iqnPrefix}: ExamineOptions): Promise<Check> {
 }
 
 /** LIO listens also on an address that this machine does not have, without a word (IP_FREEBIND). */
-function checkPortalAddresses({portals = []}: ExamineOptions): Check[] {
-  const own = Object.values(networkInterfaces()).flatMap(list => (list ?? []).map(({address}) => address))
+async function checkPortalAddresses({portals = [], networkNamespace}: ExamineOptions): Promise<Check[]> {
+  const where = networkNamespace === undefined ? 'this machine' : `the network namespace ${networkNamespace}`
+  const addresses = await ownAddresses(networkNamespace).catch((error: Error) => error)
   const wildcards = ['0.0.0.0', '::']
   return portals.map(({address, port}): Check => {
-    // All of 127.0.0.0/8 is loopback.
-    const isOwn = own.includes(address) || wildcards.includes(address) || address.startsWith('127.')
-    return {
+    const check = {
       area: 'targets',
       name: `portal ${formatPortal({address, port})}`,
-      status: isOwn ? 'ok' : 'warn',
-      found: isOwn ? 'an address of this machine' : 'no address of this machine now',
       needed: 'an address that initiators reach',
+    } as const
+    if (addresses instanceof Error) {
+      const remedy = `See ip netns list; mend targets.networkNamespace`
+      return {...check, status: 'warn', found: `${where}: ${addresses.message}`, remedy}
+    }
+    // All of 127.0.0.0/8 is loopback.
+    const isOwn = addresses.includes(address) || wildcards.includes(address) || address.startsWith('127.')
+    return {
+      ...check,
+      status: isOwn ? 'ok' : 'warn',
+      found: isOwn ? `an address of ${where}` : `no address of ${where} now`,
       remedy: isOwn ? null : 'Mend targets.portals, unless the address comes later (a failover address)',
     }
   })
+}
+
+async function ownAddresses(networkNamespace: string | undefined): Promise<string[]> {
+  if (networkNamespace === undefined) {
+    return Object.values(networkInterfaces()).flatMap(list => (list ?? []).map(({address}) => address))
+  }
+  const {stdout} = await run('ip', ['-n', networkNamespace, '-json', 'address', 'show'])
+  const links = JSON.parse(stdout) as {addr_info?: {local?: string}[]}[]
+  return links.flatMap(({addr_info = []}) => addr_info.flatMap(({local}) => local ?? []))
 }
 
 async function checkTgtd(program: string): Promise<Check> {

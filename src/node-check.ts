@@ -1,17 +1,29 @@
+import {join} from 'node:path'
 import type {Route} from './attach/rooms.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {type Check, examine} from './doctor.js'
 import {parsePortal} from './iqn.js'
+import {guestDevices, peek, type Stored} from './state/peek.js'
 
-/** What `lunpath doctor` finds on this machine for this configuration. `ownPids`: a tgtd that lunpath itself runs. */
-export function examineNode(config: Config, ownPids: number[] = []): Promise<Check[]> {
-  return examine({
+/**
+ * What `lunpath doctor` finds on this machine for this configuration. `stored`: what the daemon's store says, which is
+ * read where it is not given. `ownPids`: a tgtd that lunpath itself runs.
+ */
+export async function examineNode(config: Config, stored?: Stored, ownPids: number[] = []): Promise<Check[]> {
+  const {store, checks} = stored ? {store: stored, checks: []} : readStore(join(config.daemon.directory, 'store.db'))
+  const configured = config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool}))
+  const made = [...store.pools.values()]
+    .filter(({id}) => !configured.some(({name}) => name === id))
+    .map(({id, group, thinPool}) => ({name: id, group, thinPool: thinPool ?? undefined}))
+  const found = await examine({
     pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
     targetDriver: config.targets.driver,
     iqnPrefix: config.targets.iqnPrefix,
     portals: config.targets.portals.map(parsePortal),
-    lvmPools: config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool})),
+    networkNamespace: config.targets.networkNamespace,
+    lvmPools: [...configured, ...made],
+    lvmScan: {sanTargets: config.volumes.sanTargets, guestDevices: () => guestDevices(store)},
     portalPort: parsePortal(config.targets.portals[0]!).port,
     initiatorName: config.initiator.name,
     route: config.initiator.route as Route,
@@ -19,6 +31,23 @@ export function examineNode(config: Config, ownPids: number[] = []): Promise<Che
     ownPids,
     connect: () => connectOnce(config.compute.uri),
   })
+  return [...checks, ...found]
+}
+
+function readStore(path: string): {store: Stored; checks: Check[]} {
+  try {
+    return {store: peek(path), checks: []}
+  } catch (error) {
+    const check: Check = {
+      area: 'node',
+      name: 'store',
+      status: 'warn',
+      found: `${path} cannot be read: ${(error as Error).message}`,
+      needed: 'the daemon’s store, for the pools that pool create has made',
+      remedy: 'Run as root; see the daemon’s log, and STORE_CORRUPT in docs/errors.md',
+    }
+    return {store: {pools: new Map(), volumes: new Map(), attachments: new Map()}, checks: [check]}
+  }
 }
 
 /** Connects as the daemon would, and says how many domains answered. */

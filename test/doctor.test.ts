@@ -1,14 +1,17 @@
 import {existsSync} from 'node:fs'
-import {mkdtemp, readdir, realpath, rm} from 'node:fs/promises'
+import {mkdtemp, readdir, realpath, rm, writeFile} from 'node:fs/promises'
 import {createServer, type Server} from 'node:net'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
+import {settleConfig} from '../src/config.js'
 import {type Check, examine, formatChecks} from '../src/doctor.js'
 import {StorageError} from '../src/errors.js'
 import {run} from '../src/exec.js'
+import {examineNode} from '../src/node-check.js'
 import {portHolders} from '../src/port-holders.js'
+import {Store} from '../src/state/store.js'
 import {FileVolumeDriver} from '../src/volumes/file.js'
 
 async function temporary(t: ExecutionContext, parent = tmpdir()): Promise<string> {
@@ -70,6 +73,49 @@ test('a pool in memory is a warning', async t => {
   const pool = named(await examine({pools: [{name: 'memory', directory}]}), 'pool memory')
   t.is(pool.status, 'warn')
   t.regex(pool.found, /tmpfs/)
+})
+
+test('pools that pool create has made are looked at too, whether the daemon runs or not', async t => {
+  const directory = await temporary(t)
+  const config = settleConfig({
+    daemon: {directory},
+    volumes: {lvm: [{group: 'lp-configured'}]},
+    compute: {uri: 'qemu+unix:///session?socket=/nonexistent/libvirt-sock'},
+  })
+  const pools = async () => {
+    const checks = await examineNode(config)
+    return checks.flatMap(({name}) => (name.startsWith('pool ') ? [name] : []))
+  }
+  t.deepEqual(await pools(), ['pool default', 'pool lp-configured'])
+  t.deepEqual(await readdir(directory), [])
+  const store = await Store.open(join(directory, 'store.db'))
+  const value = {id: 'fast', driver: 'lvm', group: 'lp-made', thinPool: null, createdAt: ''} as const
+  await store.write([{table: 'pools', id: 'fast', value}])
+  const all = ['pool default', 'pool lp-configured', 'pool fast']
+  t.deepEqual(await pools(), all)
+  await store.close()
+  const files = await readdir(directory)
+  t.deepEqual(await pools(), all)
+  t.deepEqual(await readdir(directory), files)
+  await writeFile(join(directory, 'store.db'), 'no store')
+  t.is(named(await examineNode(config), 'store').status, 'warn')
+})
+
+test('portals are addresses of this machine, or of the network namespace that is configured', async t => {
+  const networkNamespace = `lp-doctor-${process.pid}`
+  const portals = ['127.0.0.1', '10.98.7.6', '10.98.7.5'].map(address => ({address, port: 3260}))
+  const found = async (more: object) => {
+    const checks = await examine({targetDriver: 'lio', portals, ...more})
+    return portals.map(({address}) => named(checks, `portal ${address}:3260`).status)
+  }
+  t.deepEqual(await found({}), ['ok', 'warn', 'warn'])
+  t.deepEqual(await found({networkNamespace}), ['warn', 'warn', 'warn'])
+  await run('ip', ['netns', 'add', networkNamespace])
+  t.teardown(() => run('ip', ['netns', 'delete', networkNamespace]))
+  await run('ip', ['-n', networkNamespace, 'address', 'add', '10.98.7.6/32', 'dev', 'lo'])
+  t.deepEqual(await found({networkNamespace}), ['ok', 'ok', 'warn'])
+  const checks = await examine({targetDriver: 'lio', portals, networkNamespace})
+  t.false(checks.some(({name}) => name === 'port 3260'))
 })
 
 test('tgtd: the installed one, none, and a program that is none', async t => {

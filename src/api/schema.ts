@@ -178,6 +178,12 @@ export const AnswerSchema = Type.Object({
   volume: Nullable(VolumeSchema),
   export: Nullable(ExportSchema),
   disk: Nullable(DiskSchema),
+  flushed: Type.Optional(
+    Type.Boolean({
+      description:
+        'Where a disk of this host’s was taken away. False: it took no flush, and what the host had not written to it yet may be lost.',
+    }),
+  ),
 })
 export const AttachmentSchema = Type.Object({
   id: Type.String(),

@@ -3,7 +3,7 @@ import type {Operation, StepName} from '../state/journal.js'
 import type {Change} from '../state/store.js'
 import type {Volume} from '../types.js'
 import type {Rooms} from './rooms.js'
-import {type Path, type Step, type StepContext, steps} from './steps.js'
+import {type Path, type Step, type StepContext, steps, type Unmade} from './steps.js'
 
 export interface RunOptions {
   /**
@@ -22,6 +22,11 @@ export interface Answer {
   volume: Volume | null
   export: unknown
   disk: unknown
+  /**
+   * Where a disk of this host's was taken away. False: it took no flush, and what the host had not written to it yet may
+   * be lost.
+   */
+  flushed?: boolean
 }
 
 /**
@@ -48,7 +53,7 @@ function planned(operation: Operation): Step[] {
 /** The nouns that exist when the operation starts, or that its finished steps have given. */
 function startingPath(rooms: Rooms, operation: Operation): Path {
   const {store} = rooms
-  const {volume, export: exported, device, disk} = operation.finished as Path
+  const {volume, export: exported, device, disk} = operation.direction === 'make' ? (operation.finished as Path) : {}
   return {
     volume: volume ?? store.volumes.get(operation.subject),
     export: exported ?? store.exports.get(operation.subject),
@@ -153,10 +158,12 @@ async function unmake(rooms: Rooms, begun: Operation, options: RunOptions): Prom
     .reverse()
     .filter(({name}) => !(name in operation.finished))
   const path = startingPath(rooms, operation)
+  const ended = (): Answer => ({...answer(path), ...(operation.finished.device as Unmade | undefined)})
   for (const step of remaining) {
     const context = {rooms, operation, releaseTimeoutMs: releaseTimeout(options)}
+    let unmade: Unmade | undefined
     try {
-      await step.unmake(context)
+      unmade = await step.unmake(context)
     } catch (error) {
       // Once a step is done the rest must follow, a guest may release its disk later, and after a restart a daemon may
       // not answer yet: then the operation stands. Else nothing was done, and it is as if never asked.
@@ -166,8 +173,12 @@ async function unmake(rooms: Rooms, begun: Operation, options: RunOptions): Prom
       throw error
     }
     const changes = step.unmade(context)
-    if (step === remaining.at(-1)) await rooms.journal.complete(operation, 'done', answer(path), changes)
-    else operation = await rooms.journal.stepUnmade(operation, step.name, changes)
+    if (step === remaining.at(-1)) {
+      const result = {...ended(), ...unmade}
+      await rooms.journal.complete(operation, 'done', result, changes)
+      return result
+    }
+    operation = await rooms.journal.stepUnmade(operation, step.name, changes, unmade)
   }
-  return answer(path)
+  return ended()
 }

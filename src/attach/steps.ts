@@ -78,10 +78,16 @@ export interface Step {
   name: StepName
   make(context: StepContext, path: Path): Promise<Path>
   made(context: StepContext, path: Path): Change[]
-  unmake(context: StepContext): Promise<void>
+  unmake(context: StepContext): Promise<Unmade | undefined>
   unmade(context: StepContext): Change[]
   /** After `make` has failed: rows that must follow what the world holds now. */
   failed?(context: StepContext): Promise<Change[]>
+}
+
+/** What there is to say of a step that was taken back. */
+export interface Unmade {
+  /** False: the disk took no flush, and what this host had not written yet may be lost. */
+  flushed?: boolean
 }
 
 const logoutMs = 3_000
@@ -156,7 +162,10 @@ const exportStep: Step = {
     if (iqn === undefined) return
     if (!record && !(await adopted(rooms, operation))) return
     const {force} = unmakeRequest(operation)
-    if (force || !operation.plan.includes('disk')) return rooms.targets.unexport(iqn, {force})
+    if (force || !operation.plan.includes('disk')) {
+      await rooms.targets.unexport(iqn, {force})
+      return
+    }
     await closeAfterDisk(rooms, iqn)
   },
   unmade({operation}) {
@@ -231,7 +240,7 @@ const deviceStep: Step = {
       attachments.get(operation.subject)?.iqn ??
       exports.get(operation.subject)?.iqn ??
       makeRequest(operation).export?.iqn
-    if (iqn !== undefined) await rooms.host.disconnect(iqn)
+    if (iqn !== undefined) return rooms.host.disconnect(iqn)
   },
   unmade: () => [],
 }

@@ -47,6 +47,9 @@ export function endProgress(): void {
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
 }
 
+/** Of a disk that took no flush before it went. */
+export const unflushed = 'Its disk could not be flushed: what this host had not written to it yet may be lost\n'
+
 /**
  * Exit codes: 0 done, 1 failed, 2 wrong usage or argument, 3 not found, 4 conflict or in use, 5 a daemon or dependency
  * does not answer or is missing, 6 not ended yet (deadline, or a guest keeps its disk), 130 cancelled.

@@ -1,3 +1,4 @@
+import {EventEmitter} from 'node:events'
 import {realpath} from 'node:fs/promises'
 import {isIP} from 'node:net'
 import {setTimeout as sleep} from 'node:timers/promises'
@@ -37,6 +38,11 @@ export interface OpenIscsiOptions {
   multipathWaitMs?: number
 }
 
+interface Events {
+  /** A disk was taken away that took no flush. */
+  unflushed: [facts: {iqn: string; devices: KernelSession['devices']}]
+}
+
 const loginTimeoutMs = 5_000
 /** iscsid ends a login by itself; iscsiadm, which waits for it, gets this much longer. */
 const iscsidGraceMs = 3_000
@@ -63,7 +69,7 @@ interface Wanted {
  * The kernel's initiator by open-iscsi: a node record written as a file, one spawn of iscsiadm for the login, and sysfs for
  * all the rest. No discovery, no udev, no listing by a tool.
  */
-export class OpenIscsiInitiator implements HostInitiator {
+export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInitiator {
   readonly name = 'open-iscsi'
   readonly #sysfs = new IscsiSysfs()
   readonly #io = new KernelIo()
@@ -77,6 +83,7 @@ export class OpenIscsiInitiator implements HostInitiator {
   #manualScan: Promise<boolean> | undefined
 
   constructor(options: OpenIscsiOptions = {}) {
+    super()
     this.#records = new NodeRecords({directory: options.nodesDirectory, user: options.user})
     this.#deviceTimeoutMs = options.deviceTimeoutMs ?? 10_000
     this.#logoutTimeoutMs = options.logoutTimeoutMs ?? 10_000
@@ -351,6 +358,7 @@ export class OpenIscsiInitiator implements HostInitiator {
     return this.#queue.run(iqn, async () => {
       const sessions = await this.#sysfs.sessionsOf(iqn)
       const flushed = await this.#letGo(sessions, force)
+      if (!flushed) this.emit('unflushed', {iqn, devices: sessions.flatMap(({devices}) => devices)})
       await this.#logout(iqn, sessions)
       await this.#records.removeAll(iqn)
       this.#stuck.delete(iqn)

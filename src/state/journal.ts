@@ -77,10 +77,15 @@ export class Journal {
     return this.#update({...operation, finished: {...operation.finished, [step]: result}}, changes)
   }
 
-  /** A step's effect is out of the world again. */
-  async stepUnmade(operation: Operation, step: StepName, changes: Change[]): Promise<Operation> {
+  /** A step's effect is out of the world again: `result` is what there is to say of that. */
+  async stepUnmade(
+    operation: Operation,
+    step: StepName,
+    changes: Change[],
+    result: unknown = null,
+  ): Promise<Operation> {
     const {[step]: _taken, ...others} = operation.finished
-    const finished = operation.direction === 'unmake' ? {...operation.finished, [step]: null} : others
+    const finished = operation.direction === 'unmake' ? {...operation.finished, [step]: result} : others
     return this.#update({...operation, finished}, changes)
   }
 

@@ -1,32 +1,118 @@
-import {existsSync} from 'node:fs'
+import {existsSync, renameSync, writeFileSync} from 'node:fs'
 import {mkdir, rm, symlink, writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import {hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
+import {lvmFilter, ScannableDevices, type ScannableOptions} from './lvm-devices.js'
 
 /** Where LVM's own configuration lies (lvm.conf(5)). */
 const hostDirectory = '/etc/lvm'
 
+export interface LvmSystemOptions extends ScannableOptions {
+  /** Where it is to lie. */
+  directory: string
+  /** Default `lvm` of the PATH. */
+  program?: string
+}
+
+/** A system directory for LVM: LVM_SYSTEM_DIR, lvm(8). */
+export interface LvmSystem {
+  directory: string
+  /**
+   * To be called before each command: brings the list of devices that LVM may look at up to date. LVM reads a
+   * configuration that has changed before its next command.
+   */
+  refresh(): void
+  /** False for a device that LVM must not look at: a guest's, or one that lies on a guest's. */
+  isScannable(path: string): boolean
+}
+
+/** Which devices the host's own configuration lets LVM look at. */
+export interface HostScan {
+  /** The keys of lvm.conf(5) that are set. */
+  filters: ('filter' | 'global_filter')[]
+  /** One of them has an entry that rejects. */
+  rejects: boolean
+  /** LVM keeps a list of its devices (lvmdevices(8)), looks at no other, and ignores all filters. */
+  devicesFile: boolean
+}
+
 /**
- * Writes a system directory for LVM (LVM_SYSTEM_DIR, lvm(8)): the host's configuration as LVM reads it, so that its
- * filters and its devices file hold here too, and over it what our commands need: JSON with a log that ends each answer,
- * and no dependence on a udevd or a dmeventd that does not run. @throws DEPENDENCY_MISSING where there is no LVM
+ * Writes a system directory for LVM: the host's configuration as LVM reads it, so that its filters and its devices file
+ * hold here too, and over it what our commands need: JSON with a log that ends each answer, no dependence on a udevd or
+ * a dmeventd that does not run, and a filter without the disks that are exported to guests (lvm-devices.ts).
+ * @throws DEPENDENCY_MISSING where there is no LVM; POOL_UNUSABLE where the host leaves no place for our filter
  */
-export async function writeLvmSystemDirectory(directory: string, program = 'lvm'): Promise<void> {
+export async function writeLvmSystemDirectory(options: LvmSystemOptions): Promise<LvmSystem> {
+  const {directory, program = 'lvm'} = options
   await mkdir(directory, {recursive: true, mode: 0o700})
-  const {stdout} = await run(program, ['lvmconfig'], {env: {LVM_SUPPRESS_FD_WARNINGS: '1'}}).catch(error => {
+  const configuration = await hostConfiguration(program)
+  await writeFile(join(directory, 'lvm.conf'), configuration, {mode: 0o600})
+  for (const name of ['devices', 'profile']) {
+    await rm(join(directory, name), {force: true, recursive: true})
+    await symlink(join(hostDirectory, name), join(directory, name))
+  }
+  const key = filterKey(await readHostScan(program, configuration))
+  const devices = new ScannableDevices(options)
+  const own = ownConfiguration()
+  let written: string | undefined
+  let changes = 0
+  const refresh = () => {
+    const text = key === undefined ? own : `${own}devices { ${key}=${lvmFilter(devices.list())} }\n`
+    if (text === written) return
+    const file = join(directory, 'lvmlocal.conf')
+    // LVM compares a file's size and the second of its change (lib/config/config.c, config_file_changed): no two changes
+    // that are near each other have one size.
+    const block = 4096
+    const sizeBytes = Math.ceil(text.length / block) * block + (++changes % block)
+    writeFileSync(`${file}.new`, `${text.padEnd(sizeBytes, '#')}\n`, {mode: 0o600})
+    renameSync(`${file}.new`, file)
+    written = text
+  }
+  refresh()
+  return {directory, refresh, isScannable: path => devices.list().includes(path)}
+}
+
+/** lvm.conf and its like as LVM reads them, without defaults. */
+async function hostConfiguration(program: string): Promise<string> {
+  const {stdout} = await run(program, ['lvmconfig'], {env: quiet}).catch(error => {
     if (!hasCode(error, 'DEPENDENCY_MISSING')) throw error
     throw new StorageError('DEPENDENCY_MISSING', 'The program lvm cannot be run. Install it: apt-get install lvm2', {
       info: {...error.info, package: 'lvm2'},
       cause: error,
     })
   })
-  await writeFile(join(directory, 'lvm.conf'), stdout, {mode: 0o600})
-  await writeFile(join(directory, 'lvmlocal.conf'), ownConfiguration(), {mode: 0o600})
-  for (const name of ['devices', 'profile']) {
-    await rm(join(directory, name), {force: true, recursive: true})
-    await symlink(join(hostDirectory, name), join(directory, name))
+  return stdout
+}
+
+const quiet = {LVM_SUPPRESS_FD_WARNINGS: '1'}
+
+/** What the host's own configuration says of the devices that LVM looks at. @throws DEPENDENCY_MISSING */
+export async function readHostScan(program = 'lvm', configuration?: string): Promise<HostScan> {
+  const set = configuration ?? (await hostConfiguration(program))
+  // Whether a devices file is the default is this LVM's choice; one from before 2.03.12 knows none, and exits with 5.
+  const keys = ['devices/use_devicesfile', 'devices/devicesfile']
+  const {stdout} = await run(program, ['lvmconfig', '--typeconfig', 'full', ...keys], {env: quiet, accept: [0, 5]})
+  const [, name = 'system.devices'] = /^\s*devicesfile="(.*)"$/m.exec(stdout) ?? []
+  const wanted = /^\s*use_devicesfile=1$/m.test(stdout)
+  return {
+    rejects: /^\s*(global_)?filter=.*"r\W/m.test(set),
+    filters: (['filter', 'global_filter'] as const).filter(key => new RegExp(`^\\s*${key}=`, 'm').test(set)),
+    // Without the file LVM goes on as if there were no such setting.
+    devicesFile: wanted && existsSync(join(hostDirectory, 'devices', name)),
   }
+}
+
+/** Where our filter goes: beside the host's own, since both hold. */
+function filterKey({filters, devicesFile}: HostScan): HostScan['filters'][number] | undefined {
+  if (devicesFile) return undefined
+  const free = (['filter', 'global_filter'] as const).find(key => !filters.includes(key))
+  if (free !== undefined) return free
+  throw new StorageError(
+    'POOL_UNUSABLE',
+    `${hostDirectory}/lvm.conf has both a filter and a global_filter, and lunpath needs one of them to keep what guests write out of LVM: write them as one global_filter`,
+    {op: 'volume.open', info: {filters}},
+  )
 }
 
 const udevSocket = '/run/udev/control'

@@ -1,7 +1,9 @@
+import {realpath, stat} from 'node:fs/promises'
 import {StorageError} from '../errors.js'
 import {formatSize} from '../size.js'
 import {type ClaimedDevice, claimEmptyDevice} from './claim.js'
-import {writeLvmSystemDirectory} from './lvm-config.js'
+import {type LvmSystem, writeLvmSystemDirectory} from './lvm-config.js'
+import type {ScannableOptions} from './lvm-devices.js'
 import {groupFields, inBytes, readGroup, type VolumeGroup} from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
 import {LvmShell} from './lvm-shell.js'
@@ -16,6 +18,8 @@ export interface GroupSpec {
   thinBytes?: number
   /** For LVM's configuration. */
   systemDirectory: string
+  /** Which devices LVM may look at: src/volumes/lvm-devices.ts. */
+  scan?: ScannableOptions
 }
 
 /** Left for the thin pool's metadata, its spare copy and its growth. */
@@ -32,11 +36,12 @@ export async function createGroup({
   thinPool,
   thinBytes,
   systemDirectory,
+  scan,
 }: GroupSpec): Promise<VolumeGroup> {
   checkLvmName(group, 'volume group')
   if (thinPool !== undefined) checkLvmName(thinPool, 'thin pool')
-  await writeLvmSystemDirectory(systemDirectory)
-  const shell = new LvmShell({systemDirectory})
+  const system = await writeLvmSystemDirectory({...scan, directory: systemDirectory})
+  const shell = new LvmShell({system})
   const lvm = async (...args: string[]) => (await shell.run(args)).rows
   const groups = async () => (await lvm('vgs', ...inBytes, '-o', groupFields)).map(readGroup)
   try {
@@ -56,7 +61,7 @@ export async function createGroup({
     if (existing) {
       await makeThinPool(lvm, existing, {thinPool, thinBytes})
     } else {
-      const paths = await examine(devices)
+      const paths = await examine(devices, system)
       try {
         await lvm('vgcreate', group, ...paths)
         const made = (await groups()).find(({name}) => name === group)!
@@ -84,14 +89,28 @@ export async function createGroup({
  * All devices are claimed at once, then given back for LVM, which claims them itself: where somebody has mounted one in
  * between, LVM refuses.
  */
-async function examine(devices: readonly string[]): Promise<string[]> {
+async function examine(devices: readonly string[], {isScannable}: LvmSystem): Promise<string[]> {
   const claimed: ClaimedDevice[] = []
   try {
+    for (const device of devices) {
+      // Before it is opened: a disk whose target is gone would not come back from that.
+      const path = await realpath(device).catch(() => undefined)
+      const isBlockDevice = path !== undefined && (await stat(path)).isBlockDevice()
+      if (isBlockDevice && !isScannable(path)) throw guestsDevice(path)
+    }
     for (const device of devices) claimed.push(await claimEmptyDevice(device))
     return claimed.map(({path}) => path)
   } finally {
     for (const {handle} of claimed) await handle.close()
   }
+}
+
+function guestsDevice(path: string): StorageError {
+  return new StorageError(
+    'DEVICE_IN_USE',
+    `${path} cannot be taken: it is a disk of an iSCSI session, a logical volume or an imported device, or lies on one, and guests write there. Where it is a SAN's, name its target in volumes.sanTargets`,
+    {op: 'pool.create', info: {path}},
+  )
 }
 
 async function makeThinPool(

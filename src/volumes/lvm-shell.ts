@@ -3,12 +3,13 @@ import {EventEmitter, once} from 'node:events'
 import type {Readable, Writable} from 'node:stream'
 import {hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
+import type {LvmSystem} from './lvm-config.js'
 import {shellLine} from './lvm-grammar.js'
 import {LvmDocuments, type LvmReply, lvmFailure, lvmSuccess, parseLvmDocument} from './lvm-report.js'
 
 export interface LvmShellOptions {
-  /** LVM_SYSTEM_DIR, with a configuration of our own: src/volumes/lvm-config.ts. */
-  systemDirectory: string
+  /** LVM_SYSTEM_DIR, with a configuration of our own; it is refreshed before each command. */
+  system: LvmSystem
   /** The program; default `lvm` of the PATH. */
   program?: string
   /** Milliseconds for one command, from when its turn has come; default 60,000. */
@@ -58,6 +59,7 @@ export class LvmShell extends EventEmitter<Events> {
   readonly #program: string
   readonly #timeoutMs: number
   readonly #environment: Record<string, string>
+  readonly #system: LvmSystem
   readonly #recover: LvmShellOptions['recover']
   readonly #waiting: Command[] = []
   #sent: Command[] = []
@@ -72,12 +74,13 @@ export class LvmShell extends EventEmitter<Events> {
   #lostCommand = false
   #closed = false
 
-  constructor({systemDirectory, program = 'lvm', timeoutMs = 60_000, recover}: LvmShellOptions) {
+  constructor({system, program = 'lvm', timeoutMs = 60_000, recover}: LvmShellOptions) {
     super()
+    this.#system = system
     this.#program = program
     this.#timeoutMs = timeoutMs
     this.#recover = recover
-    this.#environment = {LVM_SYSTEM_DIR: systemDirectory, LVM_SUPPRESS_FD_WARNINGS: '1'}
+    this.#environment = {LVM_SYSTEM_DIR: system.directory, LVM_SUPPRESS_FD_WARNINGS: '1'}
   }
 
   /** `shell`, or `spawn` where each command is a process of its own. */
@@ -174,6 +177,12 @@ export class LvmShell extends EventEmitter<Events> {
   }
 
   #send(command: Command): void {
+    try {
+      this.#system.refresh()
+    } catch (error) {
+      command.reject(error)
+      return
+    }
     this.#sent.push(command)
     if (this.#sent.length === 1) this.#startTimer(command)
     this.#child!.stdin!.write(`${command.line}\n`)
@@ -283,6 +292,7 @@ export class LvmShell extends EventEmitter<Events> {
   /** One command as a process of its own, which exits with 5 where the command has failed (lvm(8)). */
   async #spawn(args: readonly string[], timeoutMs: number): Promise<LvmReply> {
     const [command, ...words] = shellLine(args).split(' ')
+    this.#system.refresh()
     try {
       const {stdout, code} = await run(this.#program, [command!, ...words], {
         timeoutMs,

@@ -15,6 +15,7 @@ import {isVolumeId} from './id.js'
 import {blockDeviceUse, deviceNumber} from './in-use.js'
 import {Ledger, type Promised} from './ledger.js'
 import {withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
+import type {ScannableOptions} from './lvm-devices.js'
 import {
   groupFields,
   hiddenName,
@@ -50,6 +51,8 @@ export interface LvmPoolOptions {
   thinLimitPercent?: number
   /** A directory of the driver's own for LVM's configuration (LVM_SYSTEM_DIR). */
   systemDirectory: string
+  /** Which devices LVM may look at. */
+  scan?: ScannableOptions
   /** Default `lvm` of the PATH. */
   program?: string
   /** Milliseconds for one command of LVM; default 60,000. */
@@ -134,11 +137,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   }
 
   async #open(): Promise<void> {
-    const {systemDirectory, program, commandTimeoutMs} = this.#options
+    const {systemDirectory, scan, program, commandTimeoutMs} = this.#options
     this.#stop = new AbortController()
-    await writeLvmSystemDirectory(systemDirectory, program)
     const shell = new LvmShell({
-      systemDirectory,
+      system: await writeLvmSystemDirectory({...scan, directory: systemDirectory, program}),
       program,
       timeoutMs: commandTimeoutMs,
       recover: command => this.#clearUp(command),

@@ -3,13 +3,14 @@
 import {randomBytes} from 'node:crypto'
 import {open, readFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
+import type {DaemonOptions} from '../../src/daemon.js'
 import {errorCodes, StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
 import type {Disk, Export, Volume} from '../../src/types.js'
 import {mappedDevices} from '../../src/volumes/device-mapper.js'
 import {sha256} from '../contract/initiators.js'
-import {until} from '../fixtures/cli.js'
-import {Node} from '../fixtures/node.js'
+import {lunpath, until} from '../fixtures/cli.js'
+import {LogLines, Node} from '../fixtures/node.js'
 import {generator, pick, seed} from '../fixtures/random.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {KernelPath, type PathState, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
@@ -45,7 +46,7 @@ test.after.always(async () => {
 })
 
 /** A node whose pool is in `group`, which the first one makes. */
-async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt'): Promise<Node> {
+async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt', options: DaemonOptions = {}): Promise<Node> {
   const compute = {uri: path.libvirtd.uri}
   const tgtd = driver === 'tgt' ? await startTgtd({...path.network, port: 3261}) : undefined
   const targets = tgtd ? {portals: [`${path.network.addresses[0]}:3261`]} : path.lio
@@ -54,11 +55,10 @@ async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt'): Promise<No
   // Eight logins at once take an emulated processor some seconds.
   const node = await Node.make({tgtd, targets, compute, volumes, initiator: {timeoutMs: 60_000}})
   t.teardown(async () => {
-    // Before the targets go: LVM would wait for disks that do not answer.
-    await path.logOut()
     await node.stop()
+    await path.logOut()
   })
-  await node.start()
+  await node.start(options)
   if (!known) {
     await node.api.call('POST', '/pools', {group, devices: ['/dev/vda'], thin: true, thinBytes: 512 * MiB})
   }
@@ -136,7 +136,8 @@ lab('2. a volume that somebody has open is not deleted, and can be attached agai
 })
 
 lab('3. the disk under an exported volume fails: errors at each end, and it all comes down', async t => {
-  const node = await startNode(t, 'lio')
+  const log = new LogLines()
+  const node = await startNode(t, 'lio', {logTo: log})
   // Behind the disk's first MiB: its own label would make LVM see one disk twice.
   const sectors = (255 * MiB) / 512
   await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 2048\n`})
@@ -158,17 +159,35 @@ lab('3. the disk under an exported volume fails: errors at each end, and it all 
   await t.throwsAsync(readDirect(device, range), {code: 'COMMAND_FAILED', message: /error/i})
   await t.throwsAsync(writeDirect(device, {offsetMiB: 4, data}), {code: 'COMMAND_FAILED', message: /error/i})
   // What a user has written and not synced yet must not keep it from coming down.
-  const user = await open(device, 'r+')
-  await user.write(data)
-  await user.close().catch(() => undefined)
-  await node.api.call('DELETE', `/attachments/${volume.id}`)
+  const write = async (path: string) => {
+    const user = await open(path, 'r+')
+    await user.write(data)
+    await user.close().catch(() => undefined)
+  }
+  await write(device)
+  const url = `/attachments/${volume.id}`
+  const token = 'the-same-answer-again'
+  t.like(await node.api.call<object>('DELETE', url, undefined, {token}), {volume: {id: volume.id}, flushed: false})
+  t.like(await node.api.call<object>('DELETE', url, undefined, {token}), {flushed: false})
+  t.is(log.lines.filter(line => line.includes('took no flush') && line.includes(volume.id)).length, 1)
   await t.throwsAsync(node.api.call('DELETE', `/volumes/${volume.id}`), {code: 'POOL_UNUSABLE'})
   await t.throwsAsync(attach(node, {pool: failing}), {code: 'POOL_UNUSABLE'})
 
   await table(`0 ${sectors} linear /dev/vdb 2048\n`)
   t.is(sha256(await readDirect(volume.path, range)), sha256(data))
-  await attach(node, {volume: volume.id, pool: undefined, sizeBytes: undefined})
-  await takeDown(node, volume.id)
+  const again = {volume: volume.id, pool: undefined, sizeBytes: undefined}
+  await attach(node, again)
+  t.like(await node.api.call<object>('DELETE', url), {flushed: true})
+
+  // The same once more, as the command line tells it.
+  const {disk: second} = await attach(node, again)
+  await table(`0 ${sectors} error\n`)
+  await write(second.source.type === 'block' ? second.source.path : '')
+  const detached = await lunpath(['--socket', node.socket, 'detach', volume.id])
+  t.like(detached, {exitCode: 0, stdout: `detached ${volume.id}\n`})
+  t.regex(detached.stderr, /could not be flushed: what this host had not written to it yet may be lost/)
+  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+  await node.api.call('DELETE', `/volumes/${volume.id}`)
   await until('the journal is empty', () => node.daemon.operations.rooms.journal.unfinished().length === 0)
   await nothingLeft(t, node, failing)
   await node.stopDaemon()

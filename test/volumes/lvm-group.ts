@@ -3,7 +3,7 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {ExecutionContext} from 'ava'
 import {type LvmPoolOptions, LvmVolumeDriver} from '../../src/volumes/lvm.js'
-import {writeLvmSystemDirectory} from '../../src/volumes/lvm-config.js'
+import {type LvmSystem, writeLvmSystemDirectory} from '../../src/volumes/lvm-config.js'
 import type {LvmRow} from '../../src/volumes/lvm-report.js'
 import {LvmShell} from '../../src/volumes/lvm-shell.js'
 
@@ -13,16 +13,15 @@ export class TestGroup {
   readonly systemDirectory: string
   readonly shell: LvmShell
 
-  private constructor(name: string, systemDirectory: string) {
+  private constructor(name: string, system: LvmSystem) {
     this.name = name
-    this.systemDirectory = systemDirectory
-    this.shell = new LvmShell({systemDirectory})
+    this.systemDirectory = system.directory
+    this.shell = new LvmShell({system})
   }
 
   static async make(name: string, device: string, thin?: {name: string; size: string}): Promise<TestGroup> {
-    const systemDirectory = await mkdtemp(join(tmpdir(), 'lp-lvm-'))
-    await writeLvmSystemDirectory(systemDirectory)
-    const group = new TestGroup(name, systemDirectory)
+    const system = await writeLvmSystemDirectory({directory: await mkdtemp(join(tmpdir(), 'lp-lvm-'))})
+    const group = new TestGroup(name, system)
     await group.run('vgcreate', name, device)
     if (thin) await group.run('lvcreate', '--type', 'thin-pool', '--size', thin.size, '--name', thin.name, name)
     return group

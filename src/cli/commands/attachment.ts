@@ -1,7 +1,7 @@
 import {type Command, Option} from 'commander'
 import {parseSize} from '../../size.js'
 import type {Disk, Export, Volume} from '../../types.js'
-import {endProgress, printJson, printTable, showProgress} from '../output.js'
+import {endProgress, printJson, printTable, showProgress, unflushed} from '../output.js'
 import {addChapOption, positiveSeconds, readChap, requireOne, withDaemon} from '../session.js'
 
 interface Listed {
@@ -75,6 +75,9 @@ Examples:
 A guest that does not answer keeps its disk: exit code 6, and the attachment shows as detaching. The
 request stands; the same command waits again.
 
+On the host route the disk is flushed before it goes. One that takes no flush goes too: the answer says
+that data may be lost, with --json as "flushed": false. The exit code is 0.
+
 Examples:
   lunpath detach 0123456789abcdef
   lunpath detach vm1 vdb --timeout 60`,
@@ -85,9 +88,10 @@ Examples:
         const [first, second] = [key, target ?? ''].map(encodeURIComponent)
         const path = target === undefined ? `/attachments/${first}` : `/domains/${first}/disks/${second}`
         showProgress('waiting until the guest has released the disk')
-        const ended = await call('DELETE', `${path}${query}`).finally(endProgress)
-        if (json) printJson(ended)
-        else process.stdout.write(`detached ${[key, target].filter(Boolean).join(' ')}\n`)
+        const ended = await call<{flushed?: boolean}>('DELETE', `${path}${query}`).finally(endProgress)
+        if (json) return printJson(ended)
+        process.stdout.write(`detached ${[key, target].filter(Boolean).join(' ')}\n`)
+        if (ended.flushed === false) process.stderr.write(unflushed)
       }),
     )
 

@@ -3,7 +3,7 @@ import type {NodeRecord} from '../../initiators/node-record.js'
 import {formatPortal, parseTaggedPortal} from '../../iqn.js'
 import {formatSize, parseSize} from '../../size.js'
 import type {Device} from '../../types.js'
-import {printFacts, printJson, printTable} from '../output.js'
+import {printFacts, printJson, printTable, unflushed} from '../output.js'
 import {addChapOption, readChap, withDaemon} from '../session.js'
 
 /** `lunpath connect`, `disconnect`, `node list`, `node delete`: the kernel's initiator by hand. */
@@ -64,7 +64,7 @@ Examples:
         const {flushed} = await call<{flushed: boolean}>('DELETE', path)
         if (json) return printJson({iqn, flushed})
         process.stdout.write(`disconnected ${iqn}\n`)
-        if (!flushed) process.stderr.write('Its disk could not be flushed: what was written last may be lost\n')
+        if (!flushed) process.stderr.write(unflushed)
       }),
     )
 

@@ -1,0 +1,117 @@
+import {lstatSync, readdirSync, readFileSync, readlinkSync, realpathSync} from 'node:fs'
+import {basename, dirname, join} from 'node:path'
+
+export interface ScannableOptions {
+  /** IQNs of targets on whose disks pools may lie: a SAN, never what is exported to guests. */
+  sanTargets?: readonly string[]
+  /** Paths of block devices that guests have, asked for at each look: imported volumes. */
+  guestDevices?: () => readonly string[]
+  /** Default /sys. */
+  sysfs?: string
+}
+
+interface Known {
+  inode: number
+  scannable: boolean
+}
+
+/**
+ * Which block devices LVM may look at, from sysfs alone: all but disks of iSCSI sessions, logical volumes, imported
+ * devices, and what lies on those. They hold what guests write, LVM's labels included, and a disk whose target is gone
+ * answers nobody. Nothing is opened, so a dead disk holds nothing up.
+ */
+export class ScannableDevices {
+  readonly #sanTargets: ReadonlySet<string>
+  readonly #guestDevices: () => readonly string[]
+  readonly #sysfs: string
+  #guests = new Set<string>()
+  readonly #known = new Map<string, Known>()
+
+  constructor({sanTargets = [], guestDevices = () => [], sysfs = '/sys'}: ScannableOptions = {}) {
+    this.#sanTargets = new Set(sanTargets)
+    this.#guestDevices = guestDevices
+    this.#sysfs = sysfs
+  }
+
+  /** Their paths, sorted. Synchronous, since it comes before each command: some microseconds for each device. */
+  list(): string[] {
+    const names = readdirSync(join(this.#sysfs, 'class/block')).sort()
+    const guests = new Set(this.#guestDevices().map(nameOf))
+    const there = new Set(names)
+    const same = guests.size === this.#guests.size && [...guests].every(name => this.#guests.has(name))
+    for (const name of this.#known.keys()) if (!same || !there.has(name)) this.#known.delete(name)
+    this.#guests = guests
+    // The kernel has `!` where a device's name has `/` (Documentation/ABI/stable/sysfs-block).
+    return names.filter(name => this.#isScannable(name) === true).map(name => `/dev/${name.replaceAll('!', '/')}`)
+  }
+
+  /** Undefined: not known yet. Names come again, for other devices; the inode of an object in sysfs does not. */
+  #isScannable(name: string): boolean | undefined {
+    try {
+      const inode = lstatSync(this.#path(name)).ino
+      const known = this.#known.get(name)
+      if (known?.inode === inode) return known.scannable
+      const scannable = this.#examine(name)
+      if (scannable !== undefined) this.#known.set(name, {inode, scannable})
+      return scannable
+    } catch {
+      // It went while this looked.
+      return undefined
+    }
+  }
+
+  /** A device of device-mapper that lies on nothing yet may become anything. */
+  #examine(name: string): boolean | undefined {
+    if (this.#guests.has(name)) return false
+    const place = readlinkSync(this.#path(name))
+    // drivers/scsi/scsi_transport_iscsi.c: a disk's place in the tree of devices has its session.
+    const session = /\/(session\d+)\//.exec(place)?.[1]
+    if (session !== undefined) return this.#sanTargets.has(this.#targetName(session))
+    if (this.#read(name, 'partition') !== undefined) return this.#isScannable(basename(dirname(place)))
+    if (/^LVM-/.test(this.#read(name, 'dm/uuid') ?? '')) return false
+    const below = this.#below(name).map(one => this.#isScannable(one))
+    if (below.includes(false)) return false
+    if (below.includes(undefined) || (below.length === 0 && name.startsWith('dm-'))) return undefined
+    return true
+  }
+
+  #below(name: string): string[] {
+    try {
+      return readdirSync(this.#path(name, 'slaves'))
+    } catch {
+      return []
+    }
+  }
+
+  #targetName(session: string): string {
+    return readFileSync(join(this.#sysfs, 'class/iscsi_session', session, 'targetname'), 'utf8').trim()
+  }
+
+  #read(name: string, attribute: string): string | undefined {
+    try {
+      return readFileSync(this.#path(name, attribute), 'utf8').trim()
+    } catch {
+      return undefined
+    }
+  }
+
+  #path(name: string, attribute = ''): string {
+    return join(this.#sysfs, 'class/block', name, attribute)
+  }
+}
+
+/** The kernel's name of a device; any other for what is not there. */
+function nameOf(path: string): string {
+  try {
+    return realpathSync(path).slice('/dev/'.length).replaceAll('/', '!')
+  } catch {
+    return ''
+  }
+}
+
+/** `devices/filter` of lvm.conf(5): these and no others. A device passes where one of its names does. */
+export function lvmFilter(devices: readonly string[]): string {
+  // LVM's expressions know no class for "any of these letters" but brackets, which take every other letter literally.
+  const literal = (path: string) => path.replaceAll(/[^A-Za-z0-9/_-]/g, '[$&]')
+  return `[ ${[...devices.map(path => `"a|^${literal(path)}$|"`), '"r|.*|"'].join(', ')} ]`
+}
