@@ -1,4 +1,4 @@
-import {XMLBuilder, XMLParser} from 'fast-xml-parser'
+import {XmlElement as ParsedElement, parseXml as parse, XmlText} from '@rgrove/parse-xml'
 import {StorageError} from './errors.js'
 
 /**
@@ -10,33 +10,90 @@ export interface XmlElement {
 }
 export type XmlNode = string | XmlElement
 
-const shape = {ignoreAttributes: false, attributeNamePrefix: '@'}
-const builder = new XMLBuilder({...shape, suppressBooleanAttributes: false, suppressEmptyNode: true})
+// XML 1.0, 4.6
+const characters: Record<string, string> = {lt: '<', gt: '>', amp: '&', quot: '"', apos: "'"}
+const references = Object.fromEntries(Object.entries(characters).map(([name, character]) => [character, `&${name};`]))
 
 /** A document as text, everything escaped. @throws INVALID_ARGUMENT for characters that XML 1.0 (2.2) cannot carry */
 export function buildXml(document: XmlElement): string {
   checkCharacters(document)
-  return builder.build(document)
+  return childrenOf(document)
+}
+
+function childrenOf(element: XmlElement): string {
+  let xml = ''
+  for (const [name, child] of Object.entries(element)) {
+    if (child === undefined || name.startsWith('@')) continue
+    if (name === '#text') xml += escaped(child as string)
+    else for (const node of Array.isArray(child) ? child : [child]) xml += buildElement(name, node)
+  }
+  return xml
+}
+
+function buildElement(name: string, node: XmlNode): string {
+  let start = name
+  if (typeof node !== 'string') {
+    for (const [key, value] of Object.entries(node)) {
+      if (key.startsWith('@')) start += ` ${key.slice(1)}="${escaped(value as string)}"`
+    }
+  }
+  const content = typeof node === 'string' ? escaped(node) : childrenOf(node)
+  return content === '' ? `<${start}/>` : `<${start}>${content}</${name}>`
+}
+
+function escaped(text: string): string {
+  return /[&<>"']/.test(text) ? text.replace(/[&<>"']/g, character => references[character]!) : text
 }
 
 /**
- * Reads a document that libvirt wrote; it is not checked for being well-formed. Elements named in `lists` are always arrays. Values stay strings. A DOCTYPE is refused: nothing
- * that we read has one, and its entities are how XML is made to blow up.
- * @throws INVALID_ARGUMENT
+ * Reads a document that libvirt wrote. Elements named in `lists` are always arrays. Values stay strings, and blanks stay
+ * in elements that hold text alone. A DOCTYPE is refused: nothing that we read has one, and its entities are how XML is
+ * made to blow up. @throws INVALID_ARGUMENT
  */
 export function parseXml(text: string, lists: readonly string[] = []): XmlElement {
-  if (/<!DOCTYPE/i.test(text)) throw new StorageError('INVALID_ARGUMENT', 'XML with a DOCTYPE is refused')
-  const parser = new XMLParser({
-    ...shape,
-    parseTagValue: false,
-    parseAttributeValue: false,
-    // A path may end in a blank.
-    trimValues: false,
-    // Numeric character references are decoded only together with HTML's names.
-    htmlEntities: true,
-    isArray: name => lists.includes(name),
-  })
-  return parser.parse(text) as XmlElement
+  if (/<!DOCTYPE/i.test(text)) throw malformed('it has a DOCTYPE')
+  try {
+    const {root} = parse(text)
+    const document: XmlElement = {}
+    add(document, root!.name, nodeOf(root!, lists), lists)
+    return document
+  } catch (error) {
+    throw malformed((error as Error).message.split('\n')[0]!)
+  }
+}
+
+function nodeOf({attributes, children}: ParsedElement, lists: readonly string[]): XmlNode {
+  const element: XmlElement = {}
+  let text = ''
+  let isTextAlone = true
+  for (const [name, value] of Object.entries(attributes)) {
+    element[`@${name}`] = value
+    isTextAlone = false
+  }
+  for (const child of children) {
+    if (child instanceof ParsedElement) {
+      add(element, child.name, nodeOf(child, lists), lists)
+      isTextAlone = false
+    } else if (child instanceof XmlText) text += child.text
+  }
+  if (isTextAlone) return text
+  if (!blank.test(text)) element['#text'] = text
+  return element
+}
+
+const blank = /^\s*$/
+
+function add(parent: XmlElement, name: string, node: XmlNode, lists: readonly string[]): void {
+  // In an object this is no property like others; in a domain's metadata anybody may write it.
+  if (name === '__proto__') return
+  const before = Object.hasOwn(parent, name) ? parent[name] : undefined
+  if (Array.isArray(before)) before.push(node)
+  else if (before !== undefined) parent[name] = [before, node]
+  else parent[name] = lists.includes(name) ? [node] : node
+}
+
+function malformed(why: string): StorageError {
+  return new StorageError('INVALID_ARGUMENT', `This is no XML that can be read: ${why}`)
 }
 
 /** The element at a path of names; undefined where it is absent, empty, or text alone. The first of several. */
