@@ -17,8 +17,6 @@ const char* KindName(Event::Kind kind) {
   switch (kind) {
     case Event::Kind::kLifecycle:
       return "lifecycle";
-    case Event::Kind::kDeviceAdded:
-      return "deviceAdded";
     case Event::Kind::kDeviceRemoved:
       return "deviceRemoved";
     case Event::Kind::kDeviceRemovalFailed:

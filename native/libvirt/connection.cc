@@ -184,7 +184,6 @@ Status Connection::Open(const std::string& uri) {
     if (!close_callback) Sink::Free(shared);
   }
   listen(VIR_DOMAIN_EVENT_ID_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnLifecycle));
-  listen(VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceAdded>));
   listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemoved>));
   listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
          VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemovalFailed>));

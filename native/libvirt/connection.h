@@ -38,7 +38,7 @@ struct BlockStats {
 // What libvirt told on its own. `alias` belongs to the device events, `event` and `detail` to lifecycle
 // (virDomainEventType and its detail), `reason` to closed (virConnectCloseReason).
 struct Event {
-  enum class Kind { kLifecycle, kDeviceAdded, kDeviceRemoved, kDeviceRemovalFailed, kClosed };
+  enum class Kind { kLifecycle, kDeviceRemoved, kDeviceRemovalFailed, kClosed };
   Kind kind;
   std::string domain{};
   std::string uuid{};
@@ -60,7 +60,7 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  // Connects, with keepalive (a dead peer is noticed after about 20 s) and with all events registered.
+  // Connects, with keepalive (a dead peer is noticed after about 20 s) and with the events registered.
   Status Open(const std::string& uri);
   // Waits for calls in other threads, then disconnects. Calls after it fail. Safe to call twice and before Open.
   Status Close();

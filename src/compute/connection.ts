@@ -11,7 +11,7 @@ export interface NativeDomain {
 
 export type LibvirtEvent =
   | {kind: 'lifecycle'; domain: string; uuid: string; event: number; detail: number}
-  | {kind: 'deviceAdded' | 'deviceRemoved' | 'deviceRemovalFailed'; domain: string; uuid: string; alias: string}
+  | {kind: 'deviceRemoved' | 'deviceRemovalFailed'; domain: string; uuid: string; alias: string}
   | {kind: 'closed'; reason: number}
 
 /** virDomainDeviceModifyFlags */
