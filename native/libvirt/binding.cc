@@ -244,14 +244,13 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
     return RunInfo(info.Env(), [name = StringAt(info, 0)](Connection& connection) { return connection.Domain(name); });
   }
 
-  // xml(nameOrUuid) → {domain, live, inactive}
+  // xml(nameOrUuid) → {current, inactive}
   Napi::Value Xml(const Napi::CallbackInfo& info) {
     return Run<DomainXml>(
         info.Env(), [name = StringAt(info, 0)](Connection& connection) { return connection.Xml(name); },
         [](Napi::Env env, DomainXml& found) {
           Napi::Object js = Napi::Object::New(env);
-          js.Set("domain", ToJs(env, found.info));
-          js.Set("live", ToJs(env, found.live));
+          js.Set("current", found.current);
           js.Set("inactive", ToJs(env, found.inactive));
           return js;
         });

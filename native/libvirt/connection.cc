@@ -15,9 +15,16 @@ constexpr int kKeepaliveSeconds = 1;
 constexpr unsigned kKeepaliveCount = 20;
 
 struct FreeDomain {
-  void operator()(virDomainPtr domain) const { virDomainFree(domain); }
+  void operator()(virDomainPtr domain) const {
+    if (domain != nullptr) virDomainFree(domain);
+  }
 };
-using DomainHandle = std::unique_ptr<virDomain, FreeDomain>;
+using DomainHandle = std::shared_ptr<virDomain>;
+
+DomainHandle Own(virDomainPtr domain) { return {domain, FreeDomain()}; }
+
+// As many domains as a host may have. With more, they are looked up again now and then.
+constexpr size_t kMostHandles = 1024;
 
 struct FreeSecret {
   void operator()(virSecretPtr secret) const { virSecretFree(secret); }
@@ -48,14 +55,14 @@ bool LooksLikeUuid(const std::string& text) {
          text.find_first_not_of("0123456789abcdefABCDEF-") == std::string::npos;
 }
 
-Result<DomainHandle> Find(virConnectPtr connection, const std::string& domain) {
+Result<DomainHandle> LookUp(virConnectPtr connection, const std::string& domain) {
   if (LooksLikeUuid(domain)) {
-    DomainHandle found(virDomainLookupByUUIDString(connection, domain.c_str()));
+    DomainHandle found = Own(virDomainLookupByUUIDString(connection, domain.c_str()));
     if (found) return found;
     Error error = LastError("virDomainLookupByUUIDString");
     if (error.number != VIR_ERR_NO_DOMAIN) return error;
   }
-  DomainHandle found(virDomainLookupByName(connection, domain.c_str()));
+  DomainHandle found = Own(virDomainLookupByName(connection, domain.c_str()));
   if (!found) return LastError("virDomainLookupByName");
   return found;
 }
@@ -205,14 +212,18 @@ Status Connection::Open(const std::string& uri) {
 Status Connection::Close() {
   virConnectPtr connection = nullptr;
   std::vector<int> callbacks;
+  std::unordered_map<std::string, DomainHandle> handles;
   {
     std::unique_lock lock(mutex_);
     closed_ = true;
     idle_.wait(lock, [&] { return calls_ == 0 && !opening_; });
     std::swap(connection, connection_);
     std::swap(callbacks, callbacks_);
+    std::swap(handles, handles_);
   }
   DropEvents();
+  // A handle, too, holds a reference to the connection.
+  handles.clear();
   if (connection == nullptr) return Nothing{};
   for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
   // A registered close callback holds a reference, which would keep the connection open.
@@ -236,7 +247,7 @@ Result<std::vector<DomainInfo>> Connection::Domains() {
   std::vector<DomainInfo> domains;
   std::optional<Error> failure;
   for (int i = 0; i < count; ++i) {
-    DomainHandle domain(list[i]);
+    DomainHandle domain = Own(list[i]);
     Result<DomainInfo> info = Describe(domain.get());
     if (info.ok()) {
       domains.push_back(std::move(info.value()));
@@ -252,9 +263,25 @@ Result<std::vector<DomainInfo>> Connection::Domains() {
 Result<DomainInfo> Connection::Domain(const std::string& name) {
   Call call(*this);
   if (!call) return Call::NotOpen();
-  Result<DomainHandle> domain = Find(call.get(), name);
+  Result<DomainHandle> domain = LookUp(call.get(), name);
   if (!domain.ok()) return domain.error();
   return Describe(domain.value().get());
+}
+
+Result<std::shared_ptr<virDomain>> Connection::Find(virConnectPtr connection, const std::string& domain) {
+  // A handle holds the name of the time of its look-up, which may be another domain's by now.
+  if (!LooksLikeUuid(domain)) return LookUp(connection, domain);
+  {
+    std::lock_guard lock(mutex_);
+    auto known = handles_.find(domain);
+    if (known != handles_.end()) return known->second;
+  }
+  Result<DomainHandle> found = LookUp(connection, domain);
+  if (!found.ok() || Uuid(found.value().get()) != domain) return found;
+  std::lock_guard lock(mutex_);
+  if (handles_.size() >= kMostHandles) handles_.clear();
+  handles_.insert_or_assign(domain, found.value());
+  return found;
 }
 
 Result<DomainXml> Connection::Xml(const std::string& name) {
@@ -263,18 +290,15 @@ Result<DomainXml> Connection::Xml(const std::string& name) {
   Result<DomainHandle> domain = Find(call.get(), name);
   if (!domain.ok()) return domain.error();
   virDomainPtr handle = domain.value().get();
-  Result<DomainInfo> info = Describe(handle);
-  if (!info.ok()) return info.error();
-  DomainXml found{.info = info.value(), .live = {}, .inactive = {}};
-  if (found.info.id) {
-    Text xml(virDomainGetXMLDesc(handle, 0));
-    if (!xml) return LastError("virDomainGetXMLDesc");
-    found.live = xml.get();
-  }
-  if (found.info.persistent) {
-    Text xml(virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE));
-    if (!xml) return LastError("virDomainGetXMLDesc");
-    found.inactive = xml.get();
+  Text current(virDomainGetXMLDesc(handle, 0));
+  if (!current) return LastError("virDomainGetXMLDesc");
+  int persistent = virDomainIsPersistent(handle);
+  if (persistent < 0) return LastError("virDomainIsPersistent");
+  DomainXml found{.current = current.get(), .inactive = {}};
+  if (persistent == 1) {
+    Text inactive(virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE));
+    if (!inactive) return LastError("virDomainGetXMLDesc");
+    found.inactive = inactive.get();
   }
   return found;
 }
@@ -283,7 +307,7 @@ template <class Make>
 Result<DomainInfo> Connection::MakeDomain(const char* function, const Make& make) {
   Call call(*this);
   if (!call) return Call::NotOpen();
-  DomainHandle domain(make(call.get()));
+  DomainHandle domain = Own(make(call.get()));
   if (!domain) return LastError(function);
   return Describe(domain.get());
 }
@@ -301,21 +325,23 @@ Result<DomainInfo> Connection::Create(const std::string& xml) {
 }
 
 Status Connection::OnDomain(const std::string& name, const char* function,
-                            const std::function<int(virDomainPtr)>& action) {
+                            const std::function<int(virDomainPtr)>& action, Handle handle) {
   Call call(*this);
   if (!call) return Call::NotOpen();
-  Result<DomainHandle> domain = Find(call.get(), name);
+  Result<DomainHandle> domain = handle == Handle::kKept ? Find(call.get(), name) : LookUp(call.get(), name);
   if (!domain.ok()) return domain.error();
   if (action(domain.value().get()) < 0) return LastError(function);
   return Nothing{};
 }
 
 Status Connection::Start(const std::string& domain) {
-  return OnDomain(domain, "virDomainCreate", [](virDomainPtr handle) { return virDomainCreate(handle); });
+  return OnDomain(
+      domain, "virDomainCreate", [](virDomainPtr handle) { return virDomainCreate(handle); }, Handle::kOwn);
 }
 
 Status Connection::Destroy(const std::string& domain) {
-  return OnDomain(domain, "virDomainDestroy", [](virDomainPtr handle) { return virDomainDestroy(handle); });
+  return OnDomain(
+      domain, "virDomainDestroy", [](virDomainPtr handle) { return virDomainDestroy(handle); }, Handle::kOwn);
 }
 
 Status Connection::Undefine(const std::string& domain) {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "sys/result.h"
@@ -24,10 +25,10 @@ struct DomainInfo {
   bool persistent = false;
 };
 
-// A domain with its definitions: the live one while active, the inactive one while persistent. Secrets are left out.
+// A domain's definitions: the one in force, whose root has an id while the domain is active, and the inactive one while
+// it is persistent. Secrets are left out.
 struct DomainXml {
-  DomainInfo info;
-  std::optional<std::string> live;
+  std::string current;
   std::optional<std::string> inactive;
 };
 
@@ -97,7 +98,12 @@ class Connection {
  private:
   struct Sink;
   class Call;
-  Status OnDomain(const std::string& domain, const char* function, const std::function<int(virDomainPtr)>& call);
+  // The domain, looked up at its first use where `domain` is a UUID.
+  Result<std::shared_ptr<virDomain>> Find(virConnectPtr connection, const std::string& domain);
+  // Starting and destroying write the domain's id to their handle, so they have one of their own.
+  enum class Handle { kKept, kOwn };
+  Status OnDomain(const std::string& domain, const char* function, const std::function<int(virDomainPtr)>& call,
+                  Handle handle = Handle::kKept);
   template <class Make>
   Result<DomainInfo> MakeDomain(const char* function, const Make& make);
 
@@ -106,6 +112,9 @@ class Connection {
   std::condition_variable idle_;
   virConnectPtr connection_ = nullptr;
   std::vector<int> callbacks_;
+  // By UUID. libvirt finds a domain by that in every call, so a handle serves as long as the connection, also a domain
+  // that was renamed or defined anew.
+  std::unordered_map<std::string, std::shared_ptr<virDomain>> handles_;
   int calls_ = 0;
   bool opening_ = false;
   bool closed_ = false;

@@ -9,6 +9,12 @@ export interface NativeDomain {
   persistent: boolean
 }
 
+/** A domain's definitions: the one in force, which has an id while active, and the inactive one while persistent. */
+export interface DomainXml {
+  current: string
+  inactive: string | null
+}
+
 export type LibvirtEvent =
   | {kind: 'lifecycle'; domain: string; uuid: string; event: number; detail: number}
   | {kind: 'deviceRemoved' | 'deviceRemovalFailed'; domain: string; uuid: string; alias: string}
@@ -32,8 +38,7 @@ export interface LibvirtConnection {
   isAlive(): Promise<boolean>
   domains(): Promise<NativeDomain[]>
   domain(domain: string): Promise<NativeDomain>
-  /** The live definition while active, the inactive one while persistent. */
-  xml(domain: string): Promise<{domain: NativeDomain; live: string | null; inactive: string | null}>
+  xml(domain: string): Promise<DomainXml>
   defineXml(xml: string): Promise<NativeDomain>
   createXml(xml: string): Promise<NativeDomain>
   start(domain: string): Promise<void>

@@ -1,8 +1,9 @@
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
 import {checkIscsiName} from '../iqn.js'
-import type {Disk, DiskSource, VolumeId} from '../types.js'
+import type {Disk, DiskSource, Domain, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
+import type {DomainXml} from './connection.js'
 
 const aliasPrefix = 'ua-lunpath-'
 
@@ -120,7 +121,8 @@ export function checkTarget(target: string, bus: 'virtio' | 'scsi'): void {
 }
 
 /** What we need to know of a domain's definitions. */
-export interface DomainDisks {
+export interface Definition {
+  domain: Pick<Domain, 'name' | 'uuid' | 'id' | 'persistent'>
   disks: Disk[]
   /** The first virtio-scsi controller; undefined where there is none. */
   scsiController: number | undefined
@@ -128,17 +130,25 @@ export interface DomainDisks {
   scsiUnits: Set<number>
 }
 
-/** Reads the live and the inactive definition of a domain; null for one that it has not. */
-export function parseDomain(domain: string, xml: {live: string | null; inactive: string | null}): DomainDisks {
-  const live = devicesOf(xml.live)
-  const inactive = devicesOf(xml.inactive)
+/** Reads the two definitions of a domain; the one in force is the live one where it has an id. */
+export function parseDomain(xml: DomainXml): Definition {
+  const root = rootOf(xml.current)
+  const id = attribute(root, 'id')
+  const domain = {
+    name: childText(root, 'name') ?? '',
+    uuid: childText(root, 'uuid') ?? '',
+    id: id === undefined ? null : Number(id),
+    persistent: xml.inactive !== null,
+  }
+  const live = id === undefined ? undefined : elementAt(root, 'devices')
+  const inactive = xml.inactive === null ? undefined : elementAt(rootOf(xml.inactive), 'devices')
   const byKey = new Map<string, Disk>()
   for (const [devices, place] of [
     [live, 'live'],
     [inactive, 'persistent'],
   ] as const) {
     for (const element of elementsOf(devices, 'disk')) {
-      const disk = parseDisk(domain, element)
+      const disk = parseDisk(domain.name, element)
       const key = JSON.stringify([disk.target, idOfAlias(disk.alias) ?? null, disk.source])
       const known = byKey.get(key)
       if (known) known[place] = true
@@ -155,12 +165,11 @@ export function parseDomain(domain: string, xml: {live: string | null; inactive:
     .map(it => elementAt(it, 'address'))
     .filter(it => attribute(it, 'type') === 'drive' && Number(attribute(it, 'controller')) === scsiController)
     .map(it => Number(attribute(it, 'unit')))
-  return {disks: [...byKey.values()], scsiController, scsiUnits: new Set(scsiUnits)}
+  return {domain, disks: [...byKey.values()], scsiController, scsiUnits: new Set(scsiUnits)}
 }
 
-function devicesOf(xml: string | null): XmlElement | undefined {
-  if (xml === null) return undefined
-  return elementAt(parseXml(xml, ['disk', 'controller', 'hostdev']), 'domain', 'devices')
+function rootOf(xml: string): XmlElement | undefined {
+  return elementAt(parseXml(xml, ['disk', 'controller', 'hostdev']), 'domain')
 }
 
 /** One `<disk>` element as text. */

@@ -16,8 +16,8 @@ import {
   buildSecretXml,
   checkSource,
   checkTarget,
+  type Definition,
   type DiskPlan,
-  type DomainDisks,
   freeTarget,
   freeUnit,
   idOfAlias,
@@ -403,10 +403,9 @@ export class LibvirtDriver implements ComputeDriver {
     })
   }
 
-  async #inspect(domain: string): Promise<DomainDisks & {domain: Domain}> {
+  async #inspect(domain: string): Promise<Definition> {
     checkDomainName(domain)
-    const found = await this.#query(`read domain ${domain}`, {domain}, connection => connection.xml(domain))
-    return {domain: describe(found.domain), ...parseDomain(found.domain.name, found)}
+    return parseDomain(await this.#query(`read domain ${domain}`, {domain}, connection => connection.xml(domain)))
   }
 
   async #disksOrNone(uuid: string): Promise<Disk[]> {
@@ -652,10 +651,10 @@ function describe({name, uuid, id, state, persistent}: NativeDomain): Domain {
 }
 
 /** Where the disk is to be. @throws DOMAIN_INACTIVE, CONFLICT */
-function placesFor({live, persistent = false}: AttachSpec, domain: Domain): Place[] {
+function placesFor({live, persistent = false}: AttachSpec, domain: Definition['domain']): Place[] {
   const active = domain.id !== null
   const {name} = domain
-  const info = {domain: name, state: domain.state}
+  const info = {domain: name}
   if (live ? !active : !active && !persistent) {
     throw new StorageError('DOMAIN_INACTIVE', `Domain ${name} is shut off: start it, or attach persistently`, {
       op,
@@ -678,7 +677,7 @@ function placesFor({live, persistent = false}: AttachSpec, domain: Domain): Plac
 }
 
 /** libvirt attaches one LUN twice without a word, and two file systems' worth of damage follows. */
-function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: DomainDisks): void {
+function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: Definition): void {
   const alias = aliasOf(id)
   for (const disk of disks) {
     if (disk.alias === alias && !sameSource(disk.source, source)) {
@@ -697,7 +696,7 @@ function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: Doma
 }
 
 /** @throws DISK_TARGET_IN_USE */
-function planDisk(spec: AttachSpec, domain: string, found: DomainDisks, given: string | undefined): DiskPlan {
+function planDisk(spec: AttachSpec, domain: string, found: Definition, given: string | undefined): DiskPlan {
   const alias = aliasOf(spec.id)
   const taken = new Set(found.disks.filter(disk => disk.alias !== alias).map(disk => disk.target))
   const target = spec.target ?? given ?? freeTarget(spec.bus, taken)

@@ -113,12 +113,13 @@ test('what is no source or no target name is refused before it reaches libvirt',
 
 test('a DOCTYPE is refused', t => {
   const bomb = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx">]><domain><devices><disk>&x;</disk></devices></domain>'
-  t.throws(() => parseDomain('web', {live: bomb, inactive: null}), {code: 'INVALID_ARGUMENT'})
+  t.throws(() => parseDomain({current: bomb, inactive: null}), {code: 'INVALID_ARGUMENT'})
 })
 
 // As libvirt 9.0 prints it.
 const live = `<domain type='qemu' id='3'>
   <name>web</name>
+  <uuid>c7a5fdbd-cdaf-9455-926a-d65c16db1809</uuid>
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
@@ -154,6 +155,7 @@ const live = `<domain type='qemu' id='3'>
 </domain>`
 const inactive = `<domain type='qemu'>
   <name>web</name>
+  <uuid>c7a5fdbd-cdaf-9455-926a-d65c16db1809</uuid>
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
@@ -171,7 +173,9 @@ const inactive = `<domain type='qemu'>
 </domain>`
 
 test('the live and the inactive definition of a domain become one list of disks', t => {
-  const {disks, scsiController, scsiUnits} = parseDomain('web', {live, inactive})
+  const {domain, disks, scsiController, scsiUnits} = parseDomain({current: live, inactive})
+  t.deepEqual(domain, {name: 'web', uuid: 'c7a5fdbd-cdaf-9455-926a-d65c16db1809', id: 3, persistent: true})
+  t.true(disks.every(disk => disk.domain === 'web'))
   const rows = disks.map(({target, alias, live, persistent}) => [target, alias, live, persistent])
   t.deepEqual(rows, [
     ['vda', 'virtio-disk0', true, true],
@@ -192,9 +196,28 @@ test('the live and the inactive definition of a domain become one list of disks'
   t.deepEqual(scsiUnits, new Set([0, 1]))
 })
 
-test('a domain with no definition, no devices or no disks has no disks', t => {
-  for (const xml of [null, '<domain/>', '<domain><devices/></domain>', '<domain><name>x</name></domain>']) {
-    t.deepEqual(parseDomain('web', {live: xml, inactive: null}).disks, [])
+test('a domain that is shut off has its persistent disks alone, a transient one its live ones', t => {
+  const off = parseDomain({current: inactive, inactive})
+  t.like(off.domain, {id: null, persistent: true})
+  t.deepEqual(
+    off.disks.map(({target, live, persistent}) => [target, live, persistent]),
+    [
+      ['vda', false, true],
+      ['sdc', false, true],
+    ],
+  )
+  const transient = parseDomain({current: live, inactive: null})
+  t.like(transient.domain, {id: 3, persistent: false})
+  t.true(transient.disks.length === 3 && transient.disks.every(disk => disk.live && !disk.persistent))
+})
+
+test('a domain with no devices or no disks has no disks', t => {
+  for (const content of ['', '<devices/>', '<name>x</name>']) {
+    for (const id of ['', " id='1'"]) {
+      const xml = `<domain${id}>${content}</domain>`
+      t.deepEqual(parseDomain({current: xml, inactive: null}).disks, [])
+      t.deepEqual(parseDomain({current: xml, inactive: xml}).disks, [])
+    }
   }
 })
 

@@ -47,6 +47,31 @@ test("an error carries libvirt's code, domain, function and message", async t =>
   await connection.close()
 })
 
+test('a UUID leads to the domain that has it now, also after that was renamed, removed and defined anew', async t => {
+  const uuid = '5a1d0f3e-6d0c-4f5e-9a57-0d5a2c1b7e11'
+  const define = (name: string) =>
+    connection.defineXml(
+      `<domain type='qemu'><name>${name}</name><uuid>${uuid}</uuid><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>`,
+    )
+  // Others count the domains of the common libvirtd.
+  const own = new PrivateLibvirtd()
+  t.teardown(() => own.stop())
+  await own.start()
+  const connection = connect()
+  await connection.open(own.uri)
+  await define('first')
+  t.regex((await connection.xml(uuid)).current, /<name>first<\/name>/)
+  await run('virsh', ['-c', own.uri, 'domrename', 'first', 'second'])
+  t.regex((await connection.xml(uuid)).current, /<name>second<\/name>/)
+  t.is((await connection.domain(uuid)).name, 'second')
+  await connection.undefine('second')
+  await t.throwsAsync(connection.xml(uuid), {code: 'VIR_ERR', message: /no domain/i})
+  await define('third')
+  t.regex((await connection.xml(uuid)).current, /<name>third<\/name>/)
+  await connection.undefine(uuid)
+  await connection.close()
+})
+
 test('calls before open, after close and a second open reject', async t => {
   const connection = connect()
   await t.throwsAsync(connection.domains(), {code: 'ERR_NOT_OPEN'})
