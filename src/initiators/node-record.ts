@@ -95,25 +95,29 @@ export class NodeRecords {
 
   /** Removes a target's record at a portal, of both layouts; a target without records goes with its last. */
   async remove(iqn: string, portal: Portal): Promise<void> {
+    await this.#remove(iqn, one => samePortal(one, portal))
+  }
+
+  /** Removes all of a target's records, those too that cannot be read. */
+  async removeAll(iqn: string): Promise<void> {
+    await this.#remove(iqn, () => true)
+  }
+
+  async #remove(iqn: string, isMeant: (portal: Portal) => boolean): Promise<void> {
     const target = join(await this.directory(), checkIscsiName(iqn))
     for (const entry of await names(target)) {
       const parsed = parsePortalName(entry)
-      if (!parsed || !samePortal(parsed.portal, portal)) continue
-      await rm(join(target, entry), {recursive: true, force: true})
+      if (parsed && isMeant(parsed.portal)) await rm(join(target, entry), {recursive: true, force: true})
     }
     await this.#prune(target)
   }
 
-  /** Removes all of a target's records. */
-  async removeAll(iqn: string): Promise<void> {
-    for (const {portal} of await this.of(iqn)) await this.remove(iqn, portal)
-    await this.#prune(join(await this.directory(), checkIscsiName(iqn)))
-  }
-
   async #prune(...directories: string[]): Promise<void> {
     // ENOENT: it never was there. ENOTEMPTY: others still need it.
-    for (const directory of directories.reverse()) await rmdir(directory).catch(() => undefined)
-    await syncDirectory(await this.directory()).catch(() => undefined)
+    for (const directory of directories.reverse()) {
+      await rmdir(directory).catch(ignore('ENOENT', 'ENOTEMPTY'))
+    }
+    await syncDirectory(await this.directory()).catch(ignore('ENOENT'))
   }
 
   /** Every record of this node, whoever has made it. */
@@ -218,7 +222,14 @@ async function syncDirectory(path: string): Promise<void> {
 }
 
 async function names(directory: string): Promise<string[]> {
-  return readdir(directory).catch(() => [])
+  return (await readdir(directory).catch(ignore('ENOENT', 'ENOTDIR'))) ?? []
+}
+
+function ignore(...codes: string[]): (error: NodeJS.ErrnoException) => undefined {
+  return error => {
+    if (!codes.includes(error.code!)) throw error
+    return undefined
+  }
 }
 
 async function isDirectory(path: string): Promise<boolean> {

@@ -204,13 +204,15 @@ lab('4. 50 attaches and detaches at random by 8 workers: every place agrees, and
   const node = await startNode(t, 'lio')
   const {attachments, volumes} = node.store
   const failures: string[] = []
-  let begun = 0
+  const done = {attaches: 0, detaches: 0, deletions: 0, refusals: 0}
 
-  /** Others may be at work on the same volume: then the refusal must be a documented one. */
-  const ask = async (...[method, url, body]: Parameters<Node['api']['call']>) => {
+  /** Others may be at work on the same volume, and then it is refused. */
+  const ask = async (what: keyof typeof done, ...[method, url, body]: Parameters<Node['api']['call']>) => {
     try {
       await node.api.call(method, url, body)
+      done[what]++
     } catch (error) {
+      done.refusals++
       const {code, message} = error as StorageError
       const told = error instanceof StorageError && code in errorCodes && expected.has(code)
       if (!told) failures.push(`${method} ${url} ${JSON.stringify(body)}: ${code} ${message}`)
@@ -225,7 +227,7 @@ lab('4. 50 attaches and detaches at random by 8 workers: every place agrees, and
   ])
   const work = async (worker: number) => {
     const random = generator(seed + worker)
-    while (begun < attachesAndDetaches) {
+    while (failures.length === 0 && done.attaches + done.detaches < attachesAndDetaches) {
       const chance = random()
       const attached = pick(random, attachments.keys())
       const idle = pick(
@@ -233,23 +235,22 @@ lab('4. 50 attaches and detaches at random by 8 workers: every place agrees, and
         [...volumes.keys()].filter(id => !attachments.has(id)),
       )
       if (attached && (attachments.size >= mostAttached || chance < 0.4)) {
-        begun++
-        await ask('DELETE', `/attachments/${attached}`)
+        await ask('detaches', 'DELETE', `/attachments/${attached}`)
       } else if (idle && chance > 0.85) {
-        await ask('DELETE', `/volumes/${idle}`)
+        await ask('deletions', 'DELETE', `/volumes/${idle}`)
       } else {
-        begun++
         const volume = idle && chance > 0.65 ? {volume: idle} : {pool: group, sizeBytes: 16 * MiB}
         const preallocate = 'volume' in volume ? {} : {preallocate: random() < 0.5}
         const domain = pick(random, domains)
-        await ask('POST', '/attachments', {domain, bus: 'scsi', route: 'host', ...volume, ...preallocate})
+        await ask('attaches', 'POST', '/attachments', {domain, bus: 'scsi', route: 'host', ...volume, ...preallocate})
       }
     }
   }
   await Promise.all(Array.from({length: workers}, (_, worker) => work(worker)))
   t.deepEqual(failures, [])
   t.is(node.daemon.operations.rooms.journal.unfinished().length, 0)
-  t.log(`${attachments.size} attached, ${volumes.size} volumes`)
+  t.log(JSON.stringify(done))
+  t.true(done.attaches > workers && done.detaches > workers)
   agree(t, await pathState(node, {group, domains}))
   await Promise.all([...attachments.keys()].map(id => node.api.call('DELETE', `/attachments/${id}`)))
   await Promise.all([...volumes.keys()].map(id => node.api.call('DELETE', `/volumes/${id}`)))
