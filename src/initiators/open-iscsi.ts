@@ -51,7 +51,8 @@ const recordsPauseMs = 50
 const logoutAttempts = 3
 const logoutPauseMs = 500
 const diskPollMs = 2
-const stablePathMs = 10_000
+/** udev takes some 0.2 s, and many times that on a busy machine. */
+const stablePathMs = 30_000
 /** A guest, a mount or another layer would lose its disk: those are told from multipathd's by their UUID. */
 const multipathUuid = /^mpath-/
 

@@ -47,7 +47,7 @@ test("an error carries libvirt's code, domain, function and message", async t =>
   await connection.close()
 })
 
-test('a UUID leads to the domain that has it now, also after that was renamed, removed and defined anew', async t => {
+test('a UUID leads to the domain that has it now, also after that was removed and defined anew', async t => {
   const uuid = '5a1d0f3e-6d0c-4f5e-9a57-0d5a2c1b7e11'
   const define = (name: string) =>
     connection.defineXml(
@@ -61,13 +61,11 @@ test('a UUID leads to the domain that has it now, also after that was renamed, r
   await connection.open(own.uri)
   await define('first')
   t.regex((await connection.xml(uuid)).current, /<name>first<\/name>/)
-  await run('virsh', ['-c', own.uri, 'domrename', 'first', 'second'])
+  await connection.undefine('first')
+  await t.throwsAsync(connection.xml(uuid), {code: 'VIR_ERR', message: /no domain/i})
+  await define('second')
   t.regex((await connection.xml(uuid)).current, /<name>second<\/name>/)
   t.is((await connection.domain(uuid)).name, 'second')
-  await connection.undefine('second')
-  await t.throwsAsync(connection.xml(uuid), {code: 'VIR_ERR', message: /no domain/i})
-  await define('third')
-  t.regex((await connection.xml(uuid)).current, /<name>third<\/name>/)
   await connection.undefine(uuid)
   await connection.close()
 })
