@@ -46,6 +46,13 @@
       ],
     },
     {
+      'target_name': 'iet',
+      'sources': [
+        'native/iet/binding.cc', 'native/iet/control.cc', 'native/iet/ietd.cc', 'native/iet/listing.cc',
+        'native/napi/error.cc', 'native/sys/result.cc',
+      ],
+    },
+    {
       'target_name': 'configfs',
       'sources': [
         'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',

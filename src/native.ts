@@ -8,6 +8,7 @@ import {StorageError} from './errors.js'
 const addons = {
   file: {library: null, buildPackage: null, runtimePackage: null},
   tgt: {library: null, buildPackage: null, runtimePackage: null},
+  iet: {library: null, buildPackage: null, runtimePackage: null},
   net: {library: null, buildPackage: null, runtimePackage: null},
   configfs: {library: null, buildPackage: null, runtimePackage: null},
   iscsi: {library: 'libiscsi', buildPackage: 'libiscsi-dev', runtimePackage: 'libiscsi7'},

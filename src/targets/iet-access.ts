@@ -1,0 +1,293 @@
+import {randomBytes} from 'node:crypto'
+import {open, readFile, realpath, rename, rm, stat} from 'node:fs/promises'
+import {isIP, isIPv6} from 'node:net'
+import {basename, dirname, join} from 'node:path'
+import {StorageError} from '../errors.js'
+import type {AccessRules} from '../types.js'
+import {ruleAddress} from './spec.js'
+
+/**
+ * initiators.allow, IET's only access rules. ietd reads it anew at each login: the first line that names the target, or
+ * ALL, decides. lunpath's lines are in a block at the top, above every line for ALL; all else is left as it is.
+ */
+
+const begin = '# lunpath begin: lunpath writes all lines from here to its end'
+const end = '# lunpath end'
+/** Where the file was not there at all, everybody could log in to all targets, and that stays so for those of others. */
+const allForAll = 'ALL ALL'
+/** ietd skips a line that is longer, and goes on to the next one. */
+const maxLineBytes = 8191
+const closedPrefix = 'lunpath-closed-'
+
+export const accessDirectories = ['/etc/iet', '/etc'] as const
+const allowName = 'initiators.allow'
+const denyName = 'initiators.deny'
+
+/** Who may log in; `closed` is nobody. */
+export type Rule = AccessRules | 'closed'
+
+/** What the file says of one target. */
+export interface Found {
+  /** Null where there is no file. */
+  file: string | null
+  ours: boolean
+  access: AccessRules
+}
+
+interface Parsed {
+  block: Map<string, string>
+  hasAllForAll: boolean
+  /** Every byte outside the block. */
+  rest: string
+}
+
+export class IetAccess {
+  readonly #directories: readonly string[]
+  /** What our block is to say. */
+  readonly #lines = new Map<string, string>()
+  #changed = 0
+  #written = 0
+  #writing: Promise<void> | undefined
+
+  constructor(directories: readonly string[] = accessDirectories) {
+    this.#directories = directories
+  }
+
+  /** Takes over the block that an earlier process has left. @throws TARGET_UNAVAILABLE */
+  async load(): Promise<void> {
+    await this.#refuseDenyFile()
+    const {text} = await this.#read()
+    for (const [iqn, line] of parse(text ?? '').block) this.#lines.set(iqn, line)
+  }
+
+  /** True where our block has a line for the target: it is one of ours, of this process or an earlier one. */
+  has(iqn: string): boolean {
+    return this.#lines.has(iqn)
+  }
+
+  /** Names of all targets of our block. */
+  names(): string[] {
+    return [...this.#lines.keys()]
+  }
+
+  /**
+   * Sets the lines of these targets, null for none, all with one write. Resolves when they are on disk, which is when
+   * ietd goes by them. @throws UNSUPPORTED for a line that ietd would skip; TARGET_UNAVAILABLE
+   */
+  async set(rules: Iterable<readonly [iqn: string, rule: Rule | null]>): Promise<void> {
+    const lines = [...rules].map(([iqn, rule]) => [iqn, rule === null ? null : ruleLine(iqn, rule)] as const)
+    const before = lines.map(([iqn]) => [iqn, this.#lines.get(iqn)] as const)
+    for (const [iqn, line] of lines) {
+      if (line === null) this.#lines.delete(iqn)
+      else this.#lines.set(iqn, line)
+    }
+    try {
+      await this.#flush()
+    } catch (error) {
+      for (const [iqn, line] of before) {
+        if (line === undefined) this.#lines.delete(iqn)
+        else this.#lines.set(iqn, line)
+      }
+      throw error
+    }
+  }
+
+  /** What the file says now. */
+  async look(): Promise<(iqn: string) => Found> {
+    const {text, file} = await this.#read()
+    if (text === undefined) return () => ({file: null, ours: false, access: {addresses: ['ALL'], names: []}})
+    const {block} = parse(text)
+    const lines = text
+      .split('\n')
+      .slice(0, -1)
+      .filter(line => Buffer.byteLength(line) <= maxLineBytes - 1)
+    return iqn => {
+      const line = lines.find(one => {
+        const [name] = words(one)
+        return name === iqn || name === 'ALL'
+      })
+      const entries = line === undefined ? [] : words(line)[1].split(',')
+      return {file, ours: block.has(iqn), access: readEntries(entries)}
+    }
+  }
+
+  /** One write takes all changes that have come until it begins. */
+  async #flush(): Promise<void> {
+    const wanted = ++this.#changed
+    while (this.#written < wanted) {
+      this.#writing ??= this.#write().finally(() => {
+        this.#writing = undefined
+      })
+      await this.#writing
+    }
+  }
+
+  async #write(): Promise<void> {
+    // What comes in this turn of the event loop comes along.
+    await new Promise(resolve => setImmediate(resolve))
+    const covers = this.#changed
+    await this.#refuseDenyFile()
+    try {
+      while (!(await this.#replace())) {
+        // Somebody else has written meanwhile: once more, from what is there now.
+      }
+    } catch (cause) {
+      throw unavailable(`${allowName} cannot be written: ${(cause as Error).message}`, cause)
+    }
+    this.#written = covers
+  }
+
+  /** False where somebody has changed the file between our reading and our writing. */
+  async #replace(): Promise<boolean> {
+    const {file, text, version} = await this.#read()
+    const {rest, hasAllForAll} = parse(text ?? '')
+    const openToAll = (text === undefined || hasAllForAll) && rest.trim() === ''
+    if (this.#lines.size === 0 && openToAll) {
+      if (text !== undefined) await rm(file)
+      return true
+    }
+    const content = compose(this.#lines, {rest, openToAll})
+    if (content === text) return true
+    const temporary = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString('hex')}`)
+    try {
+      const handle = await open(temporary, 'wx', version?.mode ?? 0o644)
+      try {
+        // The mode of open(2) is subject to the umask.
+        await handle.chmod(version?.mode ?? 0o644)
+        if (version) await handle.chown(version.uid, version.gid)
+        await handle.writeFile(content)
+        await handle.sync()
+      } finally {
+        await handle.close()
+      }
+      if ((await versionOf(file))?.key !== version?.key) return false
+      await rename(temporary, file)
+    } finally {
+      await rm(temporary, {force: true})
+    }
+    const directory = await open(dirname(file))
+    try {
+      await directory.sync()
+    } finally {
+      await directory.close()
+    }
+    return true
+  }
+
+  /** The file that ietd reads, or the one that it would. */
+  async #read(): Promise<{file: string; text: string | undefined; version: Version | undefined}> {
+    for (const directory of this.#directories) {
+      // Where it is a link, the file that it names is replaced.
+      const file = await realpath(join(directory, allowName)).catch(() => undefined)
+      if (file === undefined) continue
+      const version = await versionOf(file)
+      return {file, version, text: await readFile(file, 'utf8')}
+    }
+    const existing = await Promise.all(
+      this.#directories.map(directory =>
+        stat(directory).then(
+          found => (found.isDirectory() ? directory : undefined),
+          () => undefined,
+        ),
+      ),
+    )
+    const directory = existing.find(one => one !== undefined)
+    if (directory === undefined) {
+      throw unavailable(`There is no directory for ${allowName}: ${this.#directories.join(', ')}`)
+    }
+    return {file: join(directory, allowName), text: undefined, version: undefined}
+  }
+
+  async #refuseDenyFile(): Promise<void> {
+    for (const directory of this.#directories) {
+      const file = join(directory, denyName)
+      if (!(await stat(file).catch(() => undefined))) continue
+      throw unavailable(
+        `${file} is there: with it ietd lets in everybody whom it does not name, whatever ${allowName} says. Remove it (IET has given it up), or set iet.accessFiles = false and use CHAP`,
+      )
+    }
+  }
+}
+
+interface Version {
+  key: string
+  mode: number
+  uid: number
+  gid: number
+}
+
+async function versionOf(file: string): Promise<Version | undefined> {
+  const found = await stat(file, {bigint: true}).catch(() => undefined)
+  if (!found) return undefined
+  const {ino, mtimeNs, ctimeNs, size, mode, uid, gid} = found
+  return {key: `${ino} ${mtimeNs} ${ctimeNs} ${size}`, mode: Number(mode) & 0o7777, uid: Number(uid), gid: Number(gid)}
+}
+
+function parse(text: string): Parsed {
+  const block = new Map<string, string>()
+  const rest: string[] = []
+  let inside = false
+  let hasAllForAll = false
+  for (const line of text.split(/(?<=\n)/)) {
+    const bare = line.replace(/\n$/, '')
+    if (bare === begin) inside = true
+    else if (bare === end && inside) inside = false
+    else if (!inside) rest.push(line)
+    else if (bare === allForAll) hasAllForAll = true
+    else if (words(bare)[0] !== '') block.set(words(bare)[0], bare)
+  }
+  return {block, hasAllForAll, rest: rest.join('')}
+}
+
+function compose(lines: ReadonlyMap<string, string>, {rest, openToAll}: {rest: string; openToAll: boolean}): string {
+  if (lines.size === 0) return rest
+  const block = [begin, ...lines.values(), ...(openToAll ? [allForAll] : []), end]
+  return `${block.join('\n')}\n${rest}`
+}
+
+function ruleLine(iqn: string, rule: Rule): string {
+  const entries = rule === 'closed' ? [] : [...rule.addresses.map(addressEntry), ...rule.names.map(nameEntry)]
+  // Nobody can have that name: ietd has no word for nobody, and a target without a line may have one for ALL.
+  const closed = `${closedPrefix}${randomBytes(16).toString('hex')}`
+  const line = `${iqn} ${[...new Set(entries.length === 0 ? [closed] : entries)].join(', ')}`
+  if (Buffer.byteLength(line) + 1 > maxLineBytes) {
+    throw new StorageError(
+      'UNSUPPORTED',
+      `IET takes access rules of at most ${maxLineBytes} bytes for a target: ${iqn} has more; use prefixes, or ALL and CHAP`,
+      {op: 'target.export', info: {iqn}},
+    )
+  }
+  return line
+}
+
+function addressEntry(given: string): string {
+  const address = ruleAddress(given)
+  const [host = '', prefix] = address.split('/')
+  if (!isIPv6(host)) return address
+  return prefix === undefined ? `[${host}]` : `[${host}]/${prefix}`
+}
+
+/** A basic regular expression that matches this name alone: of its characters only the dot means something else. */
+function nameEntry(name: string): string {
+  return name.replaceAll('.', '\\.')
+}
+
+/** A line's first word, and the rest. */
+function words(line: string): [string, string] {
+  const [, first = '', rest = ''] = /^\s*(\S*)\s*(.*?)\s*$/.exec(line) ?? []
+  return [first, rest]
+}
+
+function readEntries(entries: string[]): AccessRules {
+  const access: AccessRules = {addresses: [], names: []}
+  for (const entry of entries.map(one => one.trim())) {
+    const address = entry.replace(/^\[(.*)\]/, '$1')
+    if (entry === 'ALL' || isIP(address.split('/')[0]!) !== 0) access.addresses.push(address)
+    else if (entry !== '' && !entry.startsWith(closedPrefix)) access.names.push(entry.replaceAll('\\.', '.'))
+  }
+  return access
+}
+
+function unavailable(message: string, cause?: unknown): StorageError {
+  return new StorageError('TARGET_UNAVAILABLE', message, {op: 'target.access', cause})
+}

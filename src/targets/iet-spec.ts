@@ -1,0 +1,117 @@
+import {isIPv4} from 'node:net'
+import {StorageError} from '../errors.js'
+import type {ExportSpec} from '../types.js'
+import type {IetVolume} from './iet-procfs.js'
+import {checkExportSpec, ruleAddress} from './spec.js'
+
+/** How IET writes the parts of an export. */
+
+/** Bytes of a volume's arguments, their NUL left out. */
+const maxArgumentBytes = 2047
+
+export const blockSizes = [512, 1024, 2048, 4096] as const
+
+/** How the volumes of an export are offered, beside what the export itself says. */
+export interface IetVolumeOptions {
+  /** Bytes of a logical block. */
+  blockSizeBytes: number
+  /** `fileio` gives block devices the page cache; `blockio` goes around it. */
+  blockDevices: 'blockio' | 'fileio'
+}
+
+/**
+ * VPD page 0x83 of a LUN with this ScsiId: a T10 designator of the vendor `IET`, filled up to its eight bytes with NULs, and
+ * the id. The NULs are written as the kernel writes them in sysfs (drivers/scsi/scsi_lib.c, scsi_vpd_lun_id).
+ */
+export function ietWwid(id: string): string {
+  return `t10.IET${'\\0'.repeat(5)}${id}`
+}
+
+export function ioTypeOf(
+  {volume}: Pick<ExportSpec, 'volume'>,
+  {blockDevices}: Pick<IetVolumeOptions, 'blockDevices'>,
+): IetVolume['ioType'] {
+  return volume.kind === 'block' ? blockDevices : 'fileio'
+}
+
+export function ioModeOf({readOnly, writeCache}: Pick<ExportSpec, 'readOnly' | 'writeCache'>): IetVolume['ioMode'] {
+  if (readOnly) return 'ro'
+  return writeCache === 'back' ? 'wb' : 'wt'
+}
+
+/**
+ * The arguments of ADD_VOLUME. A valid key makes IET forget the error of one before it, so those that can fail in the kernel
+ * (Type, Path) come last. Without ScsiId and ScsiSN the identity would hang on the target's name.
+ */
+export function volumeArguments(
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache'>,
+  options: IetVolumeOptions,
+): string {
+  return [
+    `ScsiId=${spec.volume.id}`,
+    `ScsiSN=${spec.volume.id}`,
+    `IOMode=${ioModeOf(spec)}`,
+    `BlockSize=${options.blockSizeBytes}`,
+    `Type=${ioTypeOf(spec, options)}`,
+    `Path=${spec.volume.path}`,
+  ].join(',')
+}
+
+/** The line of the listing that a LUN with those arguments must have. */
+export function expectedVolume(
+  lun: number,
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache'>,
+  options: IetVolumeOptions,
+): IetVolume {
+  return {
+    lun,
+    deleted: false,
+    ioType: ioTypeOf(spec, options),
+    ioMode: ioModeOf(spec),
+    blocks: spec.volume.sizeBytes / options.blockSizeBytes,
+    blockSizeBytes: options.blockSizeBytes,
+    path: spec.volume.path,
+  }
+}
+
+/** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED, SIZE_INVALID */
+export function checkIetSpec(
+  spec: ExportSpec,
+  {accessFiles, ...options}: IetVolumeOptions & {accessFiles: boolean},
+): void {
+  checkExportSpec(spec)
+  const {iqn, volume, access} = spec
+  if (Buffer.byteLength(volumeArguments(spec, options)) > maxArgumentBytes) {
+    throw refuse('NAME_INVALID', `IET takes no path as long as ${volume.path}`, iqn)
+  }
+  if (volume.sizeBytes % options.blockSizeBytes !== 0) {
+    throw refuse(
+      'SIZE_INVALID',
+      `A volume of ${volume.sizeBytes} bytes has no whole number of blocks of ${options.blockSizeBytes} bytes`,
+      iqn,
+    )
+  }
+  for (const address of access.addresses) {
+    // ietd compares the addresses of the two families without a look at which is which, and the other's bytes are zeros.
+    if (address !== 'ALL' && isNull(ruleAddress(address))) {
+      throw refuse('UNSUPPORTED', `A rule for ${address} would let everybody of the other family in`, iqn)
+    }
+  }
+  if (!accessFiles && !(access.addresses.length === 1 && access.addresses[0] === 'ALL' && access.names.length === 0)) {
+    throw refuse(
+      'UNSUPPORTED',
+      'IET keeps access rules only in initiators.allow, which lunpath may not write (iet.accessFiles = false): allow ALL, and use CHAP',
+      iqn,
+    )
+  }
+}
+
+/** True where the address, or what is before its prefix, has no bit. */
+function isNull(address: string): boolean {
+  const [host = ''] = address.split('/')
+  return isIPv4(host) ? host === '0.0.0.0' : new URL(`http://[${host}]`).hostname === '[::]'
+}
+
+function refuse(code: 'NAME_INVALID' | 'UNSUPPORTED' | 'SIZE_INVALID', message: string, iqn: string): StorageError {
+  return new StorageError(code, message, {op: 'target.export', info: {iqn}})
+}
