@@ -148,6 +148,11 @@ export interface ObservedTarget {
     scsiId: string
     readOnly: boolean
     online: boolean
+    /** IET: how the volume is kept, `fileio`, `blockio` or `nullio`. */
+    ioType?: string
+    /** IET: `wt`, `wb` or `ro`. */
+    ioMode?: string
+    blockSizeBytes?: number
   }[]
   access: AccessRules
   /** Names of CHAP accounts bound to the target; never their secrets. */

@@ -148,6 +148,7 @@ enum Command : uint32_t {
   kLunDelete = 14,
   kAccountNew = 17,
   kAccountDelete = 18,
+  kAccountShow = 20,
   kSystemShow = 24,  // does nothing
   kAccountList = 25,
 };

@@ -152,6 +152,7 @@ void Encode(const Message& message, Request& request) {
       Put(request.account.password, message.secret);
       [[fallthrough]];
     case kAccountDelete:
+    case kAccountShow:
       request.account.direction = message.direction;
       Put(request.account.name, message.text);
       break;
@@ -184,7 +185,7 @@ std::string WhatIsWrong(const Request& request, const Request& echo) {
   return {};
 }
 
-void Decode(const Request& echo, const std::string& data, Answer& answer) {
+void Decode(const Message& message, const Request& echo, const std::string& data, Answer& answer) {
   switch (echo.command) {
     case kTargetNew:
       answer.tid = echo.tid;
@@ -194,6 +195,9 @@ void Decode(const Request& echo, const std::string& data, Answer& answer) {
       break;
     case kSessionShow:
       for (const ParameterValue& one : echo.target.session) answer.numbers.push_back(one.value);
+      break;
+    case kAccountShow:
+      answer.numbers = {Text(echo.account.password) == message.secret ? 1u : 0u};
       break;
     case kAccountList:
       answer.numbers = {echo.accounts.overflow};
@@ -207,7 +211,7 @@ void Decode(const Request& echo, const std::string& data, Answer& answer) {
   }
 }
 
-Result<Answer> Receive(int fd, const Request& request, Clock::time_point deadline) {
+Result<Answer> Receive(int fd, const Message& message, const Request& request, Clock::time_point deadline) {
   Reply reply{};
   auto head = Fill(fd, reinterpret_cast<char*>(&reply), 0, kReplyBytes, deadline);
   const auto refuse = [&reply](const std::string& what) {
@@ -239,7 +243,7 @@ Result<Answer> Receive(int fd, const Request& request, Clock::time_point deadlin
     }
   }
   if (HasMore(fd)) return refuse("it is longer than it should be");
-  if (answer.error == 0) Decode(reply.request, data, answer);
+  if (answer.error == 0) Decode(message, reply.request, data, answer);
   explicit_bzero(&reply, sizeof(reply));
   return answer;
 }
@@ -266,7 +270,7 @@ Result<Answer> ExchangeOne(const std::string& name, const Message& message, Cloc
   auto failure = Send(fd, request, deadline);
   if (message.command == kAccountNew) explicit_bzero(&request.account, sizeof(request.account));
   if (failure) return std::move(*failure);
-  return Receive(fd, request, deadline);
+  return Receive(fd, message, request, deadline);
 }
 
 }  // namespace

@@ -32,16 +32,17 @@ struct Message {
   uint32_t cid = 0;
   uint32_t lun = 0;
   std::string text{};       // name of a target or account, a volume's arguments, a redirection
-  std::string secret{};     // of kAccountNew
+  std::string secret{};     // of kAccountNew; with kAccountShow what the account's is compared with
   uint32_t direction = 0;   // of accounts: 0 incoming, 1 outgoing
   uint32_t most = 0;        // of kAccountList: names that there is room for
   Parameters parameters{};  // of kTargetUpdate; of the two that show, the type alone
 };
 
 struct Answer {
-  int error = 0;                     // errno, 0 is success
-  uint32_t tid = 0;                  // of kTargetNew
-  std::vector<uint32_t> numbers{};   // parameters; of kAccountList how many names there are beyond those told
+  int error = 0;     // errno, 0 is success
+  uint32_t tid = 0;  // of kTargetNew
+  // Parameters; of kAccountList how many names there are beyond those told; of kAccountShow 1 where the secret is that.
+  std::vector<uint32_t> numbers{};
   std::vector<std::string> names{};  // of kAccountList
 };
 

@@ -18,6 +18,8 @@ export interface TargetSupports {
   resizeInUse: boolean
   /** Number, address and counters also of a session that no rule by name has let in. */
   sessionsOfAnybody: boolean
+  /** counters() knows the bytes of a session; else it is empty. */
+  byteCounters: boolean
   /** Commands and errors are counted, not bytes alone. */
   commandCounters: boolean
 }

@@ -75,7 +75,8 @@ export class IetAccess {
    * ietd goes by them. @throws UNSUPPORTED for a line that ietd would skip; TARGET_UNAVAILABLE
    */
   async set(rules: Iterable<readonly [iqn: string, rule: Rule | null]>): Promise<void> {
-    const lines = [...rules].map(([iqn, rule]) => [iqn, rule === null ? null : ruleLine(iqn, rule)] as const)
+    const lines = [...rules].map(([iqn, rule]) => [iqn, rule === null ? null : this.#line(iqn, rule)] as const)
+    if (lines.every(([iqn, line]) => (this.#lines.get(iqn) ?? null) === line)) return this.#settled()
     const before = lines.map(([iqn]) => [iqn, this.#lines.get(iqn)] as const)
     for (const [iqn, line] of lines) {
       if (line === null) this.#lines.delete(iqn)
@@ -109,6 +110,16 @@ export class IetAccess {
       const entries = line === undefined ? [] : words(line)[1].split(',')
       return {file, ours: block.has(iqn), access: readEntries(entries)}
     }
+  }
+
+  #line(iqn: string, rule: Rule): string {
+    const present = this.#lines.get(iqn)
+    return rule === 'closed' && present !== undefined && isClosed(present) ? present : ruleLine(iqn, rule)
+  }
+
+  /** What is asked for may be in a write that has not ended. */
+  async #settled(): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing
   }
 
   /** One write takes all changes that have come until it begins. */
@@ -270,6 +281,10 @@ function addressEntry(given: string): string {
 /** A basic regular expression that matches this name alone: of its characters only the dot means something else. */
 function nameEntry(name: string): string {
   return name.replaceAll('.', '\\.')
+}
+
+function isClosed(line: string): boolean {
+  return words(line)[1].startsWith(closedPrefix)
 }
 
 /** A line's first word, and the rest. */

@@ -19,6 +19,7 @@ const Command = {
   lunDelete: 14,
   accountNew: 17,
   accountDelete: 18,
+  accountShow: 20,
   systemShow: 24,
   accountList: 25,
 } as const
@@ -46,7 +47,7 @@ interface Fields {
   lun?: number
   /** A name, a volume's arguments, a redirection. */
   text?: string
-  /** Of a new account. It appears in no error. */
+  /** Of an account. It appears in no error. */
   secret?: string
   direction?: AccountDirection
   /** Names that a list of accounts has room for. */
@@ -130,6 +131,9 @@ export const request = {
     }),
   deleteAccount: (tid: number, direction: AccountDirection, user: string) =>
     socket({kind: Command.accountDelete, tid, direction, text: user}),
+  /** Whether the account's secret is this one: the only number of the answer is 1. The other secret is not told. */
+  checkAccount: (tid: number, direction: AccountDirection, user: string, secret: string) =>
+    socket({kind: Command.accountShow, tid, direction, text: user, secret}),
   listAccounts: (tid: number, direction: AccountDirection, most = 16) =>
     socket({kind: Command.accountList, tid, direction, most}),
   deleteSession: (tid: number, sid: bigint) => socket({kind: Command.sessionDelete, tid, sid}),
@@ -200,6 +204,7 @@ export interface IetWay {
 /** A failure that says that the device cannot be had, and that nothing was called. */
 const deviceIsNotToBeHad = ['ENOSYS', 'EPERM', 'EACCES', 'EINVAL', 'IET_NO_DEVICE', 'IET_NO_OWNER']
 
+const enosys = 38
 const stopEveryMs = 100
 const stopForMs = 1_000
 
@@ -296,14 +301,25 @@ export class IetControl {
     this.#native.close()
   }
 
+  /** What cannot be asked over the socket gets ENOSYS, and ends its sequence. */
   async #callOverSocket(
     sequences: IetCall[][],
     options: {timeoutMs: number; expectedPid: number},
   ): Promise<IetOutcome> {
-    const instead = sequences.map(all => all.map(one => one.instead ?? request.nothing()))
-    const outcome = await this.exchange(instead, options)
-    // What cannot be had over the socket is not known: no numbers, and no error either.
-    return outcome
+    const requests = sequences.map(calls => {
+      const unknown = calls.findIndex(({instead}) => instead === undefined)
+      return calls.slice(0, unknown < 0 ? calls.length : unknown).map(({instead}) => instead!)
+    })
+    const {answers, ...outcome} = await this.exchange(requests, options)
+    const refusal: IetAnswer = {error: enosys, tid: 0, numbers: [], names: []}
+    return {
+      ...outcome,
+      answers: answers.map((all, index) => {
+        const asked = requests[index]!.length
+        const isRefused = asked < sequences[index]!.length && all.length === asked && !all.at(-1)?.error
+        return isRefused ? [...all, refusal] : all
+      }),
+    }
   }
 
   /** What hangs in the kernel is interrupted at the deadline, and given up where that does not help. */

@@ -82,6 +82,7 @@ export class LioDriver implements TargetDriver {
     ipv6: true,
     resizeInUse: true,
     sessionsOfAnybody: false,
+    byteCounters: true,
     commandCounters: false,
   }
 

@@ -110,6 +110,7 @@ export class TgtDriver implements TargetDriver {
     ipv6: true,
     resizeInUse: false,
     sessionsOfAnybody: true,
+    byteCounters: true,
     commandCounters: true,
   }
 
