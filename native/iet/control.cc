@@ -66,13 +66,17 @@ std::optional<uint32_t> DeviceMajor() {
 int FindDescriptor(pid_t pid, uint32_t major) {
   const Directory directory(opendir(("/proc/" + std::to_string(pid) + "/fd").c_str()));
   if (!directory) return errno == ENOENT ? -1 : -errno;
+  bool is_hidden = false;
   while (const dirent* entry = readdir(directory.get())) {
     if (entry->d_name[0] == '.') continue;
     struct stat found {};
-    if (fstatat(dirfd(directory.get()), entry->d_name, &found, 0) != 0) continue;
+    if (fstatat(dirfd(directory.get()), entry->d_name, &found, 0) != 0) {
+      if (errno == EACCES) is_hidden = true;
+      continue;
+    }
     if (S_ISCHR(found.st_mode) && major == gnu_dev_major(found.st_rdev)) return std::atoi(entry->d_name);
   }
-  return -1;
+  return is_hidden ? -EACCES : -1;
 }
 
 std::string CommandOf(pid_t pid) {

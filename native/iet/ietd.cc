@@ -269,6 +269,11 @@ Result<Answer> ExchangeOne(const std::string& name, const Message& message, Cloc
   }
   auto failure = Send(fd, request, deadline);
   if (message.command == kAccountNew) explicit_bzero(&request.account, sizeof(request.account));
+  if (failure && failure->code == "IET_CLOSED") {
+    // Another user than root is refused before it has said anything.
+    auto refusal = Receive(fd, message, request, deadline);
+    if (refusal.ok() && refusal.value().error == EPERM) return refusal;
+  }
   if (failure) return std::move(*failure);
   return Receive(fd, message, request, deadline);
 }

@@ -139,6 +139,8 @@ export class IetDriver implements TargetDriver {
   readonly #entries = new Map<string, Entry>()
   /** Exports that could not be put back: what they had, should they be asked for again. */
   readonly #former = new Map<string, Entry>()
+  /** Names of exports that broke off in the middle: what may be there of them goes as soon as ietd answers again. */
+  readonly #debris = new Set<string>()
   #pid = 0
   #state: 'new' | 'open' | 'closed' = 'new'
   #isRestored = false
@@ -434,9 +436,12 @@ export class IetDriver implements TargetDriver {
       await this.#addVolume(link, {iqn, tid}, spec)
       await this.#applySettings(link, {...wanted, tid})
     } catch (error) {
-      await this.#undo(link, {iqn, tid, wasOurs})
+      if (error instanceof StorageError) await this.#undo(link, {iqn, tid, wasOurs})
+      // Nobody knows what the request in hand has done. The rule stays, which lets nobody in, and says whose it is.
+      else this.#debris.add(iqn)
       throw error
     }
+    this.#debris.delete(iqn)
     this.#keep({...wanted, tid})
   }
 
@@ -1017,6 +1022,24 @@ export class IetDriver implements TargetDriver {
     if (pid !== this.#pid) return this.#recover(pid)
     if (missing.length > 0) return this.#bringBack(missing)
     this.#isLost = false
+    // Not awaited: it takes its turn behind exports of the same name, and those may be waiting for this look.
+    for (const iqn of this.#debris) if (!this.#queue.busy(iqn)) void this.#sweep(iqn)
+  }
+
+  async #sweep(iqn: string): Promise<void> {
+    await this.#queue.run(iqn, async () => {
+      if (this.#entries.has(iqn) || !this.#debris.has(iqn) || this.#state !== 'open') return
+      try {
+        const found = await this.#present(iqn, undefined)
+        const isForeign = this.#access !== undefined && !this.#access.has(iqn)
+        const link = this.#link(this.#pid)
+        if (found && !isForeign) await this.#remove(link, found, {force: true, doing: 'export', remedy: ''})
+        if (!isForeign) await this.#allow([[iqn, null]])
+        this.#debris.delete(iqn)
+      } catch {
+        // The next look tries again.
+      }
+    })
   }
 
   /** Exports that the kernel has not, or not whole, and that nobody is at work on. */

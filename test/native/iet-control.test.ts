@@ -269,6 +269,25 @@ test('another user’s EPERM is an answer, whatever it echoes, and nothing of it
   t.like(control.way, {way: 'socket', reason: 'ietd lets nobody but root in: Operation not permitted'})
 })
 
+test('EPERM that was sent before the request came is an answer too', async t => {
+  const socketName = `lunpath-test-${randomBytes(8).toString('hex')}`
+  const refusal = Buffer.alloc(replyBytes)
+  refusal.writeInt32LE(-1, requestBytes)
+  const listener = createServer(socket => {
+    socket.on('error', () => undefined)
+    socket.end(refusal, () => socket.destroy())
+  })
+  listener.listen(`\0${socketName}`.padEnd(108, '\0'))
+  await once(listener, 'listening')
+  t.teardown(() => listener.close())
+  const control = new IetControl({socketName})
+  t.teardown(() => control.close())
+  for (let i = 0; i < 50; i++) {
+    const {answers, failure} = await control.exchange([[nothing]], patient)
+    t.is(answers[0]?.[0]?.error, 1, failure?.message)
+  }
+})
+
 test('nobody there and a name that is too long are told apart', async t => {
   const absent = new IetControl({socketName: 'lunpath-test-absent'})
   t.teardown(() => absent.close())

@@ -12,6 +12,7 @@ export default {
     // In the lab the ordinary build is what runs.
     '!dist/test/targets/lio.test.js',
     '!dist/test/initiators/open-iscsi.test.js',
+    '!dist/test/targets/iet.test.js',
   ],
   workerThreads: false,
   concurrency: 2,
