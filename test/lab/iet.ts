@@ -18,6 +18,10 @@ export interface IetOptions {
   version?: IetVersion
   /** The text of ietd.conf: Target, Lun, IncomingUser and OutgoingUser count. Default none. */
   configuration?: string
+  /** With ietd.conf and initiators.allow; default one of the double's own. One that is given stays when it stops. */
+  configDir?: string
+  /** Default one in a directory of the double's own. */
+  pidFile?: string
   /** False: the module alone. Default true. */
   daemon?: boolean
 }
@@ -87,7 +91,7 @@ export type Manner = 'normal' | 'short' | 'long' | 'echo' | 'huge' | 'close' | '
 export class Iet {
   /** For the setting `iet.procDir`. */
   readonly procDir: string
-  /** With ietd.conf and initiators.allow, which need not exist. */
+  /** With ietd.conf and initiators.allow, which need not exist: then nothing is configured, and all may log in. */
   readonly configDir: string
   readonly pidFile: string
   readonly device = '/dev/ietctl'
@@ -96,22 +100,23 @@ export class Iet {
   readonly #programs: Programs
   #module: ChildProcess | undefined
 
-  private constructor(directory: string, programs: Programs, version: IetVersion) {
+  private constructor(directory: string, programs: Programs, options: IetOptions) {
     this.#directory = directory
     this.#programs = programs
-    this.version = version
+    this.version = options.version ?? '1.4.20.2'
     this.procDir = join(directory, 'proc')
-    this.configDir = join(directory, 'etc')
-    this.pidFile = join(directory, 'ietd.pid')
+    this.configDir = options.configDir ?? join(directory, 'etc')
+    this.pidFile = options.pidFile ?? join(directory, 'ietd.pid')
   }
 
-  static async start({version = '1.4.20.2', configuration, daemon = true}: IetOptions = {}): Promise<Iet> {
+  static async start(options: IetOptions = {}): Promise<Iet> {
+    const {configuration, daemon = true} = options
     const programs = await ietPrograms()
     await run('modprobe', ['cuse'])
-    const iet = new Iet(await mkdtemp(join(tmpdir(), 'iet-')), programs, version)
+    const iet = new Iet(await mkdtemp(join(tmpdir(), 'iet-')), programs, options)
     try {
       await mkdir(iet.procDir)
-      await mkdir(iet.configDir)
+      await mkdir(iet.configDir, {recursive: true})
       if (configuration !== undefined) await writeFile(join(iet.configDir, 'ietd.conf'), configuration)
       await iet.#startModule()
       if (daemon) await iet.startDaemon()

@@ -238,22 +238,23 @@ std::vector<gid_t> groups_of(pid_t pid) {
 /** This process in the caller's place as far as paths go, until it is destroyed. */
 class InPlaceOf {
  public:
-  explicit InPlaceOf(const Caller& caller)
-      : own_root_(::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)), own_groups_(groups_of(::getpid())) {
+  explicit InPlaceOf(const Caller& caller) : own_root_(::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)) {
     const auto process = "/proc/" + std::to_string(caller.pid);
     const Fd root(::open((process + "/root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     const Fd cwd(::open((process + "/cwd").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    const auto groups = groups_of(caller.pid);
     ready_ = root && cwd && ::fchdir(root.get()) == 0 && ::chroot(".") == 0 && ::fchdir(cwd.get()) == 0;
-    if (::setgroups(groups.size(), groups.data()) != 0) ready_ = false;
+    // Root's groups give it nothing more.
+    if (caller.uid != 0) {
+      const auto groups = groups_of(caller.pid);
+      if (::setgroups(groups.size(), groups.data()) != 0) ready_ = false;
+    }
     ::setfsgid(caller.gid);
     ::setfsuid(caller.uid);
   }
   ~InPlaceOf() {
     ::setfsuid(0);
     ::setfsgid(0);
-    if (::setgroups(own_groups_.size(), own_groups_.data()) != 0 || ::fchdir(own_root_.get()) != 0 ||
-        ::chroot(".") != 0) {
+    if (::setgroups(0, nullptr) != 0 || ::fchdir(own_root_.get()) != 0 || ::chroot(".") != 0) {
       die("cannot return to the own root");
     }
   }
@@ -263,7 +264,6 @@ class InPlaceOf {
 
  private:
   Fd own_root_;
-  std::vector<gid_t> own_groups_;
   bool ready_ = false;
 };
 
@@ -335,7 +335,7 @@ struct Reader {
         offset += skipped.size();
       }
     }
-    const auto bytes = next(module, size);
+    auto bytes = next(module, size);
     offset += bytes.size();
     return bytes;
   }
@@ -343,7 +343,7 @@ struct Reader {
  private:
   std::string next(const Module& module, size_t size) {
     if (rest.empty()) fill(module, size);
-    const auto bytes = rest.substr(0, size);
+    auto bytes = rest.substr(0, size);
     rest.erase(0, bytes.size());
     return bytes;
   }
@@ -447,15 +447,14 @@ class Double {
   }
 
   void receive(Channel channel) {
-    Request request{channel, std::vector<char>(kLargestRequest)};
-    const auto length = ::read(fd(channel), request.bytes.data(), request.bytes.size());
+    const auto length = ::read(fd(channel), received_.data(), received_.size());
     if (length < 0) {
       // ENOENT: the caller was killed before we read its request.
       if (errno == ENOENT || errno == EINTR || errno == EAGAIN) return;
       if (errno == ENODEV) std::exit(0);
       die("read");
     }
-    request.bytes.resize(static_cast<size_t>(length));
+    Request request{channel, {received_.begin(), received_.begin() + length}};
     if (request.header().opcode == FUSE_INTERRUPT) {
       interrupt(request.body<fuse_interrupt_in>().unique);
     } else {
@@ -1021,6 +1020,7 @@ class Double {
   static constexpr uint64_t kSessionNode = 3;
 
   Module module_;
+  std::vector<char> received_ = std::vector<char>(kLargestRequest);
   std::string listings_directory_;
   Fd device_;
   Fd listings_;
