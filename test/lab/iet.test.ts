@@ -665,11 +665,11 @@ lab('20. the socket: its address, whole requests, no-ops, and what is too many',
   t.is(errorOf(await raw.request(message({rcmnd: 13, tid: 1, union: longest}))), -36, 'ENAMETOOLONG, of the whole path')
 
   // The first stops ietd, and 33 more have room in its queue.
-  const connections: string[] = []
-  for (let i = 0; i < 34; i++) connections.push(await raw.call('connect', 110))
-  t.true(connections.every(fd => /^\d+$/.test(fd)))
+  const connections = [await raw.call('connect', 110)]
   const discovery = iet.discover({initiator: 'iqn.2020-01.test:one'})
   t.is(await Promise.race([discovery, sleep(500, 'blocked')]), 'blocked')
+  for (let i = 0; i < 33; i++) connections.push(await raw.call('connect', 110))
+  t.true(connections.every(fd => /^\d+$/.test(fd)))
   t.is(await raw.call('connect', 110), 'EAGAIN')
   for (const fd of connections) await raw.call('close', fd)
   t.deepEqual(await discovery, [nameA])
@@ -805,7 +805,8 @@ lab('24. initiators.allow is read at each login, and its first line for a target
 
 lab('25. the end of ietd is the end of all targets, and its next start brings those of ietd.conf', async t => {
   const configuration = `Target ${nameA}\n\tLun 1 Type=nullio\n\tIncomingUser guest secret\n`
-  const iet = await started(t, {configuration})
+  const iet = await started(t, {configuration, configDir: '/etc/iet', pidFile: '/run/ietd.pid'})
+  t.teardown(() => rm('/etc/iet', {recursive: true}))
   const raw = await Raw.start(t)
   const initial = await listing(iet, 'volume')
   t.is(initial, `tid:1 name:${nameA}\n\tlun:1 state:0 iotype:nullio iomode:wt blocks:134217728 blocksize:512\n`)
