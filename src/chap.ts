@@ -35,3 +35,26 @@ function checkCredentials(direction: string, {user, secret}: ChapCredentials): v
     )
   }
 }
+
+/**
+ * Reads the text of a CHAP file: lines `user=…`, `secret=…` and, for mutual CHAP, `target-user=…`, `target-secret=…`.
+ * @throws INVALID_ARGUMENT, which never quotes the file
+ */
+export function parseChapFile(text: string): ChapAuth {
+  const values = new Map<string, string>()
+  for (const line of text.split('\n').filter(line => line.trim() !== '')) {
+    const [, key, value] = /^\s*(user|secret|target-user|target-secret)\s*=\s*(.*?)\s*$/.exec(line) ?? []
+    if (key === undefined || value === undefined) {
+      throw new StorageError(
+        'INVALID_ARGUMENT',
+        'The CHAP file has a line that is none of user=, secret=, target-user=, target-secret=',
+      )
+    }
+    values.set(key, value)
+  }
+  const incoming = {user: values.get('user') ?? '', secret: values.get('secret') ?? ''}
+  const targetUser = values.get('target-user')
+  const targetSecret = values.get('target-secret')
+  if (targetUser === undefined && targetSecret === undefined) return {incoming}
+  return {incoming, outgoing: {user: targetUser ?? '', secret: targetSecret ?? ''}}
+}

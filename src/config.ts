@@ -7,6 +7,9 @@ import {parse} from 'smol-toml'
 import {defaultConfigPath, defaultSocket} from './defaults.js'
 import {StorageError} from './errors.js'
 import {checkIscsiName, parsePortal} from './iqn.js'
+import {accessDirectories} from './targets/iet-access.js'
+import {ietdSocket, ietProcDirectory} from './targets/iet-names.js'
+import {blockSizes} from './targets/iet-spec.js'
 import {checkLvmName} from './volumes/lvm-grammar.js'
 import type {WipePolicy} from './volumes/wipe.js'
 
@@ -63,8 +66,8 @@ export const configSchema = Type.Object(
     ),
     targets: Type.Object(
       {
-        /** `tgt`: a daemon in user space. `lio`: the kernel's own target. */
-        driver: Type.Union([Type.Literal('tgt'), Type.Literal('lio')], {default: 'tgt'}),
+        /** `tgt`: a daemon in user space. `lio`: the kernel's own target. `iet`: the iSCSI Enterprise Target. */
+        driver: Type.Union([Type.Literal('tgt'), Type.Literal('lio'), Type.Literal('iet')], {default: 'tgt'}),
         /** True: lunpath starts and supervises a tgtd of its own. False: it uses the one that answers at `socket`. */
         managed: Type.Boolean({default: true}),
         /** Control socket of a tgtd that is not managed. */
@@ -76,6 +79,28 @@ export const configSchema = Type.Object(
         iqnPrefix: Type.String({default: 'iqn.2026-01.io.lunpath'}),
         /** The managed tgtd, or LIO's targets, end with the daemon. For demonstrations and tests: guests lose their disks. */
         endWithDaemon: Type.Boolean({default: false}),
+      },
+      {...strict, default: {}},
+    ),
+    iet: Type.Object(
+      {
+        /** The abstract name of ietd's socket. */
+        socket: Type.String({default: ietdSocket, minLength: 1, maxLength: 107}),
+        /** Where the module shows its targets. */
+        procDir: Type.String({default: ietProcDirectory}),
+        /** False: initiators.allow is never written, and exports that ask for access rules are refused. */
+        accessFiles: Type.Boolean({default: true}),
+        /** Where ietd looks for initiators.allow: the first directory that has it. */
+        accessDirs: Type.Array(Type.String(), {default: [...accessDirectories], minItems: 1}),
+        /** Bytes of a logical block. */
+        blockSize: Type.Union(
+          blockSizes.map(size => Type.Literal(size)),
+          {default: 512},
+        ),
+        /** Whether I/O of block devices goes around the page cache (`blockio`) or through it (`fileio`). */
+        blockDevices: Type.Union([Type.Literal('blockio'), Type.Literal('fileio')], {default: 'blockio'}),
+        /** File with the CHAP credentials that discovery asks for, in the form of --chap-file. */
+        discoveryChapFile: Type.Optional(Type.String()),
       },
       {...strict, default: {}},
     ),

@@ -1,4 +1,4 @@
-import {mkdir} from 'node:fs/promises'
+import {mkdir, readFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import type {FastifyInstance} from 'fastify'
 import {type DestinationStream, type Logger, pino} from 'pino'
@@ -6,6 +6,7 @@ import {createApi, listenOnSocket} from './api/server.js'
 import {Operations} from './attach/operations.js'
 import type {Rooms} from './attach/rooms.js'
 import {exportSpec} from './attach/steps.js'
+import {checkChap, parseChapFile} from './chap.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
 import {hasCode, StorageError} from './errors.js'
@@ -28,8 +29,10 @@ import {Journal} from './state/journal.js'
 import {guestDevices} from './state/peek.js'
 import {Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
+import {IetDriver} from './targets/iet.js'
 import {LioDriver} from './targets/lio.js'
 import {TgtDriver} from './targets/tgt.js'
+import type {ChapAuth} from './types.js'
 import type {PoolCapacity, VolumeDriver} from './volumes/driver.js'
 import {FileVolumeDriver} from './volumes/file.js'
 import {openImported} from './volumes/imported.js'
@@ -94,7 +97,8 @@ export class Daemon {
     const store = await Store.open(join(config.daemon.directory, 'store.db'))
     this.#store = store
     const journal = new Journal(store)
-    const rooms = this.#chooseDrivers(store, wrapJournal ? wrapJournal(journal) : journal)
+    const targets = await chooseTargets(config)
+    const rooms = this.#chooseDrivers(store, wrapJournal ? wrapJournal(journal) : journal, targets)
     this.operations = new Operations(rooms)
 
     this.#opened.push(rooms.volumes)
@@ -103,6 +107,7 @@ export class Daemon {
     void rooms.host.open()
     this.#opened.push(rooms.targets)
     await rooms.targets.open()
+    this.#tellWay(targets)
     this.#opened.push(rooms.compute)
     await this.#openCompute(rooms)
     await this.#restoreExports(rooms)
@@ -146,6 +151,14 @@ export class Daemon {
     )
   }
 
+  #tellWay(targets: TargetDriver): void {
+    if (!(targets instanceof IetDriver) || !targets.way) return
+    const {way, reason} = targets.way
+    if (way === 'device')
+      this.log.info({ietd: targets.pid}, 'IET is driven by its control device, over ietd’s descriptor')
+    else this.log.warn({ietd: targets.pid, reason}, 'IET is driven by ietd’s socket alone')
+  }
+
   #registerMetrics({targets, volumes, host, compute, store, journal}: Rooms): void {
     const {registry} = this.metrics
     const isExported = (iqn: string) => store.exports.get(iqn.slice(-16))?.iqn === iqn
@@ -162,7 +175,7 @@ export class Daemon {
     this.metrics.add(registerInitiatorMetrics(registry, host))
   }
 
-  #chooseDrivers(store: Store, journal: Journal): Rooms {
+  #chooseDrivers(store: Store, journal: Journal, targetDriver: TargetDriver): Rooms {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
     const {targets, compute, initiator} = config
@@ -175,7 +188,7 @@ export class Daemon {
       journal,
       volumes: this.#choosePools(store),
       importVolume: openImported,
-      targets: instrument(chooseTargets(config), 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
+      targets: instrument(targetDriver, 'target', ['export', 'unexport', 'resize', 'restore'], observe, log),
       initiator: instrument(new LibiscsiInitiator(), 'initiator', ['discover', 'probe'], observe, log),
       host: instrument(host, 'initiator', ['connect', 'verify', 'disconnect'], observe, log),
       compute: instrument(
@@ -406,8 +419,22 @@ export class Daemon {
   }
 }
 
-function chooseTargets({targets, daemon}: Config): TargetDriver {
+/** @throws INVALID_ARGUMENT */
+async function chooseTargets({targets, daemon, iet}: Config): Promise<TargetDriver> {
   const portals = targets.portals.map(parsePortal)
+  if (targets.driver === 'iet') {
+    return new IetDriver({
+      portals,
+      socketName: iet.socket,
+      procDirectory: iet.procDir,
+      accessFiles: iet.accessFiles,
+      accessDirectories: iet.accessDirs,
+      blockSizeBytes: iet.blockSize,
+      blockDevices: iet.blockDevices,
+      discoveryAuth: await readDiscoveryChap(iet.discoveryChapFile),
+      keepOnClose: !targets.endWithDaemon,
+    })
+  }
   if (targets.driver === 'lio')
     return new LioDriver({portals, networkNamespace: targets.networkNamespace, keepOnClose: !targets.endWithDaemon})
   if (!targets.managed) return new TgtDriver({managed: false, socketPath: targets.socket, portals})
@@ -420,7 +447,20 @@ function chooseTargets({targets, daemon}: Config): TargetDriver {
   })
 }
 
+/** @throws INVALID_ARGUMENT, which never quotes the file */
+async function readDiscoveryChap(file: string | undefined): Promise<ChapAuth | undefined> {
+  if (file === undefined) return undefined
+  const text = await readFile(file, 'utf8').catch(cause => {
+    const message = `Configuration: iet.discoveryChapFile cannot be read: ${(cause as Error).message}`
+    throw new StorageError('INVALID_ARGUMENT', message, {op: 'config', info: {key: 'iet.discoveryChapFile'}, cause})
+  })
+  const auth = parseChapFile(text)
+  checkChap(auth)
+  return auth
+}
+
 /** The process of the target daemon that lunpath itself runs, where it has one. */
 function targetPids(targets: TargetDriver): number[] {
-  return targets instanceof TgtDriver && targets.pid > 0 ? [targets.pid] : []
+  const hasProcess = targets instanceof TgtDriver || targets instanceof IetDriver
+  return hasProcess && targets.pid > 0 ? [targets.pid] : []
 }

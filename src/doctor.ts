@@ -10,6 +10,8 @@ import {type AddonName, loadAddon} from './native.js'
 import {type PortHolder, portHolders} from './port-holders.js'
 import {formatSize} from './size.js'
 import {configfsRoot} from './targets/configfs.js'
+import {supportedIet} from './targets/iet-names.js'
+import {ietState} from './targets/iet-state.js'
 import {lioModules, lioState, modulesRemedy} from './targets/lio-kernel.js'
 import type {Portal} from './types.js'
 import {examinePool} from './volumes/file.js'
@@ -35,7 +37,9 @@ export interface ExamineOptions {
   /** `madeBelow`: a directory that the daemon makes at its start, with all that leads to it. */
   pools?: {name: string; directory: string; madeBelow?: string}[]
   /** Default `tgt`. */
-  targetDriver?: 'tgt' | 'lio'
+  targetDriver?: 'tgt' | 'lio' | 'iet'
+  /** Where IET is looked for. */
+  iet?: {socketName: string; procDirectory: string; accessDirectories: readonly string[]; accessFiles: boolean}
   /** What the names of our targets begin with. */
   iqnPrefix?: string
   /** Where targets are to be offered. */
@@ -286,6 +290,15 @@ async function checkTargets(options: ExamineOptions): Promise<Check[]> {
       ...(options.networkNamespace === undefined ? [await checkPort(options)] : []),
     ]
   }
+  if (options.targetDriver === 'iet') {
+    const addon = checkAddon('targets', 'iet')
+    return [
+      addon,
+      ...(addon.status === 'ok' && options.iet ? await checkIet(options.iet) : []),
+      ...(await checkPortalAddresses(options)),
+      await checkPort(options),
+    ]
+  }
   return [
     checkAddon('targets', 'tgt'),
     await checkTgtd(options.tgtd ?? 'tgtd'),
@@ -313,6 +326,59 @@ async function checkLio(): Promise<Check> {
     ? 'in use, or ready to be'
     : `not loaded${mounted ? '' : ', configfs not mounted'}: the daemon will`
   return {...check, status: 'ok', found, remedy: null}
+}
+
+/** Debian has had no package of IET since its release 8; docs/operating.md says where it comes from. */
+const ietRemedy =
+  'Build IET 1.4.20.2 against this kernel (docs/operating.md), or use targets.driver = "lio", which needs no module from elsewhere'
+
+async function checkIet(options: NonNullable<ExamineOptions['iet']>): Promise<Check[]> {
+  const {module, version, ietd, reason, denyFile, targetsFile} = await ietState(options)
+  const check = (name: string, status: Check['status'], facts: Omit<Check, 'area' | 'name' | 'status'>): Check => ({
+    area: 'targets',
+    name,
+    status,
+    ...facts,
+    remedy: status === 'ok' ? null : facts.remedy,
+  })
+  const isKnown = version === null || supportedIet.test(version)
+  const listing = join(options.procDirectory, 'volume')
+  const checks = [
+    check("IET's module", module && isKnown ? 'ok' : 'missing', {
+      found: module
+        ? `iscsi_trgt, version ${version ?? 'unknown'}`
+        : `${listing} is not there: iscsi_trgt is not loaded`,
+      needed: 'iscsi_trgt of IET 1.4.20 to 1.4.20.3, in the initial network namespace',
+      remedy: module ? ietRemedy : `modprobe iscsi_trgt. Where there is none: ${ietRemedy}`,
+    }),
+    check('ietd', ietd ? 'ok' : 'missing', {
+      found: ietd ? `process ${ietd.pid}` : (reason ?? 'none'),
+      needed: 'a running ietd, and root',
+      remedy: 'Start it (systemctl start iscsitarget, or ietd), and run the daemon as root',
+    }),
+    check("IET's control device", ietd?.way.way === 'device' ? 'ok' : 'warn', {
+      found:
+        ietd?.way.way === 'device'
+          ? 'by a duplicate of ietd’s descriptor'
+          : `not to be had${ietd?.way.reason ? `: ${ietd.way.reason}` : ''}; all goes over ietd’s socket`,
+      needed:
+        'Linux 5.6 (pidfd_getfd), root, and yama’s ptrace_scope below 3: without it volumes take some ten times as long',
+      remedy: 'See the reason; nothing has to be done where the socket is fast enough',
+    }),
+  ]
+  if (!options.accessFiles) return checks
+  const files = [
+    ...(denyFile ? [`${denyFile} lets in whoever it does not name`] : []),
+    ...(targetsFile ? [`${targetsFile} may hide targets from a portal`] : []),
+  ]
+  return [
+    ...checks,
+    check("IET's access files", denyFile ? 'missing' : targetsFile ? 'warn' : 'ok', {
+      found: files.join('; ') || 'initiators.allow alone decides',
+      needed: 'no initiators.deny, and in targets.allow, if it is there, a line for ALL',
+      remedy: 'Move what initiators.deny says into initiators.allow and remove it, or set iet.accessFiles = false',
+    }),
+  ]
 }
 
 /** rtslib's service takes all targets away when it stops, and makes those of its file at boot, under names of its own. */

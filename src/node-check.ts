@@ -19,6 +19,12 @@ export async function examineNode(config: Config, stored?: Stored, ownPids: numb
   const found = await examine({
     pools: [{name: 'default', directory: config.volumes.directory, madeBelow: config.daemon.directory}],
     targetDriver: config.targets.driver,
+    iet: {
+      socketName: config.iet.socket,
+      procDirectory: config.iet.procDir,
+      accessDirectories: config.iet.accessDirs,
+      accessFiles: config.iet.accessFiles,
+    },
     iqnPrefix: config.targets.iqnPrefix,
     portals: config.targets.portals.map(parsePortal),
     networkNamespace: config.targets.networkNamespace,

@@ -59,6 +59,10 @@ export interface ExportSpec {
   /** `through`: a write is on stable storage when it is acknowledged (the default everywhere in lunpath). */
   writeCache: 'through' | 'back'
   readOnly: boolean
+  /** IET: parameters that were set of it, by their names in RFC 7143, 13, and ietd.conf(5). */
+  parameters?: Record<string, boolean | number | string>
+  /** IET: ADDRESS:PORT to which its initiators are sent. */
+  redirect?: string
 }
 
 /** A volume that initiators can reach. */
@@ -133,7 +137,7 @@ export interface TargetSession {
   initiator: string
   /** The target's number of the session (u64), as a decimal string: a JS number cannot hold it. */
   sid: string
-  connections: {cid: number; address: string; state: string}[]
+  connections: {cid: number; address: string; state: string; headerDigest?: boolean; dataDigest?: boolean}[]
 }
 
 /** A target that the driver found in the running target daemon, ours or somebody else's. */

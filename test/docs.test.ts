@@ -73,7 +73,7 @@ test('docs/operating.md has every key of the configuration with its default', as
       t.is(shown, `\`${typeof value === 'string' ? value : JSON.stringify(value)}\``, key)
     }
   }
-  const named = [...text.matchAll(/^\| `((?:daemon|volumes|targets|initiator|compute|metrics)\.\w+)` \|/gm)]
+  const named = [...text.matchAll(/^\| `((?:daemon|volumes|targets|iet|initiator|compute|metrics)\.\w+)` \|/gm)]
   t.deepEqual(named.map(match => match[1]).sort(), keys.sort())
 })
 

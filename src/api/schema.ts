@@ -137,6 +137,14 @@ export const VolumeSchema = Type.Object({
   imported: Type.Boolean(),
   createdAt: Type.Optional(Type.String()),
 })
+const parameterValue = Type.Union([Type.Boolean(), Type.Number(), Type.String()])
+/** Of IET: parameters by their names; a `sid` names one session. */
+export const ParametersBody = Type.Object(
+  {parameters: Type.Record(Type.String(), parameterValue), sid: Type.Optional(Type.String({pattern: '^[0-9]{1,20}$'}))},
+  strict,
+)
+/** ADDRESS:PORT; null ends the redirection. */
+export const RedirectBody = Type.Object({portal: Nullable(Type.String())}, strict)
 export const ExportSchema = Type.Object({
   volumeId: Type.String(),
   driver: Type.String(),
@@ -150,6 +158,8 @@ export const ExportSchema = Type.Object({
   writeCache: Type.Optional(Type.String()),
   readOnly: Type.Optional(Type.Boolean()),
   hasAuth: Type.Optional(Type.Boolean()),
+  parameters: Type.Optional(Type.Record(Type.String(), parameterValue)),
+  redirect: Type.Optional(Type.String()),
   createdAt: Type.Optional(Type.String()),
 })
 const DiskSourceSchema = Type.Object({

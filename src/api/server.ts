@@ -19,6 +19,7 @@ import {attachmentRoutes} from './routes/attachments.js'
 import {exportRoutes} from './routes/exports.js'
 import {initiatorRoutes} from './routes/initiator.js'
 import {nodeRoutes} from './routes/node.js'
+import {targetRoutes} from './routes/targets.js'
 import {volumeRoutes} from './routes/volumes.js'
 
 declare module 'fastify' {
@@ -49,7 +50,7 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
       reply,
     )
   })
-  for (const routes of [volumeRoutes, exportRoutes, attachmentRoutes, nodeRoutes, initiatorRoutes])
+  for (const routes of [volumeRoutes, exportRoutes, targetRoutes, attachmentRoutes, nodeRoutes, initiatorRoutes])
     await api.register(routes(service), {prefix: '/v1'})
   api.get('/v1/openapi.json', {schema: {hide: true}}, () => api.swagger())
   await api.ready()

@@ -135,12 +135,17 @@ const volumeStep: Step = {
 /** The volume's export as the target driver is asked for it: from the request while it is made, else from the store. */
 export function exportSpec(
   rooms: Rooms,
-  record: Pick<ExportRecord, 'volumeId' | 'iqn' | 'access' | 'writeCache' | 'readOnly'>,
+  record: Pick<ExportRecord, 'volumeId' | 'iqn' | 'access' | 'writeCache' | 'readOnly' | 'parameters' | 'redirect'>,
   volume: Volume,
 ): ExportSpec {
-  const {iqn, access, writeCache, readOnly} = record
+  const {iqn, access, writeCache, readOnly, parameters, redirect} = record
   const auth = rooms.store.secrets.get(record.volumeId)
-  return {volume, iqn, access, writeCache, readOnly, ...(auth ? {auth} : {})}
+  return {
+    ...{volume, iqn, access, writeCache, readOnly},
+    ...(auth && {auth}),
+    ...(parameters && {parameters}),
+    ...(redirect !== undefined && {redirect}),
+  }
 }
 
 const exportStep: Step = {

@@ -12,6 +12,7 @@ import {initiatorCommands} from './commands/initiator.js'
 import {nodeCommands} from './commands/node.js'
 import {poolCommands} from './commands/pool.js'
 import {serveCommand} from './commands/serve.js'
+import {targetCommands} from './commands/target.js'
 import {volumeCommands} from './commands/volume.js'
 import {exitCodeOf, printError} from './output.js'
 
@@ -48,6 +49,7 @@ for (const add of [
   volumeCommands,
   poolCommands,
   exportCommands,
+  targetCommands,
   attachmentCommands,
   nodeCommands,
   initiatorCommands,

@@ -3,6 +3,7 @@ import {readFile} from 'node:fs/promises'
 import {text as textOf} from 'node:stream/consumers'
 import {type Command, InvalidArgumentError} from 'commander'
 import {ApiClient, type CallOptions} from '../api/client.js'
+import {parseChapFile} from '../chap.js'
 import {StorageError} from '../errors.js'
 import type {ChapAuth} from '../types.js'
 
@@ -73,20 +74,5 @@ export async function readChap({chapFile}: ChapOptions): Promise<ChapAuth | unde
   const text = await (chapFile === '-' ? textOf(process.stdin) : readFile(chapFile, 'utf8')).catch(cause => {
     throw new StorageError('INVALID_ARGUMENT', `The CHAP file cannot be read: ${(cause as Error).message}`, {cause})
   })
-  const values = new Map<string, string>()
-  for (const line of text.split('\n').filter(line => line.trim() !== '')) {
-    const [, key, value] = /^\s*(user|secret|target-user|target-secret)\s*=\s*(.*?)\s*$/.exec(line) ?? []
-    if (key === undefined || value === undefined) {
-      throw new StorageError(
-        'INVALID_ARGUMENT',
-        'The CHAP file has a line that is none of user=, secret=, target-user=, target-secret=',
-      )
-    }
-    values.set(key, value)
-  }
-  const incoming = {user: values.get('user') ?? '', secret: values.get('secret') ?? ''}
-  const targetUser = values.get('target-user')
-  const targetSecret = values.get('target-secret')
-  if (targetUser === undefined && targetSecret === undefined) return {incoming}
-  return {incoming, outgoing: {user: targetUser ?? '', secret: targetSecret ?? ''}}
+  return parseChapFile(text)
 }

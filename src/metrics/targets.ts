@@ -67,6 +67,11 @@ export function registerTargetMetrics(
     'Commands that the disk has refused, the unit attention at the begin of a session included.',
     ['lun'],
   )
+  const restorations = new Counter({
+    name: 'lunpath_target_restorations_total',
+    help: 'Times that the target had lost exports, and lunpath has put them back.',
+    registers,
+  })
   const observations = [info, enabled, sessionCount, lunInfo, lunSize, sessionInfo, connections]
   const counters = [
     ...[sent, received, sessionSent, sessionReceived, logins],
@@ -130,7 +135,10 @@ export function registerTargetMetrics(
       count()
     },
     clear,
-    restarted: () => totals.restarted(),
+    restarted() {
+      totals.restarted()
+      restorations.inc()
+    },
   }
 }
 

@@ -3,7 +3,7 @@ import {chmod, mkdir, open, stat} from 'node:fs/promises'
 import {dirname} from 'node:path'
 import {Worker} from 'node:worker_threads'
 import {StorageError} from '../errors.js'
-import type {AccessRules, ChapAuth, DiskSource, Export, Volume, VolumeId} from '../types.js'
+import type {AccessRules, ChapAuth, DiskSource, Export, ExportSpec, Volume, VolumeId} from '../types.js'
 import type {Operation} from './journal.js'
 import {type Opened, type OpenFailure, type StoreReply, type Table, tables, type Write} from './store-protocol.js'
 
@@ -21,6 +21,9 @@ export interface ExportRecord extends Export {
   readOnly: boolean
   /** The CHAP credentials lie in the `secrets` table under the volume's id. */
   hasAuth: boolean
+  /** IET: what `iet param set` and `iet redirect` have set. */
+  parameters?: ExportSpec['parameters']
+  redirect?: string
   createdAt: string
 }
 

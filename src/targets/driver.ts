@@ -40,6 +40,14 @@ export interface LunCounters {
   errors: number | null
 }
 
+export type ParameterValue = boolean | number | string
+
+/** By their names in RFC 7143, 13, and ietd.conf(5). */
+export interface TargetParameters {
+  session: Record<string, ParameterValue>
+  target: Record<string, ParameterValue>
+}
+
 /**
  * A target daemon that offers volumes over iSCSI. Every method means "ensure". Targets that are not in the specs given
  * to this driver are foreign: they are listed, never changed.
@@ -89,6 +97,25 @@ export interface TargetDriver {
   get(iqn: string): Promise<ObservedTarget | undefined>
   sessions(): Promise<TargetSession[]>
   counters(): Promise<LunCounters[]>
+
+  /**
+   * Closes one session of any target, and waits until it is gone; its initiator may log in again. Absent where the driver
+   * has no such thing. @throws NOT_FOUND, TIMEOUT
+   */
+  deleteSession?(iqn: string, sid: string): Promise<void>
+
+  /** Parameters of a target, or those that one of its sessions has agreed on. IET alone. @throws EXPORT_NOT_FOUND */
+  parameters?(iqn: string, options?: {sid?: string}): Promise<TargetParameters>
+  /**
+   * Sets some of them, and gives all. @throws INVALID_ARGUMENT, EXPORT_NOT_FOUND, TARGET_FAILED where other values are kept
+   */
+  setParameters?(
+    iqn: string,
+    asked: Record<string, ParameterValue>,
+    options?: {sid?: string},
+  ): Promise<TargetParameters>
+  /** Sends initiators that log in to another portal; null ends that. IET alone. @throws EXPORT_NOT_FOUND */
+  redirect?(iqn: string, portal: Portal | null): Promise<void>
 
   /** Closes what open() opened; ends the daemon only where this driver started it. Safe to call twice and before open. */
   close(): Promise<void>

@@ -1,9 +1,7 @@
 import {StorageError} from '../errors.js'
 import {loadAddon} from '../native.js'
+import {ietdSocket} from './iet-names.js'
 import {sessionKeys, targetKeys} from './iet-parameters.js'
-
-/** The abstract socket of every ietd, one per network namespace. */
-export const ietdSocket = 'IET_ABSTRACT_NAMESPACE'
 
 /** ietd's own numbers for what a request does (native/iet/abi.h). */
 const Command = {

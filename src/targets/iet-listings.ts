@@ -9,9 +9,6 @@ import {
   parseVolumes,
 } from './iet-procfs.js'
 
-/** Where the kernel shows IET's targets, in the initial network namespace alone. */
-export const ietProcDirectory = '/proc/net/iet'
-
 type Name = 'volume' | 'session'
 
 /** A reading that all who have asked for it before it began share. */

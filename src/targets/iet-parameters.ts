@@ -1,4 +1,5 @@
 import {StorageError} from '../errors.js'
+import type {ParameterValue} from './driver.js'
 import type {ParameterType} from './iet-control.js'
 
 /**
@@ -55,14 +56,6 @@ export const sessionKeys: readonly string[] = sessionTable.map(({name}) => name)
 export const targetKeys: readonly string[] = targetTable.map(({name}) => name)
 
 export const digestBits = {None: 1, CRC32C: 2} as const
-
-export type ParameterValue = boolean | number | string
-
-/** Parameters of a target or of one of its sessions, by the names above. */
-export interface IetParameters {
-  session: Record<string, ParameterValue>
-  target: Record<string, ParameterValue>
-}
 
 function tableOf(type: ParameterType): readonly Key[] {
   return type === 'session' ? sessionTable : targetTable

@@ -7,7 +7,14 @@ import {formatPortal, parsePortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import {portalHolders} from '../port-holders.js'
 import type {ChapAuth, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
-import {firstLun, type LunCounters, type TargetDriver, type TargetSupports} from './driver.js'
+import {
+  firstLun,
+  type LunCounters,
+  type ParameterValue,
+  type TargetDriver,
+  type TargetParameters,
+  type TargetSupports,
+} from './driver.js'
 import {type Found, IetAccess, type Rule} from './iet-access.js'
 import {
   type AccountDirection,
@@ -21,15 +28,9 @@ import {
   type ParameterType,
   request,
 } from './iet-control.js'
-import {hanging, IetListings, ietProcDirectory} from './iet-listings.js'
-import {
-  changedParameters,
-  describeParameters,
-  differingKeys,
-  type IetParameters,
-  type ParameterValue,
-  settleParameters,
-} from './iet-parameters.js'
+import {hanging, IetListings} from './iet-listings.js'
+import {ietProcDirectory, supportedIet} from './iet-names.js'
+import {changedParameters, describeParameters, differingKeys, settleParameters} from './iet-parameters.js'
 import type {IetSession, IetTargetVolumes, IetVolume} from './iet-procfs.js'
 import {checkIetSpec, expectedVolume, type IetVolumeOptions, ietWwid, volumeArguments} from './iet-spec.js'
 import {ruleAddress} from './spec.js'
@@ -339,7 +340,7 @@ export class IetDriver implements TargetDriver {
   /**
    * Parameters of a target; with `sid` those that this session has agreed on. @throws EXPORT_NOT_FOUND, TARGET_FAILED
    */
-  async parameters(iqn: string, {sid = '0'}: {sid?: string} = {}): Promise<IetParameters> {
+  async parameters(iqn: string, {sid = '0'}: {sid?: string} = {}): Promise<TargetParameters> {
     return this.#attempt(async link => {
       const {tid} = await this.#named(iqn)
       const [session, target] = await this.#readParameters(link, tid, BigInt(sid), iqn)
@@ -355,7 +356,7 @@ export class IetDriver implements TargetDriver {
     iqn: string,
     asked: Record<string, ParameterValue>,
     {sid = '0'}: {sid?: string} = {},
-  ): Promise<IetParameters> {
+  ): Promise<TargetParameters> {
     const settled = settleParameters(asked)
     if (sid !== '0' && settled.target.size > 0) {
       throw new StorageError('INVALID_ARGUMENT', `A session has no ${[...settled.target.keys()].join(', ')}`, {
@@ -939,7 +940,7 @@ export class IetDriver implements TargetDriver {
     const version = (said?.error === 0 ? said.names[0] : undefined) ?? (await moduleVersion())
     const showsNoBlocks = targets.some(({volumes}) => volumes.some(({blocks}) => blocks === undefined))
     const isRefused = said?.error !== 0 && said?.error !== enosys
-    const isKnown = version === undefined ? !isRefused : /^(1\.4\.20(\.\d+)?(\+svn.*)?|trunk)$/.test(version)
+    const isKnown = version === undefined ? !isRefused : supportedIet.test(version)
     if (isKnown && !isRefused && !showsNoBlocks) return
     const found = version ?? (showsNoBlocks ? 'of 1.4.18 or 1.4.19' : 'older than 1.4.20')
     throw new StorageError(
@@ -1183,7 +1184,7 @@ export class IetDriver implements TargetDriver {
 }
 
 function unmade(spec: ExportSpec): Entry {
-  return {spec, tid: 0, settings: {session: new Map(), target: new Map(), redirect: ''}}
+  return {spec, tid: 0, settings: {...settleParameters(spec.parameters ?? {}), redirect: spec.redirect ?? ''}}
 }
 
 function toSession(iqn: string, {sid, initiator, connections}: IetSession): TargetSession {
@@ -1191,7 +1192,7 @@ function toSession(iqn: string, {sid, initiator, connections}: IetSession): Targ
     iqn,
     initiator,
     sid: String(sid),
-    connections: connections.map(({cid, address, state}) => ({cid, address, state})),
+    connections,
   }
 }
 

@@ -388,7 +388,12 @@ lab('sessions: 64-bit numbers, IPv6, an end over the socket, TARGET_IN_USE with 
   await iet.addSession(tid, {sid, initiator})
   await iet.addConnection(tid, sid, {address: '2001:db8::7', headerDigest: 'crc32c'})
   t.deepEqual(await driver.sessions(), [
-    {iqn: spec.iqn, initiator, sid: String(sid), connections: [{cid: 0, address: '2001:db8::7', state: 'active'}]},
+    {
+      iqn: spec.iqn,
+      initiator,
+      sid: String(sid),
+      connections: [{cid: 0, address: '2001:db8::7', state: 'active', headerDigest: true, dataDigest: false}],
+    },
   ])
   const before = await readFile(allowFile(iet), 'utf8')
   for (const action of [

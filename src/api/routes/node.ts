@@ -9,7 +9,7 @@ import {lineAnswer} from '../lines.js'
 import {BenchBody, DiscoverBody} from '../schema.js'
 import {askedOfLongWork} from '../server.js'
 
-/** What concerns the node as a whole: sessions, domains, discovery, benchmark, doctor, status. */
+/** What concerns the node as a whole: domains, discovery, benchmark, doctor, status. */
 export function nodeRoutes({operations, version, doctor, problems}: Service) {
   const {rooms} = operations
   return async (api: FastifyInstance) => {
@@ -23,8 +23,6 @@ export function nodeRoutes({operations, version, doctor, problems}: Service) {
         .map(({kind, subject, state, startedAt}) => ({kind, subject, state, startedAt})),
       problems: problems(),
     }))
-    api.get('/sessions', async () => rooms.targets.sessions())
-    api.get('/targets', async () => rooms.targets.list())
     api.get('/domains', async () => rooms.compute.domains())
     api.get<{Params: {domain: string}}>('/domains/:domain/disks', async ({params}) =>
       rooms.compute.disks(params.domain),

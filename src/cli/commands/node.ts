@@ -5,6 +5,7 @@ import type {Disk, Domain, Portal, TargetSession} from '../../types.js'
 import {printFacts, printJson, printTable} from '../output.js'
 import {addChapOption, readChap, withDaemon} from '../session.js'
 import {ownerInWords} from './initiator.js'
+import {sessionNumber} from './target.js'
 
 interface Status {
   version: string
@@ -15,7 +16,7 @@ interface Status {
   problems: {message: string}[]
 }
 
-/** `lunpath discover`, `session list`, `domain list|disks`, `status` */
+/** `lunpath discover`, `session list|delete`, `domain list|disks`, `status` */
 export function nodeCommands(program: Command): void {
   addChapOption(
     program.command('discover <portal>').description('ask a portal (ADDRESS[:PORT]) for its targets'),
@@ -31,9 +32,20 @@ export function nodeCommands(program: Command): void {
     }),
   )
 
-  program
+  const session = program
     .command('session')
     .description('iSCSI sessions, as the target sees them and as this host’s kernel does')
+  session
+    .command('delete <iqn> <sid>')
+    .description('close a session at the target, where the driver can (IET); its initiator may log in again')
+    .action((iqn: string, sid: string, _options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        await call('DELETE', `/sessions/${encodeURIComponent(iqn)}/${sessionNumber(sid)}`)
+        if (json) printJson({iqn, sid})
+        else process.stdout.write(`closed session ${sid} of ${iqn}\n`)
+      }),
+    )
+  session
     .command('list')
     .description('all sessions')
     .action((_options, command: Command) =>

@@ -1,0 +1,102 @@
+import type {Static} from '@sinclair/typebox'
+import type {FastifyInstance} from 'fastify'
+import {StorageError} from '../../errors.js'
+import {formatPortal, parsePortal} from '../../iqn.js'
+import type {Service} from '../../service.js'
+import type {ExportRecord} from '../../state/store.js'
+import type {TargetDriver} from '../../targets/driver.js'
+import {ParametersBody, RedirectBody} from '../schema.js'
+
+interface Named {
+  Params: {iqn: string}
+}
+
+/** /v1/targets and /v1/sessions: what the target daemon holds, and what only some drivers can. */
+export function targetRoutes({operations}: Service) {
+  const {store, targets} = operations.rooms
+  const recordOf = (iqn: string) => {
+    const record = [...store.exports.values()].find(one => one.iqn === iqn)
+    if (!record) throw new StorageError('EXPORT_NOT_FOUND', `${iqn} is not exported`, {info: {iqn}})
+    return record
+  }
+  /** Changes an export and its record, so that it is put back as it is now. */
+  const amend = async <T>(iqn: string, change: () => Promise<T>, made: (record: ExportRecord) => ExportRecord) => {
+    const {volumeId} = recordOf(iqn)
+    const unlock = operations.lock(volumeId)
+    try {
+      const result = await change()
+      await store.write([{table: 'exports', id: volumeId, value: made(recordOf(iqn))}])
+      return result
+    } finally {
+      unlock()
+    }
+  }
+
+  return async (api: FastifyInstance) => {
+    api.get('/sessions', async () => targets.sessions())
+    api.delete<{Params: {iqn: string; sid: string}}>('/sessions/:iqn/:sid', async ({params: {iqn, sid}}) => {
+      await offered(targets, 'deleteSession').deleteSession(iqn, sid)
+      return {iqn, sid}
+    })
+
+    api.get('/targets', async () => targets.list())
+    api.get<Named>('/targets/:iqn', async ({params: {iqn}}) => {
+      const found = await targets.get(iqn)
+      if (!found) throw new StorageError('NOT_FOUND', `There is no target ${iqn}`, {info: {iqn}})
+      return found
+    })
+    api.get<Named & {Querystring: {sid?: string}}>('/targets/:iqn/parameters', async ({params, query: {sid}}) => {
+      return offered(targets, 'parameters').parameters(params.iqn, {sid})
+    })
+    api.post<Named & {Body: Static<typeof ParametersBody>}>(
+      '/targets/:iqn/parameters',
+      {schema: {body: ParametersBody}},
+      async ({params: {iqn}, body: {parameters, sid}}) => {
+        const able = offered(targets, 'setParameters')
+        if (sid !== undefined) return able.setParameters(iqn, parameters, {sid})
+        return amend(
+          iqn,
+          () => able.setParameters(iqn, parameters),
+          record => ({...record, parameters: {...record.parameters, ...parameters}}),
+        )
+      },
+    )
+    api.post<Named & {Body: Static<typeof RedirectBody>}>(
+      '/targets/:iqn/redirect',
+      {schema: {body: RedirectBody}},
+      async ({params: {iqn}, body}) => {
+        const able = offered(targets, 'redirect')
+        const portal = body.portal === null ? null : parsePortal(body.portal)
+        await amend(
+          iqn,
+          () => able.redirect(iqn, portal),
+          record => ({...record, redirect: portal ? formatPortal(portal) : undefined}),
+        )
+        return {iqn, redirect: portal ? formatPortal(portal) : null}
+      },
+    )
+  }
+}
+
+type Optional = 'deleteSession' | 'parameters' | 'setParameters' | 'redirect'
+
+/** @throws UNSUPPORTED where the driver has no such method */
+function offered<K extends Optional>(targets: TargetDriver, method: K): TargetDriver & Required<Pick<TargetDriver, K>> {
+  if (!has(targets, method)) {
+    throw new StorageError(
+      'UNSUPPORTED',
+      `Targets by ${targets.name} cannot do that: it takes targets.driver = "iet"`,
+      {
+        info: {driver: targets.name, method},
+      },
+    )
+  }
+  return targets
+}
+
+function has<K extends Optional>(
+  targets: TargetDriver,
+  method: K,
+): targets is TargetDriver & Required<Pick<TargetDriver, K>> {
+  return targets[method] !== undefined
+}
