@@ -4,12 +4,16 @@ import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {promisify} from 'node:util'
 import test, {type ExecutionContext} from 'ava'
+import {examine} from '../../src/doctor.js'
 import {StorageError} from '../../src/errors.js'
 import {freePort} from '../../src/sandbox/ports.js'
 import {IetDriver, type IetOptions, ietSupports} from '../../src/targets/iet.js'
 import {call, IetControl, request} from '../../src/targets/iet-control.js'
 import type {ExportSpec, Portal} from '../../src/types.js'
 import {targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
+import {lunpath} from '../fixtures/cli.js'
+import {Node} from '../fixtures/node.js'
+import {scrape} from '../fixtures/scrape.js'
 import {type IetOptions as DoubleOptions, Iet, ietPrograms} from '../lab/iet.js'
 import {insideLab, lab} from '../lab/lab.js'
 
@@ -736,4 +740,95 @@ lab('without the right to ptrace all goes over the socket; an ordinary user is t
   const ordinary = await said('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups')
   t.is(ordinary.code, 'TARGET_UNAVAILABLE')
   t.regex(String(ordinary.message), /run the daemon as root/)
+})
+
+lab(
+  'the daemon and its commands: target, iet param, iet redirect, session delete; all is back after a restart of both',
+  async t => {
+    const iet = await startDouble(t)
+    const node = await Node.make({
+      targets: {driver: 'iet', endWithDaemon: false},
+      iet: {procDir: iet.procDir, accessDirs: [iet.configDir]},
+    })
+    t.teardown(() => node.stop())
+    await node.start()
+    const cli = async (...args: string[]) => {
+      const {exitCode, stdout, stderr} = await lunpath([...args, '--json'], {env: {LUNPATH_SOCKET: node.socket}})
+      return {exitCode, stderr, answer: stdout === '' ? undefined : JSON.parse(stdout)}
+    }
+    type Made = {volume: {id: string}; export: {iqn: string}}
+    const post = (body: unknown) => node.api.call<Made>('POST', '/exports', body)
+    const made = await post({sizeBytes: 16 * mebibyte, access: {names: [initiator]}, auth})
+    const other = await post({sizeBytes: 16 * mebibyte, access: {addresses: ['ALL']}})
+    const {iqn} = made.export
+    t.like((await cli('target', 'show', iqn)).answer, {iqn, accounts: ['guest', 'target'], access: byName})
+    t.is((await cli('target', 'list')).answer.length, 2)
+    t.is((await cli('target', 'show', 'iqn.2026-01.io.lunpath:absent')).exitCode, 3)
+    const set = await cli('iet', 'param', 'set', iqn, 'MaxBurstLength=65536', 'Wthreads=4', 'InitialR2T=No')
+    t.like(set.answer, {session: {MaxBurstLength: 65_536, InitialR2T: false}, target: {Wthreads: 4}}, set.stderr)
+    t.is((await cli('iet', 'param', 'set', iqn, 'Wthreads=999')).exitCode, 2)
+    t.like((await cli('iet', 'redirect', other.export.iqn, '192.0.2.1:3261')).answer, {redirect: '192.0.2.1:3261'})
+    const before = await worth(iet)
+    const sid = 0xfedc_ba98_7654_3210n
+    const {tid} = before.find(({name}) => name === iqn)!
+    await iet.addSession(tid, {sid, initiator})
+    await iet.addConnection(tid, sid)
+    t.is((await cli('export', 'delete', iqn)).exitCode, 4)
+    t.is((await cli('iet', 'param', 'get', iqn, '--sid', String(sid))).answer.session.MaxBurstLength, 65_536)
+    const human = await lunpath(['target', 'show', iqn], {env: {LUNPATH_SOCKET: node.socket}})
+    t.regex(human.stdout, /fileio +wt +online/)
+    t.regex(human.stdout, new RegExp(`${sid} +${initiator} +0 +127\\.0\\.0\\.1 +active +none +none`))
+    t.is((await cli('session', 'delete', iqn, String(sid))).exitCode, 0)
+    t.is((await cli('session', 'delete', iqn, String(sid))).exitCode, 3)
+
+    const cleared = await node.daemon
+    let isBack = false
+    cleared.operations.rooms.targets.on('restarted', () => {
+      isBack = true
+    })
+    await iet.restartDaemon()
+    await until(async () => isBack)
+    t.deepEqual(await worth(iet), before)
+    const {samples} = await scrape(node.metricsPort)
+    t.is(samples.find(({name}) => name === 'lunpath_target_restorations_total')?.value, 1)
+    t.is(samples.filter(({name, labels}) => name === 'iscsi_target_info' && labels.driver === 'iet').length, 2)
+
+    await node.stopDaemon()
+    await iet.restartDaemon()
+    t.is((await worth(iet)).length, 0)
+    await node.start()
+    const after = await worth(iet)
+    t.deepEqual(
+      after.map(({name, volumes, sessionParams, targetParams}) => [name, volumes, sessionParams, targetParams]).sort(),
+      before.map(({name, volumes, sessionParams, targetParams}) => [name, volumes, sessionParams, targetParams]).sort(),
+    )
+    t.is(await statusOf(iet, other.export.iqn, {initiator}), 'redirect 192.0.2.1:3261')
+    t.is(await statusOf(iet, iqn, {initiator, ...auth.incoming}), 'ok')
+    for (const {volume} of [made, other]) await node.api.call('DELETE', `/exports/${volume.id}?force=true`)
+    t.deepEqual(await worth(iet), [])
+  },
+)
+
+lab('doctor says what IET lacks, and by which way it is driven', async t => {
+  const iet = await startDouble(t)
+  const place = {socketName: 'IET_ABSTRACT_NAMESPACE', accessDirectories: [iet.configDir], accessFiles: true}
+  const look = async (procDirectory: string) => {
+    const checks = await examine({targetDriver: 'iet', iet: {...place, procDirectory}})
+    return (part: string) => checks.find(({name}) => name.includes(part))
+  }
+  const well = await look(iet.procDir)
+  t.is(well('addon iet')?.status, 'ok')
+  t.like(well('module'), {status: 'ok', found: 'iscsi_trgt, version 1.4.20.2'})
+  t.is(well('ietd')?.status, 'ok')
+  t.like(well('control device'), {status: 'ok', found: 'by a duplicate of ietd’s descriptor'})
+  t.is(well('access files')?.status, 'ok')
+  await writeFile(join(iet.configDir, 'initiators.deny'), '')
+  await iet.killDaemon()
+  const ill = await look('/proc/net/iet')
+  t.like(ill('module'), {status: 'missing'})
+  t.regex(ill('module')?.remedy ?? '', /modprobe iscsi_trgt/)
+  t.is(ill('ietd')?.status, 'missing')
+  t.is(ill('access files')?.status, 'missing')
+  const {releases} = await iet.moduleState()
+  t.is(releases, 1, 'ietd’s own')
 })
