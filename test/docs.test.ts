@@ -10,6 +10,7 @@ import {registerNodeMetrics} from '../src/metrics/node.js'
 import {Metrics} from '../src/metrics/registry.js'
 import {registerTargetMetrics} from '../src/metrics/targets.js'
 import {TgtDriver} from '../src/targets/tgt.js'
+import {targetContract, titlesWithLogin} from './contract/targets.js'
 import {everyCommand} from './fixtures/cli.js'
 
 /** What the documents name is there, and what is there they name. */
@@ -101,6 +102,18 @@ test('docs/metrics.md has every family of /metrics with its type and labels', as
   const exported = new Set(families.map(({name}) => name))
   for (const [, name] of text.matchAll(/^\| `(\w+)` \| (?:gauge|counter|histogram)/gm))
     t.true(exported.has(name!), `${name} is documented and not there`)
+})
+
+test('docs/adding-a-driver.md has the tests that need a data path', async t => {
+  targetContract('any', {
+    test: () => undefined,
+    makeDriver: () => Promise.reject(new Error('it runs nothing')),
+    freePortal: () => Promise.reject(new Error('it runs nothing')),
+  })
+  const text = await readFile('docs/adding-a-driver.md', 'utf8')
+  const section = text.slice(text.indexOf('## IET without IET'), text.indexOf('## The steps'))
+  const listed = [...section.matchAll(/^- (.*)$/gm)].map(match => match[1])
+  t.deepEqual(listed, [...titlesWithLogin])
 })
 
 test('the README has every command, and no other', async t => {
