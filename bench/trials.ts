@@ -2,6 +2,7 @@ import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
+import {ietBareComparison, ietSpawnComparison} from './iet.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
@@ -70,6 +71,24 @@ export const trials: Trial[] = [
   lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
     existingComparison(500, release),
   ),
+  {
+    bench: 'iet',
+    name: 'IET (double): ADD_VOLUME and DEL_VOLUME against a program for each over the socket',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 0.02},
+    prepare: ietSpawnComparison,
+    lab: {},
+  },
+  {
+    bench: 'iet',
+    name: 'IET (double): 16 ADD_VOLUME and 16 DEL_VOLUME, in two batches, against bare C',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 1.3},
+    prepare: ietBareComparison,
+    lab: {},
+  },
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
