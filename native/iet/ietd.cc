@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "sys/unique_fd.h"
+#include "sys/wait.h"
 
 namespace lunpath::iet {
 namespace {
@@ -25,22 +26,6 @@ Error Protocol(const std::string& what) {
 Error Closed(const char* syscall) {
   return Error{
       .message = "ietd closed the connection without an answer: it died", .code = "IET_CLOSED", .syscall = syscall};
-}
-
-int MillisecondsLeft(Clock::time_point deadline) {
-  auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-  return static_cast<int>(std::clamp<int64_t>(left, 0, 1 << 30));
-}
-
-// True when `events` came, false at the deadline.
-bool Wait(int fd, short events, Clock::time_point deadline) {
-  for (;;) {
-    pollfd entry{.fd = fd, .events = events, .revents = 0};
-    const int left = MillisecondsLeft(deadline);
-    const int ready = poll(&entry, 1, left);
-    if (ready > 0) return true;
-    if (ready == 0 && left == 0) return false;
-  }
 }
 
 Result<UniqueFd> Connect(const std::string& name, Clock::time_point deadline) {

@@ -4,12 +4,12 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <optional>
 
 #include "sys/unique_fd.h"
+#include "sys/wait.h"
 
 namespace lunpath::net {
 namespace {
@@ -53,17 +53,6 @@ std::optional<Error> Ask(int fd, uint64_t handle, ConnectionId id) {
   return std::nullopt;
 }
 
-// True when a message came, false at the deadline.
-bool Wait(int fd, Clock::time_point deadline) {
-  for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    pollfd entry{.fd = fd, .events = POLLIN, .revents = 0};
-    const int ready = poll(&entry, 1, static_cast<int>(std::clamp<int64_t>(left, 0, 1 << 30)));
-    if (ready > 0) return true;
-    if (ready == 0 && left <= 0) return false;
-  }
-}
-
 enum class Answer { kOther, kStats, kRefused };
 
 // The group hears of all that the transport class has to say, and of what others have asked.
@@ -94,7 +83,7 @@ Result<std::vector<ConnectionStats>> ReadStats(uint64_t handle, const std::vecto
     if (auto error = Ask(fd, handle, id)) return std::move(*error);
     ConnectionStats found{.id = id};
     for (auto answer = Answer::kOther; answer == Answer::kOther;) {
-      if (!Wait(fd, deadline)) return Timeout();
+      if (!Wait(fd, POLLIN, deadline)) return Timeout();
       const ssize_t got = recv(fd, bytes.data(), bytes.size(), 0);
       if (got < 0) {
         if (errno == EINTR || errno == EAGAIN) continue;

@@ -4,11 +4,11 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "sys/unique_fd.h"
+#include "sys/wait.h"
 #include "tgt/abi.h"
 
 namespace lunpath::tgt {
@@ -29,22 +29,6 @@ Error Closed(const char* syscall) {
                    "user or group than tgtd",
                .code = "TGT_CLOSED",
                .syscall = syscall};
-}
-
-int MillisecondsLeft(Clock::time_point deadline) {
-  auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-  return static_cast<int>(std::clamp<int64_t>(left, 0, 1 << 30));
-}
-
-// True when `events` came, false at the deadline.
-bool Wait(int fd, short events, Clock::time_point deadline) {
-  for (;;) {
-    pollfd entry{.fd = fd, .events = events, .revents = 0};
-    int left = MillisecondsLeft(deadline);
-    int ready = poll(&entry, 1, left);
-    if (ready > 0) return true;
-    if (ready == 0 && left == 0) return false;
-  }
 }
 
 Result<UniqueFd> Connect(const std::string& path, Clock::time_point deadline) {
