@@ -26,6 +26,8 @@ export class ScannableDevices {
   readonly #sysfs: string
   #guests = new Set<string>()
   readonly #known = new Map<string, Known>()
+  /** The last answer, and the number of the kernel's last event before it. */
+  #last: {event: string; paths: string[]} | undefined
 
   constructor({sanTargets = [], guestDevices = () => [], sysfs = '/sys'}: ScannableOptions = {}) {
     this.#sanTargets = new Set(sanTargets)
@@ -33,16 +35,26 @@ export class ScannableDevices {
     this.#sysfs = sysfs
   }
 
-  /** Their paths, sorted. Synchronous, since it comes before each command: some microseconds for each device. */
+  /**
+   * Their paths, sorted. Synchronous, since it comes before each command: one read where nothing has changed, else some
+   * microseconds for each device.
+   */
   list(): string[] {
-    const names = readdirSync(join(this.#sysfs, 'class/block')).sort()
+    // Each device that comes, goes or gets another table is an event, and the number of the last one is read before the
+    // look (lib/kobject_uevent.c).
+    const event = this.#read('kernel/uevent_seqnum')
     const guests = new Set(this.#guestDevices().map(nameOf))
+    const sameGuests = guests.size === this.#guests.size && [...guests].every(name => this.#guests.has(name))
+    if (sameGuests && this.#last !== undefined && this.#last.event === event) return this.#last.paths
+    const names = readdirSync(join(this.#sysfs, 'class/block')).sort()
     const there = new Set(names)
-    const same = guests.size === this.#guests.size && [...guests].every(name => this.#guests.has(name))
-    for (const name of this.#known.keys()) if (!same || !there.has(name)) this.#known.delete(name)
+    for (const name of this.#known.keys()) if (!sameGuests || !there.has(name)) this.#known.delete(name)
     this.#guests = guests
     // The kernel has `!` where a device's name has `/` (Documentation/ABI/stable/sysfs-block).
-    return names.filter(name => this.#isScannable(name) === true).map(name => `/dev/${name.replaceAll('!', '/')}`)
+    const scannable = names.filter(name => this.#isScannable(name) === true)
+    const paths = scannable.map(name => `/dev/${name.replaceAll('!', '/')}`)
+    this.#last = event === undefined ? undefined : {event, paths}
+    return paths
   }
 
   /** Undefined: not known yet. Names come again, for other devices; the inode of an object in sysfs does not. */
@@ -60,18 +72,19 @@ export class ScannableDevices {
     }
   }
 
-  /** A device of device-mapper that lies on nothing yet may become anything. */
+  /** A device of device-mapper or an array that lies on nothing yet may become anything. */
   #examine(name: string): boolean | undefined {
     if (this.#guests.has(name)) return false
+    const isMap = name.startsWith('dm-')
+    if (isMap && this.#readOf(name, 'dm/uuid')?.startsWith('LVM-')) return false
     const place = readlinkSync(this.#path(name))
     // drivers/scsi/scsi_transport_iscsi.c: a disk's place in the tree of devices has its session.
     const session = /\/(session\d+)\//.exec(place)?.[1]
     if (session !== undefined) return this.#sanTargets.has(this.#targetName(session))
-    if (this.#read(name, 'partition') !== undefined) return this.#isScannable(basename(dirname(place)))
-    if (/^LVM-/.test(this.#read(name, 'dm/uuid') ?? '')) return false
+    if (this.#readOf(name, 'partition') !== undefined) return this.#isScannable(basename(dirname(place)))
     const below = this.#below(name).map(one => this.#isScannable(one))
     if (below.includes(false)) return false
-    if (below.includes(undefined) || (below.length === 0 && name.startsWith('dm-'))) return undefined
+    if (below.includes(undefined) || (below.length === 0 && (isMap || name.startsWith('md')))) return undefined
     return true
   }
 
@@ -87,9 +100,13 @@ export class ScannableDevices {
     return readFileSync(join(this.#sysfs, 'class/iscsi_session', session, 'targetname'), 'utf8').trim()
   }
 
-  #read(name: string, attribute: string): string | undefined {
+  #readOf(name: string, attribute: string): string | undefined {
+    return this.#read(join('class/block', name, attribute))
+  }
+
+  #read(path: string): string | undefined {
     try {
-      return readFileSync(this.#path(name, attribute), 'utf8').trim()
+      return readFileSync(join(this.#sysfs, path), 'utf8').trim()
     } catch {
       return undefined
     }

@@ -88,6 +88,26 @@ test('a name that comes again is looked at again, and a map that lies on nothing
   t.deepEqual(devices.list(), ['/dev/other'])
 })
 
+test('the answer stands until the kernel has told of an event, or guests have other devices', async t => {
+  const sysfs = await Sysfs.make(t)
+  await mkdir(join(sysfs.root, 'kernel'))
+  const event = (number: number) => writeFile(join(sysfs.root, 'kernel/uevent_seqnum'), `${number}\n`)
+  const guestDevices: string[] = []
+  const devices = new ScannableDevices({sysfs: sysfs.root, guestDevices: () => guestDevices})
+  await event(7)
+  await sysfs.add('null', 'virtual/block')
+  t.deepEqual(devices.list(), ['/dev/null'])
+  await sysfs.add('md0', 'virtual/block')
+  t.deepEqual(devices.list(), ['/dev/null'])
+  await event(8)
+  t.deepEqual(devices.list(), ['/dev/null'], 'an array that lies on nothing yet')
+  await symlink('../../null', join(sysfs.root, 'devices/virtual/block/md0/slaves/null'))
+  await event(9)
+  t.deepEqual(devices.list(), ['/dev/md0', '/dev/null'])
+  guestDevices.push('/dev/null')
+  t.deepEqual(devices.list(), [])
+})
+
 test('the filter takes these devices and no other, whatever letters a name has', t => {
   t.is(lvmFilter([]), '[ "r|.*|" ]')
   t.is(lvmFilter(['/dev/sda', '/dev/a.b']), '[ "a|^/dev/sda$|", "a|^/dev/a[.]b$|", "r|.*|" ]')
