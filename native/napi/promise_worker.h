@@ -42,8 +42,8 @@ class PromiseWorker {
   PromiseWorker& operator=(const PromiseWorker&) = delete;
 
   // Runs `job` on a worker thread, then `convert` on the main thread with its value. The promise rejects with the
-  // job's Error, and with ERR_CLOSED after RefuseNew(). With Settles::kLast it settles when no other job is pending:
-  // for a close() that waits.
+  // job's Error, and with ERR_CLOSED after RefuseNew(). With Settles::kLast it begins when the jobs before it have
+  // ended, and settles when no other is pending: for a close() that waits.
   enum class Settles { kAtOnce, kLast };
   template <class T>
   Napi::Promise Run(std::function<Result<T>()> job, std::function<Napi::Value(Napi::Env, T&)> convert,
@@ -127,11 +127,13 @@ class PromiseWorker {
   using Settle = Napi::TypedThreadSafeFunction<std::nullptr_t, Settled, &PromiseWorker::OnSettled>;
 
   struct State {
-    std::mutex mutex;  // guards queue, idle, started, closed
+    std::mutex mutex;  // guards queue, idle, started, running, closed
     std::condition_variable wake;
+    std::condition_variable none_runs;
     std::deque<Queued> queue;
     int started = 0;
     int idle = 0;
+    int running = 0;  // but for those that come last
     bool closed = false;
     Settle settle;
     size_t pending = 0;                              // main thread only
@@ -149,10 +151,18 @@ class PromiseWorker {
       if (state->closed) return;
       Queued job = std::move(state->queue.front());
       state->queue.pop_front();
+      const bool last = job.settles == Settles::kLast;
+      if (last) {
+        state->none_runs.wait(lock, [&] { return state->closed || state->running == 0; });
+        if (state->closed) return;
+      } else {
+        ++state->running;
+      }
       lock.unlock();
       Completion complete = job.run();
       job.run = nullptr;
       lock.lock();
+      if (!last && --state->running == 0) state->none_runs.notify_all();
       // Shut() releases the thread-safe function under this lock: where closed is false, it is alive.
       if (state->closed) return;
       state->settle.NonBlockingCall(new Settled{state, std::move(complete), job.settles});
@@ -171,6 +181,7 @@ class PromiseWorker {
       state_->settle.Release();
     }
     state_->wake.notify_all();
+    state_->none_runs.notify_all();
   }
 
   std::shared_ptr<State> state_;

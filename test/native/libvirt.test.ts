@@ -96,6 +96,16 @@ test('close() works twice, at once, before open, and waits for pending calls', a
   await connection.close()
 })
 
+test('a close() that meets calls as they begin lets them end', async t => {
+  for (let round = 0; round < 500; round++) {
+    const connection = connect()
+    await connection.open(testUri)
+    const calls = Array.from({length: 1 + (round % 4)}, () => connection.domains())
+    await connection.close()
+    t.is((await Promise.all(calls)).length, calls.length)
+  }
+})
+
 test('wrong arguments are a TypeError', t => {
   const connection = connect() as unknown as Record<string, (...args: unknown[]) => unknown>
   t.throws(() => connect(undefined as unknown as () => void) && newConnection(7 as never), {instanceOf: TypeError})
