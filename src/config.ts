@@ -108,7 +108,7 @@ export const configSchema = Type.Object(
       {
         /** The name that QEMU and lunpath log in with on this node. Default: the prefix, `:`, the host's name. */
         name: Type.Optional(Type.String()),
-        timeoutMs: Type.Integer({default: 5000, minimum: 100}),
+        timeoutMs: Type.Integer({default: 15_000, minimum: 100}),
         /** Who logs in for a disk where the request does not say: QEMU itself, or this host's kernel (open-iscsi). */
         route: Type.Union([Type.Literal('qemu'), Type.Literal('host')], {default: 'qemu'}),
       },

@@ -22,14 +22,19 @@ export interface NodeRecord {
   path: string
 }
 
+/** After the last of them iscsid gives up. A lost session is logged in again in tries of that length, without end. */
+export interface LoginTries {
+  tries: number
+  trySeconds: number
+}
+
 export interface NewNodeRecord {
   iqn: string
   portal: Portal
   tpgt: number
   initiatorName?: string
   auth?: ChapAuth
-  /** Seconds for the login, after which iscsid gives up. */
-  loginTimeoutSeconds: number
+  login: LoginTries
   /** False where this version cannot: it then finds all LUNs by itself. */
   manualScan: boolean
   owner: RecordOwner
@@ -150,7 +155,7 @@ export class NodeRecords {
 }
 
 function recordText(record: NewNodeRecord, user: string): string {
-  const {iqn, portal, tpgt, initiatorName, auth, loginTimeoutSeconds, manualScan, owner} = record
+  const {iqn, portal, tpgt, initiatorName, auth, login, manualScan, owner} = record
   const settings: [string, string | number | undefined][] = [
     ['node.name', iqn],
     ['node.tpgt', tpgt],
@@ -161,7 +166,7 @@ function recordText(record: NewNodeRecord, user: string): string {
     ['iface.initiatorname', initiatorName],
     ['node.session.scan', manualScan ? 'manual' : undefined],
     // This many times the login's timeout, iscsid tries a first login: longer than we wait it would log in to nobody's use.
-    ['node.session.initial_login_retry_max', 1],
+    ['node.session.initial_login_retry_max', login.tries],
     ['node.session.auth.authmethod', auth ? 'CHAP' : 'None'],
     ['node.session.auth.username', auth?.incoming.user],
     ['node.session.auth.password', auth?.incoming.secret],
@@ -170,7 +175,7 @@ function recordText(record: NewNodeRecord, user: string): string {
     ['node.conn[0].address', portal.address],
     ['node.conn[0].port', portal.port],
     ['node.conn[0].startup', 'manual'],
-    ['node.conn[0].timeo.login_timeout', loginTimeoutSeconds],
+    ['node.conn[0].timeo.login_timeout', login.trySeconds],
   ]
   const lines = settings.flatMap(([key, value]) => (value === undefined ? [] : [`${key} = ${value}`]))
   return `${[markOf(owner, user), ...lines].join('\n')}\n`

@@ -23,7 +23,7 @@ import {
 } from './iscsiadm.js'
 import {type ConnectionCounters, KernelIo} from './kernel-io.js'
 import {LibiscsiInitiator} from './libiscsi.js'
-import {type NodeRecord, NodeRecords, samePortal} from './node-record.js'
+import {type LoginTries, type NodeRecord, NodeRecords, samePortal} from './node-record.js'
 
 export interface OpenIscsiOptions {
   /** open-iscsi's data base; default: where the installation has it. */
@@ -43,9 +43,11 @@ interface Events {
   unflushed: [facts: {iqn: string; devices: KernelSession['devices']}]
 }
 
-const loginTimeoutMs = 5_000
+const loginTimeoutMs = 15_000
 /** iscsid ends a login by itself; iscsiadm, which waits for it, gets this much longer. */
 const iscsidGraceMs = 3_000
+/** open-iscsi's own, node.conn[0].timeo.login_timeout of iscsid.conf. */
+const longestTrySeconds = 15
 const diagnoseMs = 2_000
 const recordsPauseMs = 50
 const logoutAttempts = 3
@@ -132,16 +134,16 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     const {iqn, initiatorName, auth, owner = 'attach', timeoutMs = loginTimeoutMs} = spec
     const manualScan = await this.#scansByHand()
     await this.#requireIscsid(iqn)
-    const loginTimeoutSeconds = Math.ceil(timeoutMs / 1000)
+    const login = loginTries(timeoutMs)
     for (const {tpgt = 1, ...portal} of missing) {
-      await this.#records.write({iqn, portal, tpgt, initiatorName, auth, loginTimeoutSeconds, manualScan, owner})
+      await this.#records.write({iqn, portal, tpgt, initiatorName, auth, login, manualScan, owner})
     }
     // Without a portal iscsiadm logs in at all of the target's: those of a stranger's record too.
     const strangers = (await this.#records.of(iqn)).some(({portal}) => !spec.portals.some(p => samePortal(p, portal)))
     const rounds = missing.length > 1 && !strangers ? [[]] : missing.map(portal => ['-p', portalArgument(portal)])
     const options = {
       op: 'initiator.connect',
-      timeoutMs: loginTimeoutSeconds * 1000 + iscsidGraceMs,
+      timeoutMs: login.tries * login.trySeconds * 1000 + iscsidGraceMs,
       info: {iqn, portals: missing.map(formatPortal)},
       accept: [sessionExists],
     }
@@ -530,6 +532,17 @@ async function diagnosed(failure: unknown, {portals, iqn, lun, initiatorName, au
     }
   }
   return failure
+}
+
+/**
+ * A login in several tries. LIO drops the connection that it is answering when it takes another target off the same portal
+ * (drivers/target/iscsi/iscsi_target_login.c: its thread gets a signal), and iscsid 2.1.8 notices that in mid-login by its
+ * timer alone: where one try had all of the time, such a login would have failed.
+ */
+function loginTries(timeoutMs: number): LoginTries {
+  const seconds = Math.ceil(timeoutMs / 1000)
+  const trySeconds = Math.min(Math.ceil(seconds / 3), longestTrySeconds)
+  return {trySeconds, tries: Math.ceil(seconds / trySeconds)}
 }
 
 /** iscsiadm's exit status. */

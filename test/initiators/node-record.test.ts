@@ -7,7 +7,14 @@ import {type NewNodeRecord, NodeRecords, samePortal} from '../../src/initiators/
 
 const iqn = 'iqn.2025-01.test.lunpath:0123456789abcdef'
 const portal = {address: '10.0.0.5', port: 3260}
-const record: NewNodeRecord = {iqn, portal, tpgt: 1, loginTimeoutSeconds: 5, manualScan: true, owner: 'attach'}
+const record: NewNodeRecord = {
+  iqn,
+  portal,
+  tpgt: 1,
+  login: {tries: 3, trySeconds: 5},
+  manualScan: true,
+  owner: 'attach',
+}
 
 async function dataBase(t: ExecutionContext) {
   const root = await mkdtemp(join(tmpdir(), 'nodes-'))

@@ -3,6 +3,7 @@
 import {randomBytes} from 'node:crypto'
 import {constants, existsSync} from 'node:fs'
 import {mkdir, open, readdir, readFile, rm, stat, symlink, writeFile} from 'node:fs/promises'
+import {connect as dial} from 'node:net'
 import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
@@ -370,6 +371,29 @@ lab('13. a portal that goes in mid-login is a TIMEOUT, and nothing stays', async
   t.true(['TIMEOUT', 'INITIATOR_FAILED'].includes(silent.code), silent.message)
   await nothingLeft(t, unit)
 })
+
+lab(
+  '13b. a login that the target cuts off, as LIO does where another target goes, is tried again in its time',
+  async t => {
+    const unit = await lun(t)
+    let connections = 0
+    const portal = await openPortal(client => {
+      if (++connections === 1) {
+        client.once('data', () => client.destroy())
+        return
+      }
+      const target = dial(tgtd.port, network.addresses[0])
+      target.on('error', () => client.destroy()).pipe(client)
+      client.on('close', () => target.destroy()).pipe(target)
+    })
+    t.teardown(() => portal.close())
+    const device = await initiator.connect({...spec(unit), portals: [portal.portal], timeoutMs: 15_000})
+    t.is(device.serial, unit.serial)
+    t.is(connections, 2)
+    await initiator.disconnect(unit.iqn)
+    await nothingLeft(t, unit)
+  },
+)
 
 lab('14. several portals: one session each; without multipathd the first path serves, and that is said', async t => {
   const unit = await lun(t)
