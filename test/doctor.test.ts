@@ -1,5 +1,5 @@
 import {existsSync} from 'node:fs'
-import {mkdtemp, readdir, realpath, rm, writeFile} from 'node:fs/promises'
+import {mkdtemp, readdir, realpath, rm, rmdir, writeFile} from 'node:fs/promises'
 import {createServer, type Server} from 'node:net'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -25,6 +25,15 @@ async function listen(t: ExecutionContext, address: string): Promise<number> {
   await new Promise<void>((resolve, reject) => server.once('error', reject).listen(0, address, resolve))
   t.teardown(() => server.close())
   return (server.address() as {port: number}).port
+}
+
+const namespaces = '/run/netns'
+
+/** ip(8) makes the directory and mounts it on itself, and takes neither back. Other namespaces would hold it. */
+async function removeNamespaces(): Promise<void> {
+  await run('umount', [namespaces])
+    .then(() => rmdir(namespaces))
+    .catch(() => undefined)
 }
 
 function named(checks: Check[], name: string): Check {
@@ -110,8 +119,12 @@ test('portals are addresses of this machine, or of the network namespace that is
   }
   t.deepEqual(await found({}), ['ok', 'warn', 'warn'])
   t.deepEqual(await found({networkNamespace}), ['warn', 'warn', 'warn'])
+  const hadNamespaces = existsSync(namespaces)
   await run('ip', ['netns', 'add', networkNamespace])
-  t.teardown(() => run('ip', ['netns', 'delete', networkNamespace]))
+  t.teardown(async () => {
+    await run('ip', ['netns', 'delete', networkNamespace])
+    if (!hadNamespaces) await removeNamespaces()
+  })
   await run('ip', ['-n', networkNamespace, 'address', 'add', '10.98.7.6/32', 'dev', 'lo'])
   t.deepEqual(await found({networkNamespace}), ['ok', 'ok', 'warn'])
   const checks = await examine({targetDriver: 'lio', portals, networkNamespace})
