@@ -1,4 +1,4 @@
-import {mkdir, readFile} from 'node:fs/promises'
+import {mkdir, readFile, rm} from 'node:fs/promises'
 import {join} from 'node:path'
 import type {FastifyInstance} from 'fastify'
 import {type DestinationStream, type Logger, pino} from 'pino'
@@ -24,7 +24,7 @@ import {examineNode} from './node-check.js'
 import {reconcile} from './reconcile/apply.js'
 import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
 import type {Problem} from './reconcile/plan.js'
-import type {NewPool, Service} from './service.js'
+import type {DeletedPool, NewPool, Service} from './service.js'
 import {Journal} from './state/journal.js'
 import {guestDevices} from './state/peek.js'
 import {Store} from './state/store.js'
@@ -37,7 +37,8 @@ import type {PoolCapacity, VolumeDriver} from './volumes/driver.js'
 import {FileVolumeDriver} from './volumes/file.js'
 import {openImported} from './volumes/imported.js'
 import {LvmVolumeDriver} from './volumes/lvm.js'
-import {createGroup} from './volumes/lvm-create.js'
+import {createGroup, defaultThinPool} from './volumes/lvm-create.js'
+import {deleteGroup} from './volumes/lvm-delete.js'
 import {checkLvmName} from './volumes/lvm-grammar.js'
 import {Pools} from './volumes/pools.js'
 
@@ -279,9 +280,15 @@ export class Daemon {
           info: {pool: taken ?? pool},
         })
       }
-      const thinPool = thin ? 'thin' : undefined
-      const systemDirectory = this.#lvmDirectory(pool)
-      await createGroup({group, devices, thinPool, thinBytes, systemDirectory, scan: this.#lvmScan()})
+      const thinPool = thin ? defaultThinPool : undefined
+      await createGroup({
+        group,
+        devices,
+        thinPool,
+        thinBytes,
+        systemDirectory: this.#lvmDirectory(pool),
+        scan: this.#lvmScan(),
+      })
       const driver = this.#lvmPool({name: pool, group, thinPool})
       await driver.open()
       const value = {
@@ -297,6 +304,60 @@ export class Daemon {
       })
       volumes.add(driver)
       return await driver.capacity()
+    } finally {
+      unlock()
+    }
+  }
+
+  /**
+   * `pool delete`: undoes `pool create`, also one that was killed half-way, of which there is no record: that goes by
+   * its group's name. LVM is asked what is in the group when the pool takes nothing new any more.
+   */
+  async #deletePool(pool: string): Promise<DeletedPool> {
+    const {rooms} = this.operations
+    const {store, volumes} = rooms
+    checkLvmName(pool, 'volume group')
+    const record = store.pools.get(pool)
+    const {lvm, defaultPool} = this.config.volumes
+    const configured = lvm.some(({group, name = group}) => name === pool || group === record?.group)
+    if (configured || pool === defaultPool || (!record && volumes.has(pool))) {
+      throw new StorageError('INVALID_ARGUMENT', `The pool ${pool} is in the configuration: take it out there`, {
+        op: 'pool.delete',
+        info: {pool},
+      })
+    }
+    const group = record?.group ?? pool
+    const owners = [...lvm, ...store.pools.values()]
+    const noSuchPool = () =>
+      new StorageError('NOT_FOUND', `There is no pool ${JSON.stringify(pool)}`, {op: 'pool.delete', info: {pool}})
+    // Another pool's group of that name is not to go.
+    if (!record && owners.some(owner => owner.group === group)) throw noSuchPool()
+    const unlock = this.operations.lock(`pool ${pool}`, `group ${group}`)
+    try {
+      const inStore = [...store.volumes.values()].filter(volume => volume.driver === 'lvm' && volume.pool === pool)
+      if (inStore.length > 0) {
+        throw new StorageError('POOL_IN_USE', `The pool ${pool} has ${inStore.length} volumes: delete them first`, {
+          op: 'pool.delete',
+          info: {pool, volumes: inStore.map(({id}) => id)},
+        })
+      }
+      const driver = volumes.remove(pool)
+      await driver?.close()
+      const systemDirectory = this.#lvmDirectory(pool)
+      const thinPool = record ? (record.thinPool ?? undefined) : defaultThinPool
+      const outcome = await deleteGroup({group, thinPool, systemDirectory, scan: this.#lvmScan()}).catch(
+        async error => {
+          if (driver) {
+            volumes.add(driver)
+            await this.#openPools(rooms)
+          }
+          throw error
+        },
+      )
+      await rm(systemDirectory, {recursive: true, force: true})
+      if (!record && outcome !== 'removed') throw noSuchPool()
+      await store.write([{table: 'pools', id: pool, value: null}])
+      return {pool, group, groupRemoved: outcome === 'removed'}
     } finally {
       unlock()
     }
@@ -343,6 +404,7 @@ export class Daemon {
       metrics: this.metrics,
       problems: () => this.#problems,
       createPool: asked => this.#createPool(asked),
+      deletePool: pool => this.#deletePool(pool),
       doctor: () => examineNode(this.config, this.#store!, targetPids(this.operations.rooms.targets)),
     }
   }

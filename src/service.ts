@@ -16,6 +16,14 @@ export interface NewPool {
   thinBytes?: number
 }
 
+/** What has become of a pool in LVM. */
+export interface DeletedPool {
+  pool: string
+  group: string
+  /** False: the group was there before lunpath, and stays as it is. */
+  groupRemoved: boolean
+}
+
 /** What the API serves: made by daemon.ts, the only place that chooses drivers. */
 export interface Service {
   version: string
@@ -25,5 +33,6 @@ export interface Service {
   /** What the last reconciliation found and could not mend. */
   problems(): Problem[]
   createPool(asked: NewPool): Promise<PoolCapacity>
+  deletePool(pool: string): Promise<DeletedPool>
   doctor(): Promise<Check[]>
 }

@@ -3,8 +3,9 @@ import {StorageError} from '../errors.js'
 import {formatSize} from '../size.js'
 import {type ClaimedDevice, claimEmptyDevice} from './claim.js'
 import {type LvmSystem, writeLvmSystemDirectory} from './lvm-config.js'
+import {type Lvm, removeGroup} from './lvm-delete.js'
 import type {ScannableOptions} from './lvm-devices.js'
-import {groupFields, inBytes, readGroup, type VolumeGroup} from './lvm-facts.js'
+import {deviceName, groupFields, groupTag, inBytes, readGroup, type VolumeGroup} from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
 import {LvmShell} from './lvm-shell.js'
 
@@ -22,12 +23,16 @@ export interface GroupSpec {
   scan?: ScannableOptions
 }
 
+/** The thin pool that `pool create --thin` makes. */
+export const defaultThinPool = 'thin'
+
 /** Left for the thin pool's metadata, its spare copy and its growth. */
 const thinShare = 0.9
 
 /**
  * Makes a volume group of devices that are empty and that nobody has, and a thin pool in it where one is asked for. All
  * devices are looked at and claimed before the first is written to; what was made is taken back where a later part fails.
+ * Where the process was killed, the same call begins anew with what it had made, which a tag tells (GroupRole).
  * @throws DEVICE_IN_USE, VOLUME_EXISTS (there is such a group), POOL_UNUSABLE (LVM refused), POOL_FULL, NAME_INVALID
  */
 export async function createGroup({
@@ -42,11 +47,24 @@ export async function createGroup({
   if (thinPool !== undefined) checkLvmName(thinPool, 'thin pool')
   const system = await writeLvmSystemDirectory({...scan, directory: systemDirectory})
   const shell = new LvmShell({system})
-  const lvm = async (...args: string[]) => (await shell.run(args)).rows
+  const lvm: Lvm = async (...args) => (await shell.run(args)).rows
   const groups = async () => (await lvm('vgs', ...inBytes, '-o', groupFields)).map(readGroup)
   try {
-    const existing = (await groups()).find(({name}) => name === group)
-    if (existing && devices.length > 0) {
+    let existing = (await groups()).find(({name}) => name === group)
+    if (existing?.role === 'making' && devices.length > 0 && (await isMadeOf(lvm, group, devices))) {
+      // A daemon that was killed has left it half made. Nothing is in it yet, so it is made anew.
+      await removeGroup(lvm, existing, {thinPool: thinPool ?? defaultThinPool, system})
+      existing = undefined
+    }
+    if (existing?.unfit) {
+      throw new StorageError('POOL_UNUSABLE', `The volume group ${group} cannot be a pool: ${existing.unfit}`, {
+        op: 'pool.create',
+        info: {group},
+      })
+    }
+    // One that we have made of these very devices, and of which no record was kept, is taken as it is too.
+    const ours = existing?.role === 'made' && (await isMadeOf(lvm, group, devices))
+    if (existing && devices.length > 0 && !ours) {
       throw new StorageError('VOLUME_EXISTS', `There is a volume group ${group} already: it is not changed`, {
         op: 'pool.create',
         info: {group},
@@ -63,12 +81,15 @@ export async function createGroup({
     } else {
       const paths = await examine(devices, system)
       try {
-        await lvm('vgcreate', group, ...paths)
+        await lvm('vgcreate', '--addtag', groupTag('making'), group, ...paths)
         const made = (await groups()).find(({name}) => name === group)!
         await makeThinPool(lvm, made, {thinPool, thinBytes})
+        await lvm('vgchange', '--addtag', groupTag('made'), '--deltag', groupTag('making'), group)
       } catch (error) {
-        await lvm('vgremove', '--force', group).catch(() => undefined)
-        await lvm('pvremove', ...paths).catch(() => undefined)
+        const left = (await groups().catch(() => [])).find(({name}) => name === group)
+        if (left?.role === 'making') await removeGroup(lvm, left, {thinPool, system}).catch(() => undefined)
+        // A vgcreate that has failed leaves its labels.
+        if (!left) await lvm('pvremove', ...paths).catch(() => undefined)
         throw error
       }
     }
@@ -83,6 +104,18 @@ export async function createGroup({
   } finally {
     await shell.close()
   }
+}
+
+async function numberOf(device: string): Promise<string> {
+  const stats = await stat(device).catch(() => undefined)
+  return stats?.isBlockDevice() ? deviceName(stats.rdev) : ''
+}
+
+async function isMadeOf(lvm: Lvm, group: string, devices: readonly string[]): Promise<boolean> {
+  const numbers = new Set(await Promise.all(devices.map(numberOf)))
+  const volumes = await lvm('pvs', '-o', 'pv_major,pv_minor,vg_name')
+  const its = volumes.filter(({vg_name}) => vg_name === group)
+  return its.length === numbers.size && its.every(row => numbers.has(`${row.pv_major}:${row.pv_minor}`))
 }
 
 /**
@@ -114,12 +147,12 @@ function guestsDevice(path: string): StorageError {
 }
 
 async function makeThinPool(
-  lvm: (...args: string[]) => Promise<unknown>,
+  lvm: Lvm,
   {name, freeBytes, extentBytes}: VolumeGroup,
   {thinPool, thinBytes}: Pick<GroupSpec, 'thinPool' | 'thinBytes'>,
 ): Promise<void> {
   if (thinPool === undefined) return
-  const volumes = (await lvm('lvs', '-o', 'lv_name,lv_layout', name)) as {lv_name: string; lv_layout: string}[]
+  const volumes = await lvm('lvs', '-o', 'lv_name,lv_layout', name)
   const there = volumes.find(({lv_name}) => lv_name === thinPool)
   if (there?.lv_layout === 'thin,pool') return
   if (there) {

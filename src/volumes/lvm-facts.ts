@@ -3,9 +3,17 @@ import {isVolumeId} from './id.js'
 import {deviceNumber} from './in-use.js'
 import type {LvmRow} from './lvm-report.js'
 
+/**
+ * What a group is to us, which its tag alone says: `pool create` is at work on it, has made it, or `pool delete` is at
+ * work. LVM changes tags as a whole: `making` and `deleted` hold nobody's data.
+ */
+export type GroupRole = 'making' | 'made' | 'deleted'
+
 /** What LVM says of the volume group. */
 export interface VolumeGroup {
   name: string
+  /** Undefined: it is not ours. */
+  role: GroupRole | undefined
   uuid: string
   sizeBytes: number
   freeBytes: number
@@ -46,7 +54,7 @@ export interface LogicalVolume {
 }
 
 export const groupFields =
-  'vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_permissions,vg_exported,vg_shared,vg_clustered'
+  'vg_name,vg_uuid,vg_tags,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_permissions,vg_exported,vg_shared,vg_clustered'
 export const volumeFields = 'lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_role,lv_kernel_major,lv_kernel_minor'
 export const thinFields = 'lv_name,lv_size,lv_metadata_size,lv_layout,data_percent,metadata_percent,lv_health_status'
 /** Sizes as bare numbers of bytes. */
@@ -54,6 +62,10 @@ export const inBytes = ['--units', 'b', '--nosuffix']
 
 export function tag(role: Role | 'made', value: string): string {
   return `lunpath:${role}=${value}`
+}
+
+export function groupTag(role: GroupRole): string {
+  return `lunpath:group=${role}`
 }
 
 /** Names of what is being made or removed: no volume of anybody's has such a name. */
@@ -67,6 +79,11 @@ export function isOurName(name: string): boolean {
 }
 
 export function readGroup(row: LvmRow): VolumeGroup {
+  const roles = (row.vg_tags ?? '')
+    .split(',')
+    .flatMap(text => /^lunpath:group=(making|made|deleted)$/.exec(text)?.[1] ?? [])
+  // Two of them were not set by us.
+  const role = roles.length === 1 ? (roles[0] as GroupRole) : undefined
   const unfit =
     row.vg_exported === 'exported'
       ? 'it is exported (vgimport gives it back)'
@@ -74,9 +91,14 @@ export function readGroup(row: LvmRow): VolumeGroup {
         ? 'it is read-only (vgchange --permission rw)'
         : row.vg_shared === 'shared' || row.vg_clustered === 'clustered'
           ? 'it is shared by several hosts, and a group of lunpath has one writer'
-          : undefined
+          : role === 'making'
+            ? 'lunpath pool create was interrupted: run the same command again, or lunpath pool delete with the name of the group'
+            : role === 'deleted'
+              ? 'lunpath pool delete was interrupted: run it again'
+              : undefined
   return {
     name: row.vg_name!,
+    role,
     uuid: row.vg_uuid!,
     sizeBytes: Number(row.vg_size),
     freeBytes: Number(row.vg_free),

@@ -31,6 +31,14 @@ export class Pools {
     this.#drivers.set(driver.pool, driver)
   }
 
+  /** Takes a pool out and gives its driver, which the caller closes: nothing new is made in it from here on. */
+  remove(name: string): VolumeDriver | undefined {
+    const driver = this.#drivers.get(name)
+    this.#drivers.delete(name)
+    this.#unusable.delete(name)
+    return driver
+  }
+
   has(name: string): boolean {
     return this.#drivers.has(name)
   }

@@ -112,6 +112,36 @@ lab('pools in LVM: made, listed, used, exported, measured, and there again after
     await new Promise(resolve => setTimeout(resolve, 1000))
   }
   t.deepEqual(await readAt(snapshot.path, 4096, MiB), data)
+  await refused('POOL_IN_USE', 'pool', 'delete', 'fast')
   for (const name of ['copy', 'monday', 'db2', 'db1', file.id]) await json('volume', 'delete', name)
   t.deepEqual(await json('volume', 'list'), [])
+
+  await refused('INVALID_ARGUMENT', 'pool', 'delete', 'default')
+  await refused('NOT_FOUND', 'pool', 'delete', 'nosuch')
+  // By the name of another pool's group.
+  await refused('NOT_FOUND', 'pool', 'delete', 'vg1')
+  // Somebody else's volume in the same group: nothing is removed, and the pool goes on.
+  for (const name of ['vg0', 'fast']) await node.daemon.operations.rooms.volumes.pool(name).settled()
+  const withoutUdevd = ['--config', 'activation{udev_sync=0 udev_rules=0}', '--yes']
+  await run('lvcreate', [...withoutUdevd, '--size', '8M', '--name', 'database', 'vg0'])
+  await refused('POOL_IN_USE', 'pool', 'delete', 'vg0')
+  const still = await json<Volume>('volume', 'create', '--size', '8MiB', '--pool', 'vg0')
+  await json('volume', 'delete', still.id)
+  await run('lvremove', [...withoutUdevd, 'vg0/database'])
+  await node.daemon.operations.rooms.volumes.pool('vg0').settled()
+  t.deepEqual(await json('pool', 'delete', 'vg0'), {pool: 'vg0', group: 'vg0', groupRemoved: true})
+  const deleted = await cli('pool', 'delete', 'fast')
+  t.is(deleted.stdout, 'deleted fast; the volume group vg1 is removed with it\n')
+  t.is((await run('pvs', ['--noheadings'])).stdout.trim(), '')
+  // A group that was there before is forgotten, and stays.
+  await run('vgcreate', ['theirs', '/dev/vda'])
+  await json('pool', 'create', '--vg', 'theirs')
+  t.like(await json('pool', 'delete', 'theirs'), {groupRemoved: false})
+  t.regex((await run('vgs', ['--noheadings', '-o', 'vg_name'])).stdout, /theirs/)
+  await node.stopDaemon()
+  await node.start({logTo: log})
+  t.deepEqual(
+    (await json<{pools: PoolCapacity[]}>('pool', 'list')).pools.map(({pool}) => pool),
+    ['default'],
+  )
 })

@@ -106,6 +106,18 @@ test('a group that others write to, or nobody may, is not fit', t => {
   t.regex(readGroup({...row, vg_shared: 'shared'}).unfit!, /several hosts/)
 })
 
+test('a tag alone says whether a group is ours, and a half-made or half-removed one is not fit', t => {
+  const read = (vg_tags: string) => readGroup({vg_name: 'vg', vg_tags})
+  t.like(read('backup,lunpath:group=made'), {role: 'made', unfit: undefined})
+  t.is(read('lunpath:group=making').role, 'making')
+  t.regex(read('lunpath:group=making').unfit!, /run the same command again/)
+  t.is(read('lunpath:group=deleted').role, 'deleted')
+  t.regex(read('lunpath:group=deleted').unfit!, /run it again/)
+  for (const tags of ['', 'lunpath:group=mine', 'xlunpath:group=made', 'lunpath:group=made,lunpath:group=deleted']) {
+    t.is(read(tags).role, undefined, tags)
+  }
+})
+
 const groupUuid = '4y527f-YJsZ-Tn8C-IDrP-Bceq-r2H3-lTEqMc'
 const uuidOf = (letter: string) => `LVM-${groupUuid.replaceAll('-', '')}${letter.repeat(32)}`
 const device = (name: string, uuid: string, suspended = false): MappedDevice => ({

@@ -20,10 +20,11 @@ import {
 import {askedOf, askedOfLongWork} from '../server.js'
 
 const UnusablePool = Type.Object({pool: Type.String(), driver: Type.String(), reason: Type.String()})
+const DeletedPool = Type.Object({pool: Type.String(), group: Type.String(), groupRemoved: Type.Boolean()})
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 
 /** /v1/volumes, /v1/pools and /v1/pool */
-export function volumeRoutes({operations, operations: {rooms}, createPool}: Service) {
+export function volumeRoutes({operations, operations: {rooms}, createPool, deletePool}: Service) {
   const {store} = rooms
   const shown = (volume: VolumeRecord) => ({
     ...volume,
@@ -111,12 +112,17 @@ export function volumeRoutes({operations, operations: {rooms}, createPool}: Serv
       async () => ({pools: await rooms.volumes.capacities(), unusable: rooms.volumes.unusable()}),
     )
 
-    // Not journalled: a volume group is not undone. Where the daemon ends in between, the group is there without its
-    // pool, and the same request without devices takes it as it is.
+    // Not journalled: the group's own tag says how far it has come, and the same request goes on from there.
     api.post<{Body: Static<typeof NewPoolBody>}>(
       '/pools',
       {schema: {body: NewPoolBody, response: {201: PoolSchema, default: ErrorSchema}}},
       async ({body}, reply) => reply.status(201).send(await createPool(body)),
+    )
+
+    api.delete<{Params: {pool: string}}>(
+      '/pools/:pool',
+      {schema: {response: {200: DeletedPool, default: ErrorSchema}}},
+      async ({params}) => deletePool(params.pool),
     )
   }
 }

@@ -1,4 +1,5 @@
 import type {Command} from 'commander'
+import type {DeletedPool} from '../../service.js'
 import {formatSize, parseSize} from '../../size.js'
 import type {PoolCapacity} from '../../volumes/driver.js'
 import type {UnusablePool} from '../../volumes/pools.js'
@@ -55,7 +56,8 @@ export function poolCommands(program: Command): void {
       'after',
       `
 Devices are taken only where nothing is on them and nobody has them: no signature, partition, mount or holder.
-A pool that is made here is there again after a restart of the daemon.
+A pool that is made here is there again after a restart of the daemon. Where the daemon was killed in between,
+the same command goes on.
 
 Examples:
   lunpath pool create --vg vg0 /dev/sdb /dev/sdc
@@ -67,6 +69,28 @@ Examples:
         const made = await call<PoolCapacity>('POST', '/pools', {name, group: vg, devices, thin, thinBytes: thinSize})
         if (json) printJson(made)
         else printTable([made], columns, '')
+      }),
+    )
+
+  pool
+    .command('delete <pool>')
+    .description('undo pool create: the pool must have no volumes, and a group that it made goes with it')
+    .addHelpText(
+      'after',
+      `
+A group that pool create has made of devices is removed, and LVM's labels from the devices. One that was there
+before stays as it is, and so do all its volumes: the pool is only forgotten. A pool that the configuration names is
+taken out there.
+
+Examples:
+  lunpath pool delete vg0`,
+    )
+    .action((name: string, _options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const deleted = await call<DeletedPool>('DELETE', `/pools/${encodeURIComponent(name)}`)
+        if (json) return printJson(deleted)
+        const group = deleted.groupRemoved ? 'removed with it' : 'left as it is'
+        process.stdout.write(`deleted ${deleted.pool}; the volume group ${deleted.group} is ${group}\n`)
       }),
     )
 }
