@@ -57,6 +57,7 @@ class SessionObject : public Napi::ObjectWrap<SessionObject> {
                            InstanceMethod<&SessionObject::Read>("read"),
                            InstanceMethod<&SessionObject::Write>("write"),
                            InstanceMethod<&SessionObject::Flush>("flush"),
+                           InstanceMethod<&SessionObject::Page>("page"),
                            InstanceMethod<&SessionObject::Close>("close"),
                            InstanceMethod<&SessionObject::Interrupt>("interrupt"),
                        });
@@ -109,6 +110,17 @@ class SessionObject : public Napi::ObjectWrap<SessionObject> {
 
   Napi::Value Flush(const Napi::CallbackInfo&) {
     return worker_.Run<Nothing>([session = session_] { return session->Flush(); }, Undefined);
+  }
+
+  Napi::Value Page(const Napi::CallbackInfo& info) {
+    const int page = info[0].ToNumber().Int32Value();
+    return worker_.Run<Bytes>(
+        [session = session_, page]() -> Result<Bytes> {
+          auto bytes = session->VitalPage(page);
+          if (!bytes.ok()) return bytes.error();
+          return std::make_unique<std::vector<uint8_t>>(std::move(bytes.value()));
+        },
+        ToBuffer);
   }
 
   // Logs out after the calls that were made before; later ones are refused.

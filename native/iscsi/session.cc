@@ -512,6 +512,10 @@ Result<std::vector<uint8_t>> Session::Inquiry(bool vpd, int page, uint64_t deadl
   return Error{.message = "INQUIRY", .code = "PROTOCOL", .syscall = what};  // not reached
 }
 
+Result<std::vector<uint8_t>> Session::VitalPage(int page) {
+  return Inquiry(true, page, NowNs() + params_.command_timeout_ms * kNsPerMs);
+}
+
 Result<Identity> Session::Identify(uint64_t deadline_ns) {
   auto ready = Command("TEST UNIT READY", deadline_ns,
                        [&](Wait* wait) { return iscsi_testunitready_task(context_, params_.lun, OnDone, wait); });

@@ -82,6 +82,8 @@ class Session {
   Status Write(uint64_t offset, const uint8_t* from, uint32_t length);
   // SYNCHRONIZE CACHE (10) of the whole logical unit.
   Status Flush();
+  // A page of vital product data as it is, with its header (SPC-4, 7.8).
+  Result<std::vector<uint8_t>> VitalPage(int page);
 
   // Logs out where the session is up, waiting for the answer two seconds at most. Success in any case.
   Status Logout();

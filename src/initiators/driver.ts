@@ -35,6 +35,8 @@ export interface IscsiSession {
   write(offsetBytes: number, data: Uint8Array): Promise<void>
   /** SYNCHRONIZE CACHE (10). */
   flush(): Promise<void>
+  /** A page of vital product data as the target gives it, header included (SPC-4, 7.8). */
+  page(page: number): Promise<Buffer>
   /** Logs out; waits for pending calls; can be called twice. */
   close(): Promise<void>
 }

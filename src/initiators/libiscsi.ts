@@ -11,6 +11,7 @@ interface NativeSession {
   read(offsetBytes: number, lengthBytes: number): Promise<Buffer>
   write(offsetBytes: number, data: Uint8Array): Promise<void>
   flush(): Promise<void>
+  page(page: number): Promise<Buffer>
   close(): Promise<void>
 }
 
@@ -104,6 +105,10 @@ class LibiscsiSession implements IscsiSession {
 
   async flush(): Promise<void> {
     await this.#run('flush', session => session.flush())
+  }
+
+  async page(page: number): Promise<Buffer> {
+    return this.#run('page', session => session.page(page))
   }
 
   close(): Promise<void> {

@@ -79,6 +79,19 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     await session.close()
   })
 
+  test.serial('page() gives a page as the target has it; one that it has not is an error', async t => {
+    const session = await initiator.connect(login(plain))
+    const serial = await session.page(0x80)
+    t.deepEqual([serial[1], serial.length], [0x80, 4 + serial.readUInt16BE(2)])
+    t.is(serial.subarray(4).toString('latin1').trim(), plain.serial)
+    const identification = await session.page(0x83)
+    t.is(identification[1], 0x83)
+    t.true(identification.includes(Buffer.from(plain.wwid.replace('naa.', ''), 'hex')))
+    t.like((await refusal(session.page(0xc5))).cause, {code: 'SCSI_SENSE'})
+    t.is((await session.page(0x80)).length, serial.length)
+    await session.close()
+  })
+
   test.serial('a range outside the unit, or not of whole blocks, is refused before anything is sent', async t => {
     const session = await initiator.connect(login(plain))
     const ranges: [number, number][] = [
