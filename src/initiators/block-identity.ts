@@ -49,17 +49,42 @@ export function mismatch(
 }
 
 /**
+ * A disk's name in systemd's scsi_id (src/udev/scsi_id/scsi_serial.c), which udev and multipath use: `3` for NAA or `1` for T10,
+ * and the designator in hexadecimal. Of T10 designators IET's are known to be binary ones. Undefined for other WWIDs.
+ */
+export function scsiIdOf(wwid: string): string | undefined {
+  const naa = /^naa\.([0-9a-f]{16}|[0-9a-f]{32})$/.exec(wwid)?.[1]
+  if (naa !== undefined) return `3${naa}`
+  const designator = ietDesignator(wwid)
+  return designator && `1${designator.toString('hex')}`
+}
+
+/**
  * The name under which udev shows a disk for as long as it has this WWID: 60-persistent-storage.rules of systemd for
  * SCSI disks, 11-dm-mpath.rules of multipath-tools for joined paths.
- * @throws UNSUPPORTED for a WWID of another kind than NAA
+ * @throws UNSUPPORTED for a WWID of another kind than NAA or IET's
  */
 export function stablePathOf(wwid: string, multipath: boolean): string {
-  const hex = /^naa\.([0-9a-f]{16}|[0-9a-f]{32})$/.exec(wwid)?.[1]
-  if (hex === undefined) {
+  const id = scsiIdOf(wwid)
+  if (id === undefined) {
     throw new StorageError('UNSUPPORTED', `udev has no stable name for a disk with the WWID ${JSON.stringify(wwid)}`, {
       op: 'initiator.verify',
       info: {wwid},
     })
   }
-  return multipath ? `/dev/disk/by-id/dm-uuid-mpath-3${hex}` : `/dev/disk/by-id/wwn-0x${hex}`
+  if (multipath) return `/dev/disk/by-id/dm-uuid-mpath-${id}`
+  return wwid.startsWith('naa.') ? `/dev/disk/by-id/wwn-0x${id.slice(1)}` : `/dev/disk/by-id/scsi-${id}`
+}
+
+/**
+ * IET's designator, a binary one of 24 bytes: its vendor with five NULs, and the ScsiId. sysfs shows a NUL as `\0` and other
+ * bytes that are not printable with three octal digits, so that a NUL before two such digits looks like another byte: then
+ * the id comes out too short, and undefined.
+ */
+function ietDesignator(wwid: string): Buffer | undefined {
+  const [, id] = /^t10\.IET(?:\\0){5}(.+)$/s.exec(wwid) ?? []
+  if (id === undefined) return undefined
+  const bytes = id.replace(/\\([0-3][0-7]{2}|0)/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+  const designator = Buffer.from(`IET\0\0\0\0\0${bytes}`, 'latin1')
+  return designator.length === 24 ? designator : undefined
 }

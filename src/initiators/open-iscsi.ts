@@ -8,7 +8,7 @@ import {run} from '../exec.js'
 import {checkIscsiName, formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import type {Device, KernelSession, Portal} from '../types.js'
-import {differences, type Identity, mismatch, readIdentity, stablePathOf} from './block-identity.js'
+import {differences, type Identity, mismatch, readIdentity, scsiIdOf, stablePathOf} from './block-identity.js'
 import type {ConnectSpec, HostInitiator, ObservedSession} from './driver.js'
 import {IscsiSysfs, type SessionDisk} from './iscsi-sysfs.js'
 import {
@@ -307,8 +307,8 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
       this.#sysfs.blockAttribute(joined, 'dm/uuid'),
       this.#sysfs.blockSizeBytes(joined),
     ])
-    // `3` stands for NAA in the names of scsi_id, which multipath uses.
-    const wwid = uuid === `mpath-${identity.wwid.replace(/^naa\./, '3')}` ? identity.wwid : (uuid ?? '')
+    const id = scsiIdOf(identity.wwid)
+    const wwid = id !== undefined && uuid === `mpath-${id}` ? identity.wwid : (uuid ?? '')
     const found = {wwid, serial: identity.serial, sizeBytes}
     if (differences(found, identity).length > 0) {
       throw mismatch(`/dev/${joined}`, {found, expected: identity, info: {iqn, lun, device: joined}})

@@ -98,7 +98,22 @@ test('stable paths are udev’s and multipath’s names of the WWID', t => {
   const hex = '60000000000000000123456789abcdef'
   t.is(stablePathOf(`naa.${hex}`, false), `/dev/disk/by-id/wwn-0x${hex}`)
   t.is(stablePathOf(`naa.${hex}`, true), `/dev/disk/by-id/dm-uuid-mpath-3${hex}`)
-  t.throws(() => stablePathOf('t10.IET 0123', false), {code: 'UNSUPPORTED'})
+  const iet = String.raw`t10.IET\0\0\0\0\0`
+  const vendor = '4945540000000000'
+  const idHex = Buffer.from('0123456789abcdef').toString('hex')
+  t.is(stablePathOf(`${iet}0123456789abcdef`, false), `/dev/disk/by-id/scsi-1${vendor}${idHex}`)
+  t.is(stablePathOf(`${iet}0123456789abcdef`, true), `/dev/disk/by-id/dm-uuid-mpath-1${vendor}${idHex}`)
+  // A name that a user of IET has written down.
+  const short = String.raw`${iet}hosta_iscsi\0\0\0\0\0`
+  t.is(stablePathOf(short, false), '/dev/disk/by-id/scsi-14945540000000000686f7374615f69736373690000000000')
+  const bytes = Buffer.from('ccb70d0ceeee4280f8450284d6298b59', 'hex')
+  const shown = [...bytes].map(byte =>
+    byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : `\\${byte.toString(8).padStart(3, '0')}`,
+  )
+  t.is(stablePathOf(`${iet}${shown.join('')}`, false), `/dev/disk/by-id/scsi-1${vendor}${bytes.toString('hex')}`)
+  for (const wwid of ['t10.IET 0123', `${iet}0123`, String.raw`${iet}a\012345678901234`, `${iet}0123456789abcdef0`]) {
+    t.throws(() => stablePathOf(wwid, false), {code: 'UNSUPPORTED'}, wwid)
+  }
 })
 
 test('every part of an identity that is expected must agree', t => {

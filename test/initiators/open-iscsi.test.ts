@@ -8,10 +8,11 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
+import {ietWwid} from '../../src/targets/iet-spec.js'
 import type {Device} from '../../src/types.js'
 import {fileRange, initiatorContract, refusal, sha256} from '../contract/initiators.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
-import {openPortal} from '../fixtures/portals.js'
+import {openAsIet, openPortal} from '../fixtures/portals.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {traceExecve} from '../fixtures/trace.js'
 import {
@@ -424,6 +425,30 @@ lab('15. the stable path of a disk is waited for', async t => {
   await eventually('the link goes', async () => !existsSync(device.stablePath))
 })
 
+/** Of a tgtd that gives IET's designator: what udev makes of it. */
+async function asIet(t: ExecutionContext, unit: HandMadeLun, cables = 1) {
+  const portals = await Promise.all(
+    network.addresses.slice(0, cables).map(async address => {
+      const own = await openAsIet({address, port: tgtd.port}, () => Buffer.from(unit.id))
+      t.teardown(() => own.close())
+      return own.portal
+    }),
+  )
+  const given = spec(unit, cables)
+  return {...given, portals, expected: {...given.expected, wwid: ietWwid(unit.id)}}
+}
+
+const ietHex = ({id}: HandMadeLun) => Buffer.from(`IET\0\0\0\0\0${id}`).toString('hex')
+
+lab('15b. IET’s ids have a stable path too', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(await asIet(t, unit))
+  t.is(await initiator.awaitStablePath(device, 60_000), `/dev/disk/by-id/scsi-1${ietHex(unit)}`)
+  t.like(await initiator.verify(device, {wwid: ietWwid(unit.id)}), {path: device.path})
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
 lab('16. with multipathd the joined device is what is verified and handed on', async t => {
   const daemon = await multipathd()
   await daemon.start()
@@ -443,6 +468,13 @@ lab('16. with multipathd the joined device is what is verified and handed on', a
   t.is(sha256(await fileRange(unit.path, MiB, MiB)), sha256(data))
   t.deepEqual(await patient.disconnect(unit.iqn), {flushed: true})
   await nothingLeft(t, unit)
+
+  const like = await lun(t)
+  const joined = await patient.connect(await asIet(t, like, 2))
+  t.is(joined.multipath, 'dm')
+  t.is(await patient.awaitStablePath(joined, 60_000), `/dev/disk/by-id/dm-uuid-mpath-1${ietHex(like)}`)
+  await patient.disconnect(like.iqn)
+  await nothingLeft(t, like)
 })
 
 lab('17. tgtd restarts with its portal last: the session comes back by itself and I/O goes on', async t => {
