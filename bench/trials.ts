@@ -2,7 +2,7 @@ import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
-import {ietBareComparison, ietSpawnComparison} from './iet.js'
+import {ietBareComparison, ietLostComparison, ietSpawnComparison} from './iet.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
@@ -71,24 +71,19 @@ export const trials: Trial[] = [
   lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
     existingComparison(500, release),
   ),
-  {
-    bench: 'iet',
-    name: 'IET (double): ADD_VOLUME and DEL_VOLUME against a program for each over the socket',
-    unit: 'ms',
-    better: 'lower',
-    bar: {atMost: 0.02},
-    prepare: ietSpawnComparison,
-    lab: {},
-  },
-  {
-    bench: 'iet',
-    name: 'IET (double): 16 ADD_VOLUME and 16 DEL_VOLUME, in two batches, against bare C',
-    unit: 'ms',
-    better: 'lower',
-    bar: {atMost: 1.3},
-    prepare: ietBareComparison,
-    lab: {},
-  },
+  iet('16 ADD_VOLUME and 16 DEL_VOLUME, in two batches, against a program for each over the socket', 0.02, release =>
+    ietSpawnComparison(16, release),
+  ),
+  // The same of one: what a batch shares (a no-op to ietd, the duplicate, two changes of thread) weighs on it alone.
+  iet('one ADD_VOLUME and one DEL_VOLUME, against a program for each over the socket', null, release =>
+    ietSpawnComparison(1, release),
+  ),
+  iet('16 ADD_VOLUME and 16 DEL_VOLUME, in two batches, against bare C', 1.3, release =>
+    ietBareComparison(16, release),
+  ),
+  iet('64 requests at once to an ietd that takes 5 ms for each: lost or mixed up', 0, release =>
+    ietLostComparison(64, 5, release),
+  ),
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -99,6 +94,12 @@ export const trials: Trial[] = [
     lab: {},
   },
 ]
+
+function iet(name: string, atMost: number | null, prepare: Trial['prepare']): Trial {
+  const unit = name.startsWith('64 requests') ? 'requests' : 'ms'
+  const bar = atMost === null ? null : {atMost}
+  return {bench: 'iet', name: `IET (double): ${name}`, unit, better: 'lower', bar, prepare, lab: {}}
+}
 
 function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {
   const lab = {cpus: 2, memoryMiB: 2048}
