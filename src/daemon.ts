@@ -113,11 +113,14 @@ export class Daemon {
     await this.#openCompute(rooms)
     await this.#restoreExports(rooms)
     await this.reconcile('start')
+    await this.#keepNumbers(rooms)
 
     rooms.targets.on('restarted', facts => {
       log.warn(facts, 'the target had lost its exports: they are back')
       this.#collector?.restarted()
       void this.reconcile('target daemon restarted')
+        .then(() => this.#keepNumbers(rooms))
+        .catch(err => log.error({err}, 'the numbers of the targets could not be stored'))
     })
     rooms.targets.on('lost', facts => log.error(facts, 'the target does not answer, or has lost its exports'))
     rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
@@ -162,7 +165,7 @@ export class Daemon {
 
   #registerMetrics({targets, volumes, host, compute, store, journal}: Rooms): void {
     const {registry} = this.metrics
-    const isExported = (iqn: string) => store.exports.get(iqn.slice(-16))?.iqn === iqn
+    const isExported = (iqn: string) => store.exportOf(iqn) !== undefined
     this.#collector = registerTargetMetrics(registry, targets, isExported)
     this.metrics.add(this.#collector)
     const shown = (disks: Observed['disks']) => shownAttachments(this.operations.rooms, disks)
@@ -394,6 +397,23 @@ export class Daemon {
       if (!hasCode(error, 'TARGET_FAILED')) throw error
       this.log.error({err: error}, error.message)
     })
+  }
+
+  /**
+   * A target whose number somebody else had taken has another one now, and an older store has none at all: what is kept is what
+   * the next restart asks for.
+   */
+  async #keepNumbers({targets, store}: Rooms): Promise<void> {
+    for (const [iqn, tid] of targets.numbers?.() ?? []) {
+      const record = store.exportOf(iqn)
+      if (!record || record.tid === tid || this.#closed || !this.operations.idle(record.volumeId)) continue
+      const unlock = this.operations.lock(record.volumeId)
+      try {
+        await store.write([{table: 'exports', id: record.volumeId, value: {...record, tid}}])
+      } finally {
+        unlock()
+      }
+    }
   }
 
   #service(): Service {

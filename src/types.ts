@@ -63,6 +63,22 @@ export interface ExportSpec {
   parameters?: Record<string, boolean | number | string>
   /** IET: ADDRESS:PORT to which its initiators are sent. */
   redirect?: string
+  /** IET: the target's number where it had one, which it is to have again. */
+  tid?: number
+  /** IET: the target was there before lunpath, which puts it back should it go, and else changes nothing of it. */
+  taken?: TakenTarget
+}
+
+/** What is to be known of a target that lunpath has not made, so that it can be made again as it was. */
+export interface TakenTarget {
+  lun: number
+  /** As initiators read it from VPD page 0x83. */
+  wwid: string
+  /** Null where IET makes it of the target's name and the LUN. */
+  scsiId: string | null
+  scsiSn: string
+  ioType: 'fileio' | 'blockio'
+  blockSizeBytes: number
 }
 
 /** A volume that initiators can reach. */
@@ -70,8 +86,13 @@ export interface Export {
   volumeId: VolumeId
   driver: string
   iqn: string
-  /** Always 1: tgt keeps LUN 0 for its controller, and one number for all drivers is one less thing to carry. */
+  /**
+   * 1: tgt keeps LUN 0 for its controller, and one number for all drivers is one less thing to carry. A target that was
+   * taken over keeps its own.
+   */
   lun: number
+  /** The target's number, where it is to have it again after a restart of the target daemon and of lunpath's. */
+  tid?: number
   portals: Portal[]
   /** The identifier that an initiator must read from VPD page 0x83, e.g. `naa.6000000000000000<id>`. */
   wwid: string

@@ -145,11 +145,37 @@ export const ParametersBody = Type.Object(
 )
 /** ADDRESS:PORT; null ends the redirection. */
 export const RedirectBody = Type.Object({portal: Nullable(Type.String())}, strict)
+/** Without names: all targets that are not lunpath's. */
+export const ImportTargetsBody = Type.Object(
+  {
+    iqns: Type.Optional(Type.Array(Type.String(), {minItems: 1})),
+    dryRun: Type.Optional(Type.Boolean()),
+    auth: Type.Optional(Auth),
+  },
+  strict,
+)
+export const ImportedTargetsSchema = Type.Object({
+  taken: Type.Array(
+    Type.Object({
+      iqn: Type.String(),
+      tid: Type.Integer(),
+      lun: Type.Integer(),
+      path: Type.String(),
+      sizeBytes,
+      serial: Type.String(),
+      wwid: Type.String(),
+      sessions: Type.Integer(),
+      volumeId: Nullable(Type.String({description: 'Null where it was only looked at.'})),
+    }),
+  ),
+  refused: Type.Array(Type.Object({iqn: Type.String(), code: Type.String(), message: Type.String()})),
+})
 export const ExportSchema = Type.Object({
   volumeId: Type.String(),
   driver: Type.String(),
   iqn: Type.String(),
   lun: Type.Integer(),
+  tid: Type.Optional(Type.Integer()),
   portals: Type.Array(PortalSchema),
   wwid: Type.String(),
   serial: Type.String(),
@@ -160,6 +186,16 @@ export const ExportSchema = Type.Object({
   hasAuth: Type.Optional(Type.Boolean()),
   parameters: Type.Optional(Type.Record(Type.String(), parameterValue)),
   redirect: Type.Optional(Type.String()),
+  taken: Type.Optional(
+    Type.Object({
+      lun: Type.Integer(),
+      wwid: Type.String(),
+      scsiId: Nullable(Type.String()),
+      scsiSn: Type.String(),
+      ioType: Type.String(),
+      blockSizeBytes: Type.Integer(),
+    }),
+  ),
   createdAt: Type.Optional(Type.String()),
 })
 const DiskSourceSchema = Type.Object({

@@ -247,7 +247,7 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
   })
 }
 
-function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wanted {
+export function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wanted {
   return {kind, direction: 'make', subject: request.volume.id, plan, request, locks: locksOf(request.volume)}
 }
 
@@ -255,7 +255,7 @@ function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wante
 function locksOf(origin: VolumeOrigin): string[] {
   const locks = 'name' in origin && origin.name !== null ? [`name ${origin.name}`] : []
   if (origin.from === 'clone' || origin.from === 'snapshot') locks.push(origin.sourceId)
-  if (origin.from === 'import') locks.push(`path ${origin.path}`)
+  if (origin.from === 'import' || origin.from === 'target') locks.push(`path ${origin.path}`)
   if (origin.from === 'device' && 'path' in origin.source) locks.push(`path ${origin.source.path}`)
   return locks
 }
@@ -276,7 +276,7 @@ function newVolume(rooms: Rooms, {sizeBytes, name, preallocate, pool}: NewVolume
   }
 }
 
-function freshId(rooms: Rooms): VolumeId {
+export function freshId(rooms: Rooms): VolumeId {
   const {store} = rooms
   for (;;) {
     const id = newVolumeId()
@@ -316,7 +316,7 @@ function exportRequest(rooms: Rooms, id: VolumeId, {access, auth, writeCache, re
 }
 
 /** Secrets are committed with the intent, so that a resumed export has them; the request itself never holds them. */
-function secretChanges(id: VolumeId, auth: ChapAuth | undefined): Change[] {
+export function secretChanges(id: VolumeId, auth: ChapAuth | undefined): Change[] {
   return auth ? [{table: 'secrets', id, value: auth}] : []
 }
 

@@ -4,7 +4,19 @@ import {hasCode, StorageError} from '../errors.js'
 import type {ConnectSpec} from '../initiators/driver.js'
 import type {Operation, StepName} from '../state/journal.js'
 import type {AttachmentRecord, Change, ExportRecord, VolumeRecord} from '../state/store.js'
-import type {AccessRules, Device, Disk, DiskSource, Export, ExportSpec, Portal, Volume, VolumeId} from '../types.js'
+import type {
+  AccessRules,
+  Device,
+  Disk,
+  DiskSource,
+  Export,
+  ExportSpec,
+  Portal,
+  TakenTarget,
+  Volume,
+  VolumeId,
+} from '../types.js'
+import {importOffered} from '../volumes/imported.js'
 import type {Rooms, Route} from './rooms.js'
 
 /** Where the volume of a make operation comes from. */
@@ -13,6 +25,7 @@ export type VolumeOrigin =
   | {from: 'clone'; id: VolumeId; name: string | null; sourceId: VolumeId; sizeBytes: number; pool?: string}
   | {from: 'snapshot'; id: VolumeId; name: string | null; sourceId: VolumeId}
   | {from: 'import'; id: VolumeId; name: string | null; path: string}
+  | ({from: 'target'; id: VolumeId; name: null} & Pick<Volume, 'path' | 'kind' | 'sizeBytes'>)
   | {from: 'existing'; id: VolumeId}
   | {from: 'device'; id: VolumeId; source: DiskSource}
 
@@ -21,6 +34,10 @@ export interface ExportRequest {
   access: AccessRules
   writeCache: 'through' | 'back'
   readOnly: boolean
+  /** Of a target that is taken over. */
+  taken?: TakenTarget
+  tid?: number
+  parameters?: ExportSpec['parameters']
 }
 
 export interface DiskRequest {
@@ -112,6 +129,8 @@ const volumeStep: Step = {
         return {...path, volume: await rooms.volumes.snapshot(rooms.store.volume(origin.sourceId), origin.id)}
       case 'import':
         return {...path, volume: await rooms.importVolume(origin.path, origin.id)}
+      case 'target':
+        return {...path, volume: await importOffered(origin)}
       case 'existing':
       case 'device':
         throw new StorageError('INTERNAL', `A volume that exists is not made again: ${operation.kind}`)
@@ -135,16 +154,18 @@ const volumeStep: Step = {
 /** The volume's export as the target driver is asked for it: from the request while it is made, else from the store. */
 export function exportSpec(
   rooms: Rooms,
-  record: Pick<ExportRecord, 'volumeId' | 'iqn' | 'access' | 'writeCache' | 'readOnly' | 'parameters' | 'redirect'>,
+  record: ExportRequest & Pick<ExportRecord, 'volumeId' | 'redirect'>,
   volume: Volume,
 ): ExportSpec {
-  const {iqn, access, writeCache, readOnly, parameters, redirect} = record
+  const {iqn, access, writeCache, readOnly, parameters, redirect, taken, tid} = record
   const auth = rooms.store.secrets.get(record.volumeId)
   return {
     ...{volume, iqn, access, writeCache, readOnly},
     ...(auth && {auth}),
     ...(parameters && {parameters}),
     ...(redirect !== undefined && {redirect}),
+    ...(taken && {taken}),
+    ...(tid !== undefined && {tid}),
   }
 }
 
@@ -156,9 +177,9 @@ const exportStep: Step = {
     return {...path, export: await rooms.targets.export(spec)}
   },
   made({rooms, operation}, path) {
-    const {access, writeCache, readOnly} = makeRequest(operation).export!
+    const {iqn: _asked, ...request} = makeRequest(operation).export!
     const hasAuth = rooms.store.secrets.has(operation.subject)
-    const value: ExportRecord = {...path.export!, access, writeCache, readOnly, hasAuth, createdAt: operation.startedAt}
+    const value: ExportRecord = {...request, ...path.export!, hasAuth, createdAt: operation.startedAt}
     return [{table: 'exports', id: operation.subject, value}]
   },
   async unmake({rooms, operation}) {

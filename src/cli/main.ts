@@ -8,6 +8,7 @@ import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
 import {doctorCommand} from './commands/doctor.js'
 import {exportCommands} from './commands/export.js'
+import {importCommands} from './commands/import.js'
 import {initiatorCommands} from './commands/initiator.js'
 import {nodeCommands} from './commands/node.js'
 import {poolCommands} from './commands/pool.js'
@@ -50,6 +51,7 @@ for (const add of [
   poolCommands,
   exportCommands,
   targetCommands,
+  importCommands,
   attachmentCommands,
   nodeCommands,
   initiatorCommands,

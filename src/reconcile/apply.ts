@@ -50,7 +50,7 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
 function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
   const {volumes, exports, attachments} = operations.rooms.store
   if (problem === 'pool-unusable') return true
-  const id = subject.slice(-16)
+  const id = operations.rooms.store.volumeIdOf(subject)
   if (!operations.idle(id)) return false
   switch (problem) {
     case 'volume-missing':
@@ -107,7 +107,7 @@ async function connect(operations: Operations, id: string, outcome: Outcome): Pr
 }
 
 async function disconnect(operations: Operations, iqn: string, outcome: Outcome): Promise<void> {
-  const id = iqn.slice(-16)
+  const id = operations.rooms.store.volumeIdOf(iqn)
   if (!operations.idle(id)) return
   const unlock = operations.lock(id)
   try {

@@ -53,14 +53,21 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
   const attachments = settled(desired.attachments, ({id}) => id)
 
   const inPool = new Map(observed.volumes.map(volume => [volume.id, volume]))
-  const online = new Set(observed.targets.filter(({luns}) => luns.some(({lun}) => lun === 1)).map(({iqn}) => iqn))
+  const lunsOf = new Map(observed.targets.map(({iqn, luns}) => [iqn, luns]))
+  const isOnline = ({iqn, lun}: ExportRecord) => lunsOf.get(iqn)?.some(one => one.lun === lun) ?? false
   const exported = new Set(exports.map(({iqn}) => iqn))
+  // A target that was taken over has a name of somebody else's.
+  const volumeIds = new Map([...desired.exports].map(({iqn, volumeId}) => [iqn, volumeId]))
+  const names: Names = {
+    isOurs: iqn => ours(iqn) || volumeIds.has(iqn),
+    isUnfinished: iqn => unfinished.has(volumeIds.get(iqn) ?? iqn.slice(-16)),
+  }
   const unseen = new Set(observed.unusablePools.map(({pool}) => pool))
   const wanted = new Set(volumes.map(({id}) => id))
 
   return [
-    ...exports.filter(({iqn}) => !online.has(iqn)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
-    ...sessionActions(attachments, observed, ours, unfinished),
+    ...exports.filter(record => !isOnline(record)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
+    ...sessionActions(attachments, observed, names),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
     ...observed.unusablePools.map(poolUnusable),
     ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
@@ -68,7 +75,7 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
       .filter(({id}) => !wanted.has(id))
       .map(volumeUnknown),
     ...observed.targets
-      .filter(({iqn}) => ours(iqn) && !exported.has(iqn) && !unfinished.has(iqn.slice(-16)))
+      .filter(({iqn}) => names.isOurs(iqn) && !exported.has(iqn) && !names.isUnfinished(iqn))
       .map(({iqn}) =>
         report('export-unknown', iqn, `The target ${iqn} has a name of lunpath's, and no export in the store has it`),
       ),
@@ -78,6 +85,13 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
   ]
 }
 
+/** What a target's name says. */
+interface Names {
+  isOurs: (iqn: string) => boolean
+  /** An operation is under way on what it is named for. */
+  isUnfinished: (iqn: string) => boolean
+}
+
 /**
  * The kernel's sessions. One that is `FAILED` is left to iscsid, which tries to bring it back, with the guest's I/O waiting
  * for it; `FREE` is what it becomes when that has failed. A session of somebody else is nobody's business here.
@@ -85,13 +99,12 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
 function sessionActions(
   attachments: AttachmentRecord[],
   {sessions, disks}: Observed,
-  ours: (iqn: string) => boolean,
-  unfinished: Set<string>,
+  {isOurs, isUnfinished}: Names,
 ): Action[] {
   const onHost = attachments.filter(({route}) => route === 'host')
   const needed = new Set(onHost.map(({iqn}) => iqn))
   const surplus = sessions.filter(
-    ({iqn, owner}) => owner === 'attach' && ours(iqn) && !needed.has(iqn) && !unfinished.has(iqn.slice(-16)),
+    ({iqn, owner}) => owner === 'attach' && isOurs(iqn) && !needed.has(iqn) && !isUnfinished(iqn),
   )
   const lost = onHost.filter(({iqn}) => {
     const own = sessions.filter(session => session.iqn === iqn)
@@ -108,7 +121,7 @@ function sessionActions(
     ...lost.map(({id}): Action => ({do: 'connect', attachmentId: id})),
     ...stale.map(diskStale),
     ...sessions
-      .filter(({iqn, stuck}) => stuck !== null && ours(iqn))
+      .filter(({iqn, stuck}) => stuck !== null && isOurs(iqn))
       .map(({iqn, stuck}) => report('session-stuck', iqn, `The session with ${iqn} could not be logged out: ${stuck}`)),
   ]
 }

@@ -24,6 +24,8 @@ export interface ExportRecord extends Export {
   /** IET: what `iet param set` and `iet redirect` have set. */
   parameters?: ExportSpec['parameters']
   redirect?: string
+  /** IET: what `import iet` has taken over. Its access rules are not lunpath's, and are not in the record. */
+  taken?: ExportSpec['taken']
   createdAt: string
 }
 
@@ -88,6 +90,7 @@ export class Store {
   readonly secrets = new Map<string, ChapAuth>()
   readonly pools = new Map<string, PoolRecord>()
 
+  readonly #byIqn = new Map<string, ExportRecord>()
   readonly #worker: Worker
   #waiting: Pending[] = []
   #committing: Pending[] | null = null
@@ -120,7 +123,7 @@ export class Store {
       throw new StorageError(message.code, message.message, {op: 'store.open', info: {path}})
     }
     const store = new Store(worker)
-    for (const {table, id, body} of message.rows) (store[table] as Map<string, unknown>).set(id, JSON.parse(body))
+    for (const {table, id, body} of message.rows) store.#show({table, id, value: JSON.parse(body)})
     return store
   }
 
@@ -146,6 +149,11 @@ export class Store {
   }
 
   #show({table, id, value}: Change): void {
+    if (table === 'exports') {
+      const before = this.exports.get(id)
+      if (before) this.#byIqn.delete(before.iqn)
+      if (value) this.#byIqn.set(value.iqn, value)
+    }
     const map = this[table] as Map<string, unknown>
     if (value === null) map.delete(id)
     else map.set(id, value)
@@ -199,6 +207,19 @@ export class Store {
       })
     }
     return found
+  }
+
+  /** The export of that name. */
+  exportOf(iqn: string): ExportRecord | undefined {
+    return this.#byIqn.get(iqn)
+  }
+
+  /**
+   * The volume that a target is, or was, named for: of one that was taken over its export says so, of others the last part of
+   * the name.
+   */
+  volumeIdOf(iqn: string): VolumeId {
+    return this.#byIqn.get(iqn)?.volumeId ?? iqn.slice(-16)
   }
 
   /** Everything, for comparison with the world. Secrets are left out. */

@@ -1,4 +1,5 @@
-import type {Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
+import {StorageError} from '../errors.js'
+import type {Export, ExportSpec, ObservedTarget, Portal, TakenTarget, TargetSession} from '../types.js'
 
 /** tgt keeps LUN 0 for its controller, so the first disk is LUN 1 on every target of every driver. */
 export const firstLun = 1
@@ -46,6 +47,33 @@ export type ParameterValue = boolean | number | string
 export interface TargetParameters {
   session: Record<string, ParameterValue>
   target: Record<string, ParameterValue>
+}
+
+/** The logical unit of a target that is not lunpath's, its ids left out. */
+export interface ForeignUnit
+  extends Omit<TakenTarget, 'wwid' | 'scsiId' | 'scsiSn'>,
+    Pick<ExportSpec, 'writeCache' | 'readOnly'> {
+  volume: Omit<ExportSpec['volume'], 'id'>
+}
+
+/** A target that is not lunpath's, and what of it the target daemon tells. */
+export interface ForeignTarget {
+  iqn: string
+  tid: number
+  /** Sessions that are logged in. */
+  sessions: number
+  /** Names of its CHAP users; their secrets are not read. */
+  accounts: {incoming: string[]; outgoing: string[]}
+  /** Null where lunpath cannot take it over: then `refused` says why. */
+  unit: ForeignUnit | null
+  parameters: Record<string, ParameterValue>
+  refused: string | null
+}
+
+/** Pages 0x80 and 0x83 of vital product data, headers included, as an initiator reads them. */
+export interface IdentityPages {
+  serial: Buffer
+  identification: Buffer
 }
 
 /**
@@ -117,9 +145,34 @@ export interface TargetDriver {
   /** Sends initiators that log in to another portal; null ends that. IET alone. @throws EXPORT_NOT_FOUND */
   redirect?(iqn: string, portal: Portal | null): Promise<void>
 
+  /**
+   * Targets that are not lunpath's, looked at and not touched. An export() with `taken` then makes one lunpath's: it puts the
+   * target back as it was, should it go, and else changes nothing of it; unexport() forgets it. IET alone.
+   */
+  foreign?(): Promise<ForeignTarget[]>
+  /** The ids of a logical unit of a foreign target. @throws UNSUPPORTED where IET could not be given them again */
+  identify?(target: {iqn: string; lun: number}, pages: IdentityPages): Pick<TakenTarget, 'scsiId' | 'scsiSn'>
+  /** Numbers of the exports by IQN, where a driver keeps them. */
+  numbers?(): Map<string, number>
+
   /** Closes what open() opened; ends the daemon only where this driver started it. Safe to call twice and before open. */
   close(): Promise<void>
 
   /** `restarted`: the daemon came back empty and all specs are in place again; `lost`: it does not answer. */
   on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void
+}
+
+/** What only some drivers have. */
+type Optional = 'deleteSession' | 'parameters' | 'setParameters' | 'redirect' | 'foreign' | 'identify'
+
+/** The driver with methods that not every one has. @throws UNSUPPORTED where this one has not */
+export function offered<K extends Optional>(
+  targets: TargetDriver,
+  ...methods: K[]
+): TargetDriver & Required<Pick<TargetDriver, K>> {
+  const missing = methods.find(method => targets[method] === undefined)
+  if (missing === undefined) return targets as TargetDriver & Required<Pick<TargetDriver, K>>
+  throw new StorageError('UNSUPPORTED', `Targets by ${targets.name} cannot do that: it takes targets.driver = "iet"`, {
+    info: {driver: targets.name, method: missing},
+  })
 }

@@ -1,6 +1,7 @@
 import {isIPv4} from 'node:net'
 import {StorageError} from '../errors.js'
 import type {ExportSpec} from '../types.js'
+import {firstLun} from './driver.js'
 import type {IetVolume} from './iet-procfs.js'
 import {checkExportSpec, ruleAddress} from './spec.js'
 
@@ -27,31 +28,39 @@ export function ietWwid(id: string): string {
   return `t10.IET${'\\0'.repeat(5)}${id}`
 }
 
-export function ioTypeOf(
-  {volume}: Pick<ExportSpec, 'volume'>,
+/** The number of an export's logical unit. */
+export function lunOf({taken}: Pick<ExportSpec, 'taken'>): number {
+  return taken?.lun ?? firstLun
+}
+
+function ioTypeOf(
+  {volume, taken}: Pick<ExportSpec, 'volume' | 'taken'>,
   {blockDevices}: Pick<IetVolumeOptions, 'blockDevices'>,
 ): IetVolume['ioType'] {
+  if (taken) return taken.ioType
   return volume.kind === 'block' ? blockDevices : 'fileio'
 }
 
-export function ioModeOf({readOnly, writeCache}: Pick<ExportSpec, 'readOnly' | 'writeCache'>): IetVolume['ioMode'] {
+function ioModeOf({readOnly, writeCache}: Pick<ExportSpec, 'readOnly' | 'writeCache'>): IetVolume['ioMode'] {
   if (readOnly) return 'ro'
   return writeCache === 'back' ? 'wb' : 'wt'
 }
 
 /**
  * The arguments of ADD_VOLUME. A valid key makes IET forget the error of one before it, so those that can fail in the kernel
- * (Type, Path) come last. Without ScsiId and ScsiSN the identity would hang on the target's name.
+ * (Type, Path) come last. Without ScsiId and ScsiSN the identity hangs on the target's name, which is as it shall be for one
+ * that was made so.
  */
 export function volumeArguments(
-  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache'>,
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'taken'>,
   options: IetVolumeOptions,
 ): string {
+  const {scsiId, scsiSn} = spec.taken ?? {scsiId: spec.volume.id, scsiSn: spec.volume.id}
   return [
-    `ScsiId=${spec.volume.id}`,
-    `ScsiSN=${spec.volume.id}`,
+    ...(scsiId === null ? [] : [`ScsiId=${scsiId}`]),
+    `ScsiSN=${scsiSn}`,
     `IOMode=${ioModeOf(spec)}`,
-    `BlockSize=${options.blockSizeBytes}`,
+    `BlockSize=${blockSizeOf(spec, options)}`,
     `Type=${ioTypeOf(spec, options)}`,
     `Path=${spec.volume.path}`,
   ].join(',')
@@ -59,19 +68,23 @@ export function volumeArguments(
 
 /** The line of the listing that a LUN with those arguments must have. */
 export function expectedVolume(
-  lun: number,
-  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache'>,
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'taken'>,
   options: IetVolumeOptions,
 ): IetVolume {
+  const blockSizeBytes = blockSizeOf(spec, options)
   return {
-    lun,
+    lun: lunOf(spec),
     deleted: false,
     ioType: ioTypeOf(spec, options),
     ioMode: ioModeOf(spec),
-    blocks: spec.volume.sizeBytes / options.blockSizeBytes,
-    blockSizeBytes: options.blockSizeBytes,
+    blocks: spec.volume.sizeBytes / blockSizeBytes,
+    blockSizeBytes,
     path: spec.volume.path,
   }
+}
+
+function blockSizeOf({taken}: Pick<ExportSpec, 'taken'>, options: Pick<IetVolumeOptions, 'blockSizeBytes'>): number {
+  return taken?.blockSizeBytes ?? options.blockSizeBytes
 }
 
 /** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED, SIZE_INVALID */
@@ -84,13 +97,15 @@ export function checkIetSpec(
   if (Buffer.byteLength(volumeArguments(spec, options)) > maxArgumentBytes) {
     throw refuse('NAME_INVALID', `IET takes no path as long as ${volume.path}`, iqn)
   }
-  if (volume.sizeBytes % options.blockSizeBytes !== 0) {
+  const blockSizeBytes = blockSizeOf(spec, options)
+  if (volume.sizeBytes % blockSizeBytes !== 0) {
     throw refuse(
       'SIZE_INVALID',
-      `A volume of ${volume.sizeBytes} bytes has no whole number of blocks of ${options.blockSizeBytes} bytes`,
+      `A volume of ${volume.sizeBytes} bytes has no whole number of blocks of ${blockSizeBytes} bytes`,
       iqn,
     )
   }
+  if (spec.taken) return
   for (const address of access.addresses) {
     // ietd compares the addresses of the two families without a look at which is which, and the other's bytes are zeros.
     if (address !== 'ALL' && isNull(ruleAddress(address))) {

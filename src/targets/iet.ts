@@ -6,14 +6,16 @@ import {StorageError} from '../errors.js'
 import {formatPortal, parsePortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import {portalHolders} from '../port-holders.js'
-import type {ChapAuth, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
-import {
-  firstLun,
-  type LunCounters,
-  type ParameterValue,
-  type TargetDriver,
-  type TargetParameters,
-  type TargetSupports,
+import type {ChapAuth, Export, ExportSpec, ObservedTarget, Portal, TakenTarget, TargetSession} from '../types.js'
+import type {
+  ForeignTarget,
+  ForeignUnit,
+  IdentityPages,
+  LunCounters,
+  ParameterValue,
+  TargetDriver,
+  TargetParameters,
+  TargetSupports,
 } from './driver.js'
 import {type Found, IetAccess, type Rule} from './iet-access.js'
 import {
@@ -28,11 +30,12 @@ import {
   type ParameterType,
   request,
 } from './iet-control.js'
+import {foreignUnit, identityOf} from './iet-foreign.js'
 import {hanging, IetListings} from './iet-listings.js'
 import {ietProcDirectory, supportedIet} from './iet-names.js'
 import {changedParameters, describeParameters, differingKeys, settleParameters} from './iet-parameters.js'
 import type {IetSession, IetTargetVolumes, IetVolume} from './iet-procfs.js'
-import {checkIetSpec, expectedVolume, type IetVolumeOptions, ietWwid, volumeArguments} from './iet-spec.js'
+import {checkIetSpec, expectedVolume, type IetVolumeOptions, ietWwid, lunOf, volumeArguments} from './iet-spec.js'
 import {ruleAddress} from './spec.js'
 
 export interface IetOptions {
@@ -224,7 +227,7 @@ export class IetDriver implements TargetDriver {
         }
         if (entry && (await this.#isWhole(entry))) await this.#amend(link, entry, spec)
         else await this.#place(link, {...(entry ?? this.#former.get(spec.iqn) ?? unmade(spec)), spec})
-        await this.#allow([[spec.iqn, spec.access]])
+        await this.#allow([[spec.iqn, ruleOf(spec)]])
       }),
     )
     return this.#exported(spec)
@@ -234,7 +237,8 @@ export class IetDriver implements TargetDriver {
     await this.#queue.run(iqn, () =>
       this.#attempt(async link => {
         const entry = this.#entries.get(iqn)
-        const found = await this.#present(iqn, entry)
+        const isTaken = (entry ?? this.#former.get(iqn))?.spec.taken !== undefined
+        const found = isTaken ? undefined : await this.#present(iqn, entry)
         if (found) {
           if (!entry && !this.#access?.has(iqn)) {
             throw new StorageError('TARGET_EXISTS', `The target ${iqn} is not lunpath's: it is left alone`, {
@@ -253,6 +257,12 @@ export class IetDriver implements TargetDriver {
 
   async resize(spec: ExportSpec): Promise<Export> {
     this.#check(spec)
+    if (spec.taken) {
+      throw new StorageError('UNSUPPORTED', `${spec.iqn} was taken over: lunpath does not resize it`, {
+        op: 'target.resize',
+        info: {iqn: spec.iqn},
+      })
+    }
     await this.#queue.run(spec.iqn, () =>
       this.#attempt(async link => {
         const entry = this.#entries.get(spec.iqn)
@@ -305,11 +315,12 @@ export class IetDriver implements TargetDriver {
     return this.#attempt(async () => {
       const entry = this.#entries.get(iqn)
       if (!entry) return (await this.list()).find(target => target.iqn === iqn)
-      const [target, sessions] = await Promise.all([
+      const [target, sessions, access] = await Promise.all([
         this.#listings.find({tid: entry.tid, iqn}),
         this.#listings.findSessions({tid: entry.tid, iqn}),
+        entry.spec.taken ? this.#lookAtAccess().then(look => look(iqn).access) : entry.spec.access,
       ])
-      return target && this.#observed(target, sessions?.sessions ?? [], {access: entry.spec.access, accounts: []})
+      return target && this.#observed(target, sessions?.sessions ?? [], {access, accounts: []})
     })
   }
 
@@ -394,6 +405,60 @@ export class IetDriver implements TargetDriver {
     )
   }
 
+  /** Each costs exchanges with ietd and, of its backing store, a stat(2). */
+  async foreign(): Promise<ForeignTarget[]> {
+    return this.#attempt(async link => {
+      const [targets, sessions] = await Promise.all([this.#listings.volumes(), this.#listings.sessions()])
+      const foreign = targets.filter(({iqn}) => !this.#entries.has(iqn))
+      const accounts = await this.#accountLists(
+        link,
+        foreign.map(({tid}) => tid),
+      )
+      const found: ForeignTarget[] = []
+      for (const target of foreign) {
+        const {iqn, tid} = target
+        const [incoming = [], outgoing = []] = accounts.get(tid)!
+        const unit = await foreignUnit(target)
+        const [session, own] = await this.#readParameters(link, tid, 0n, iqn)
+        const parameters = {...describeChanged('session', session!), ...describeChanged('target', own!)}
+        found.push({
+          iqn,
+          tid,
+          sessions: sessions.find(one => one.tid === tid && one.iqn === iqn)?.sessions.length ?? 0,
+          accounts: {incoming, outgoing},
+          unit: typeof unit === 'string' ? null : unit,
+          parameters,
+          refused: typeof unit === 'string' ? unit : this.#whyNotOurs(iqn, unit, parameters),
+        })
+      }
+      return found
+    })
+  }
+
+  #whyNotOurs(iqn: string, unit: ForeignUnit, parameters: Record<string, ParameterValue>): string | null {
+    if (this.#access?.has(iqn)) return 'lunpath has made it, and this store does not know it'
+    const {volume, readOnly, writeCache, ...taken} = unit
+    try {
+      this.#check({
+        ...{iqn, readOnly, writeCache, access: {addresses: [], names: []}},
+        volume: {...volume, id: '0'.repeat(16)},
+        taken: {...taken, wwid: '', scsiId: null, scsiSn: ''},
+      })
+      settleParameters(parameters)
+      return null
+    } catch (error) {
+      return (error as Error).message
+    }
+  }
+
+  identify(target: {iqn: string; lun: number}, pages: IdentityPages): Pick<TakenTarget, 'scsiId' | 'scsiSn'> {
+    return identityOf(target, pages)
+  }
+
+  numbers(): Map<string, number> {
+    return new Map([...this.#entries].map(([iqn, {tid}]) => [iqn, tid]))
+  }
+
   async close(): Promise<void> {
     if (this.#state === 'closed') return
     const opened = this.#state === 'open'
@@ -437,9 +502,12 @@ export class IetDriver implements TargetDriver {
       await this.#addVolume(link, {iqn, tid}, spec)
       await this.#applySettings(link, {...wanted, tid})
     } catch (error) {
+      // ietd may have made it of ietd.conf since the look.
+      const made = spec.taken && tid === 0 ? await this.#present(iqn, undefined) : undefined
+      if (made) return this.#adopt(link, wanted, made)
       if (error instanceof StorageError) await this.#undo(link, {iqn, tid, wasOurs})
       // Nobody knows what the request in hand has done. The rule stays, which lets nobody in, and says whose it is.
-      else this.#debris.add(iqn)
+      else if (!spec.taken) this.#debris.add(iqn)
       throw error
     }
     this.#debris.delete(iqn)
@@ -511,10 +579,11 @@ export class IetDriver implements TargetDriver {
   async #adopt(link: Link, wanted: Entry, present: IetTargetVolumes): Promise<void> {
     const {spec} = wanted
     const {iqn, tid} = present
+    if (spec.taken) return this.#takeOver(link, wanted, present)
     const ours = this.#access ? this.#access.has(iqn) : true
-    const others = present.volumes.some(({lun, path}) => lun !== firstLun || path !== spec.volume.path)
+    const others = present.volumes.some(({lun, path}) => lun !== lunOf(spec) || path !== spec.volume.path)
     if (!ours || others) throw this.#foreign(iqn, present)
-    const expected = expectedVolume(firstLun, spec, this.#volumeOptions)
+    const expected = expectedVolume(spec, this.#volumeOptions)
     const isSame = isDeepStrictEqual(present.volumes, [expected])
     if (present.volumes.length === 0) {
       await this.#addVolume(link, {iqn, tid}, spec)
@@ -535,6 +604,30 @@ export class IetDriver implements TargetDriver {
     }
     this.#highestTid = Math.max(this.#highestTid, tid)
     this.#keep({spec, tid, settings})
+  }
+
+  /**
+   * A target that somebody else makes: as it is it becomes ours to put back. Without its volume it is one that a restoration
+   * has broken off in the midst, and is made whole.
+   */
+  async #takeOver(link: Link, wanted: Entry, {tid, volumes}: IetTargetVolumes): Promise<void> {
+    const {spec} = wanted
+    const {iqn} = spec
+    const expected = expectedVolume(spec, this.#volumeOptions)
+    if (volumes.length === 0) {
+      await this.#allow([[iqn, 'closed']])
+      await this.#setAccounts(link, {iqn, tid}, spec.auth)
+      await this.#addVolume(link, {iqn, tid}, spec)
+      await this.#applySettings(link, {...wanted, tid})
+    } else if (!isDeepStrictEqual(volumes, [expected])) {
+      throw new StorageError(
+        'TARGET_EXISTS',
+        `The target ${iqn} is not as it was when it was taken over: it is left alone`,
+        {op: 'target.export', info: {iqn, tid, expected, found: volumes}},
+      )
+    }
+    this.#highestTid = Math.max(this.#highestTid, tid)
+    this.#keep({...wanted, tid})
   }
 
   #foreign(iqn: string, present: IetTargetVolumes | undefined): StorageError {
@@ -582,7 +675,7 @@ export class IetDriver implements TargetDriver {
         continue
       }
       if (answer!.error === ebusy) {
-        if (spec) await this.#allow([[iqn, spec.access]])
+        if (spec) await this.#allow([[iqn, ruleOf(spec)]])
         throw inUse(iqn, [], {doing, remedy})
       }
       if (answer!.error === enoent && !(await this.#listings.find({iqn, tid}))) return
@@ -676,13 +769,14 @@ export class IetDriver implements TargetDriver {
 
   async #addVolume(link: Link, {iqn, tid}: {iqn: string; tid: number}, spec: ExportSpec): Promise<void> {
     const args = volumeArguments(spec, this.#volumeOptions)
-    const [[answer] = []] = await link.call([[call.addVolume(tid, firstLun, args)]])
+    const lun = lunOf(spec)
+    const [[answer] = []] = await link.call([[call.addVolume(tid, lun, args)]])
     if (answer!.error !== 0) {
       throw refusal(answer!.error, {op: 'target.export', what: `the volume ${spec.volume.path}`, iqn})
     }
     // IET may have forgotten an error on the way and made something else.
-    const expected = expectedVolume(firstLun, spec, this.#volumeOptions)
-    const found = (await this.#listings.find({iqn, tid}))?.volumes.find(({lun}) => lun === firstLun)
+    const expected = expectedVolume(spec, this.#volumeOptions)
+    const found = (await this.#listings.find({iqn, tid}))?.volumes.find(one => one.lun === lun)
     if (isDeepStrictEqual(found, expected)) return
     const differing = (Object.keys(expected) as (keyof IetVolume)[]).filter(key => expected[key] !== found?.[key])
     throw new StorageError(
@@ -698,8 +792,8 @@ export class IetDriver implements TargetDriver {
   async #replaceVolume(link: Link, target: {iqn: string; tid: number}, spec: ExportSpec): Promise<void> {
     await refuseUnfitVolume(spec)
     const found = await this.#untilNoneIsDeleted(target)
-    if (found?.volumes.some(({lun}) => lun === firstLun)) {
-      const [[answer] = []] = await link.call([[call.deleteVolume(target.tid, firstLun)]])
+    if (found?.volumes.some(({lun}) => lun === lunOf(spec))) {
+      const [[answer] = []] = await link.call([[call.deleteVolume(target.tid, lunOf(spec))]])
       if (answer!.error !== 0 && answer!.error !== enoent) {
         throw refusal(answer!.error, {op: 'target.export', what: 'the removal of the volume', iqn: target.iqn})
       }
@@ -872,7 +966,7 @@ export class IetDriver implements TargetDriver {
 
   async #isWhole({tid, spec}: Entry): Promise<boolean> {
     const found = await this.#listings.find({tid, iqn: spec.iqn})
-    return found?.volumes.some(({lun, deleted}) => lun === firstLun && !deleted) ?? false
+    return found?.volumes.some(({lun, deleted}) => lun === lunOf(spec) && !deleted) ?? false
   }
 
   #observed(
@@ -886,12 +980,15 @@ export class IetDriver implements TargetDriver {
       iqn,
       tid,
       luns: volumes.map(({lun, deleted, ioType, ioMode, blocks = 0, blockSizeBytes = 0, path}) => {
-        const id = spec && lun === firstLun && path === spec.volume.path ? spec.volume.id : ''
+        const own = spec && lun === lunOf(spec) && path === spec.volume.path ? idsOf(spec) : {serial: '', scsiId: ''}
         const sizeBytes = blocks * blockSizeBytes
-        const shown = {lun, path, sizeBytes, serial: id, scsiId: id, readOnly: ioMode === 'ro', online: !deleted}
+        const shown = {lun, path, sizeBytes, ...own, readOnly: ioMode === 'ro', online: !deleted}
         return {...shown, ioType, ioMode, blockSizeBytes}
       }),
-      access: spec ? {addresses: spec.access.addresses.map(ruleAddress), names: spec.access.names} : found.access,
+      access:
+        spec && !spec.taken
+          ? {addresses: spec.access.addresses.map(ruleAddress), names: spec.access.names}
+          : found.access,
       accounts: spec ? [incoming, outgoing].flatMap(one => one?.user ?? []) : (found.accounts ?? []),
       sessions: sessions.map(session => toSession(iqn, session)),
     }
@@ -903,15 +1000,17 @@ export class IetDriver implements TargetDriver {
   }
 
   #exported({iqn}: ExportSpec): Export {
-    const {volume} = this.#entries.get(iqn)!.spec
+    const {spec, tid} = this.#entries.get(iqn)!
+    const {volume, taken} = spec
     return {
       volumeId: volume.id,
       driver: this.name,
       iqn,
-      lun: firstLun,
+      lun: lunOf(spec),
+      tid,
       portals: this.portals(),
-      wwid: ietWwid(volume.id),
-      serial: volume.id,
+      wwid: taken?.wwid ?? ietWwid(volume.id),
+      serial: idsOf(spec).serial,
       sizeBytes: volume.sizeBytes,
     }
   }
@@ -986,7 +1085,8 @@ export class IetDriver implements TargetDriver {
       this.#entries.delete(entry.spec.iqn)
       this.#former.set(entry.spec.iqn, entry)
     }
-    await this.#allow(placed.map(({spec}) => [spec.iqn, spec.access]))
+    const settled = wanted.filter(entry => entry.spec.taken || placed.includes(entry))
+    await this.#allow(settled.map(({spec}) => [spec.iqn, ruleOf(spec)]))
     return failed
   }
 
@@ -1049,7 +1149,7 @@ export class IetDriver implements TargetDriver {
       const byName = new Map(targets.map(target => [target.iqn, target]))
       return ({spec, tid}: Entry) => {
         const target = byName.get(spec.iqn)
-        return target?.tid !== tid || target.volumes.every(({lun}) => lun !== firstLun)
+        return target?.tid !== tid || target.volumes.every(({lun}) => lun !== lunOf(spec))
       }
     }
     const glance = await this.#listings.glance()
@@ -1183,8 +1283,27 @@ export class IetDriver implements TargetDriver {
   }
 }
 
+/** Nobody's rule is touched of a target that was taken over: what others have written for it counts. */
+function ruleOf({access, taken}: ExportSpec): Rule | null {
+  return taken ? null : access
+}
+
+function idsOf({volume, taken}: ExportSpec): {serial: string; scsiId: string} {
+  return taken ? {serial: taken.scsiSn, scsiId: taken.scsiId ?? ''} : {serial: volume.id, scsiId: volume.id}
+}
+
+/** Those of `values` that were set, in words. */
+function describeChanged(type: ParameterType, values: number[]): Record<string, ParameterValue> {
+  const changed = changedParameters(type, values)
+  return Object.fromEntries(Object.entries(describeParameters(type, values)).filter(([name]) => changed.has(name)))
+}
+
 function unmade(spec: ExportSpec): Entry {
-  return {spec, tid: 0, settings: {...settleParameters(spec.parameters ?? {}), redirect: spec.redirect ?? ''}}
+  return {
+    spec,
+    tid: spec.tid ?? 0,
+    settings: {...settleParameters(spec.parameters ?? {}), redirect: spec.redirect ?? ''},
+  }
 }
 
 function toSession(iqn: string, {sid, initiator, connections}: IetSession): TargetSession {

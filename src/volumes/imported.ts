@@ -34,6 +34,24 @@ export async function openImported(path: string, id: VolumeId): Promise<Volume> 
   throw importError('UNSUPPORTED', real, 'is neither a regular file nor a block device')
 }
 
+/**
+ * Takes what a target offers already as a volume: in use as it is, and looked at alone.
+ * @throws VOLUME_MISSING, VOLUME_EXISTS (a file of a pool)
+ */
+export async function importOffered({
+  id,
+  path,
+  kind,
+  sizeBytes,
+}: Pick<Volume, 'id' | 'path' | 'kind' | 'sizeBytes'>): Promise<Volume> {
+  const {real, stats} = await resolve(path)
+  if (stats.isFile() && (await isInPool(real))) {
+    throw importError('VOLUME_EXISTS', path, 'belongs to a pool of lunpath already')
+  }
+  const allocation = kind === 'block' || stats.blocks * 512 >= sizeBytes ? 'preallocated' : 'sparse'
+  return {...imported(id, path), kind, sizeBytes, allocation}
+}
+
 async function importFile(path: string, stats: Stats, id: VolumeId): Promise<Volume> {
   if (await isInPool(path)) throw importError('VOLUME_EXISTS', path, 'belongs to a pool of lunpath already')
   checkImportSize(path, stats.size)

@@ -20,12 +20,12 @@ const summary = (actions: ReturnType<typeof plan>) =>
   actions.map(action => (action.do === 'report' ? `${action.problem.problem} ${action.problem.subject}` : action.do))
 
 test('01 a world that is as asked for needs nothing', t => {
-  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn} as never]})
+  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn, lun: 1} as never]})
   t.deepEqual(plan(asked, {...nothing, volumes: [volume], targets: [target]}, ours), [])
 })
 
 test('02 an export without target, or whose target has no LUN, is put back', t => {
-  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn} as never]})
+  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn, lun: 1} as never]})
   t.deepEqual(plan(asked, {...nothing, volumes: [volume]}, ours), [{do: 'restore', volumeId: id}])
   const halfMade = {iqn, luns: [], sessions: []} as never
   t.deepEqual(plan(asked, {...nothing, volumes: [volume], targets: [halfMade]}, ours), [{do: 'restore', volumeId: id}])
@@ -33,13 +33,13 @@ test('02 an export without target, or whose target has no LUN, is put back', t =
 
 test('03 an unfinished operation is resumed, and its subject is left to it alone', t => {
   const operation = {subject: id, kind: 'attach'} as Operation
-  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn} as never], unfinished: [operation]})
+  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn, lun: 1} as never], unfinished: [operation]})
   t.deepEqual(plan(asked, nothing, ours), [{do: 'resume', operation}])
 })
 
 test('04 exports are restored before operations are resumed', t => {
   const operation = {subject: 'f'.repeat(16)} as Operation
-  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn} as never], unfinished: [operation]})
+  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn, lun: 1} as never], unfinished: [operation]})
   t.deepEqual(summary(plan(asked, {...nothing, volumes: [volume]}, ours)), ['restore', 'resume'])
 })
 
@@ -47,6 +47,20 @@ test('05 what nobody asked for is reported, never removed; what is foreign is no
   const foreign = {iqn: 'iqn.2001-04.com.example:disk', luns: [{lun: 1}], sessions: []} as never
   const actions = plan(desired({}), {...nothing, volumes: [volume], targets: [target, foreign]}, ours)
   t.deepEqual(summary(actions), [`volume-unknown ${id}`, `export-unknown ${iqn}`])
+})
+
+test('05b a target that was taken over has its own name and LUN, and is ours by its export alone', t => {
+  const name = 'iqn.2001-04.com.example:disk'
+  const taken = (lun: number) => ({iqn: name, luns: [{lun}], sessions: []}) as never
+  const exported = {volumeId: id, iqn: name, lun: 0} as never
+  const asked = desired({exports: [exported]})
+  t.deepEqual(plan(asked, {...nothing, targets: [taken(0)]}, ours), [])
+  t.deepEqual(plan(asked, {...nothing, targets: [taken(1)]}, ours), [{do: 'restore', volumeId: id}])
+  t.deepEqual(plan(asked, nothing, ours), [{do: 'restore', volumeId: id}])
+  const world = {...nothing, targets: [taken(0)], sessions: [session({iqn: name})]}
+  t.deepEqual(plan(asked, world, ours), [{do: 'disconnect', iqn: name}])
+  const operation = {subject: id, kind: 'attach'} as Operation
+  t.deepEqual(summary(plan({...asked, unfinished: [operation]}, world, ours)), ['resume'])
 })
 
 test('06 a missing volume is reported; an imported one is not looked for in the pool', t => {

@@ -45,7 +45,8 @@ export function initiatorRoutes({operations}: Service) {
   /** A session of the attach path is its own: nobody takes a guest's disk away by hand. */
   function refuseAttached(iqn: string): void {
     const attachment = [...rooms.store.attachments.values()].find(one => one.iqn === iqn)
-    const busy = rooms.store.exports.get(iqn.slice(-16))?.iqn === iqn && !operations.idle(iqn.slice(-16))
+    const exported = rooms.store.exportOf(iqn)
+    const busy = exported !== undefined && !operations.idle(exported.volumeId)
     if (!attachment && !busy) return
     const message = attachment
       ? `${iqn} feeds the disk ${attachment.target} of ${attachment.domain}. First run: lunpath detach ${attachment.id}`

@@ -1,11 +1,13 @@
 import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
+import {importTargets} from '../../attach/import.js'
 import {StorageError} from '../../errors.js'
 import {formatPortal, parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
 import type {ExportRecord} from '../../state/store.js'
-import type {TargetDriver} from '../../targets/driver.js'
-import {ParametersBody, RedirectBody} from '../schema.js'
+import {offered} from '../../targets/driver.js'
+import {ErrorSchema, ImportedTargetsSchema, ImportTargetsBody, ParametersBody, RedirectBody} from '../schema.js'
+import {askedOfLongWork} from '../server.js'
 
 interface Named {
   Params: {iqn: string}
@@ -45,6 +47,12 @@ export function targetRoutes({operations}: Service) {
       if (!found) throw new StorageError('NOT_FOUND', `There is no target ${iqn}`, {info: {iqn}})
       return found
     })
+    // Each target is an operation of its own; one that is lunpath's already is refused, so that a repetition does no harm.
+    api.post<{Body: Static<typeof ImportTargetsBody>}>(
+      '/targets/import',
+      {schema: {body: ImportTargetsBody, response: {200: ImportedTargetsSchema, default: ErrorSchema}}},
+      async (request, reply) => importTargets(operations, request.body, askedOfLongWork(request, reply)),
+    )
     api.get<Named & {Querystring: {sid?: string}}>('/targets/:iqn/parameters', async ({params, query: {sid}}) => {
       return offered(targets, 'parameters').parameters(params.iqn, {sid})
     })
@@ -76,27 +84,4 @@ export function targetRoutes({operations}: Service) {
       },
     )
   }
-}
-
-type Optional = 'deleteSession' | 'parameters' | 'setParameters' | 'redirect'
-
-/** @throws UNSUPPORTED where the driver has no such method */
-function offered<K extends Optional>(targets: TargetDriver, method: K): TargetDriver & Required<Pick<TargetDriver, K>> {
-  if (!has(targets, method)) {
-    throw new StorageError(
-      'UNSUPPORTED',
-      `Targets by ${targets.name} cannot do that: it takes targets.driver = "iet"`,
-      {
-        info: {driver: targets.name, method},
-      },
-    )
-  }
-  return targets
-}
-
-function has<K extends Optional>(
-  targets: TargetDriver,
-  method: K,
-): targets is TargetDriver & Required<Pick<TargetDriver, K>> {
-  return targets[method] !== undefined
 }

@@ -61,7 +61,10 @@ Examples:
     .description('all exports')
     .action((_options, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        const listed = await call<(Export & {access: AccessRules; hasAuth: boolean})[]>('GET', '/exports')
+        const listed = await call<(Export & {access: AccessRules; taken?: object; hasAuth: boolean})[]>(
+          'GET',
+          '/exports',
+        )
         if (json) return printJson(listed)
         printTable(
           listed,
@@ -70,7 +73,9 @@ Examples:
             IQN: ({iqn}) => iqn,
             LUN: ({lun}) => lun,
             PORTALS: ({portals}) => portals.map(formatPortal).join(','),
-            ALLOWED: ({access}) => [...access.addresses, ...access.names].join(','),
+            // The rules of a target that was taken over are not lunpath's.
+            ALLOWED: ({access, taken}) =>
+              taken ? 'initiators.allow' : [...access.addresses, ...access.names].join(','),
             CHAP: ({hasAuth}) => (hasAuth ? 'yes' : 'no'),
           },
           'No exports. Make one with: lunpath export create --size 2GiB',
