@@ -43,6 +43,8 @@ import {checkLvmName} from './volumes/lvm-grammar.js'
 import {Pools} from './volumes/pools.js'
 
 const retryMs = 15_000
+/** iscsid tries every few seconds: a session that is not up this long after its target's return needs another login. */
+const failedGraceMs = 30_000
 const tokenExpiryMs = 3600 * 1000
 
 type LvmPool = Config['volumes']['lvm'][number] & {name: string}
@@ -64,6 +66,8 @@ export class Daemon {
   #api: FastifyInstance | undefined
   #collector: TargetCollector | undefined
   #problems: Problem[] = []
+  /** When the target daemon had lost exports last, and they were back. */
+  #restoredAt: number | undefined
   #timers: NodeJS.Timeout[] = []
   #reconciling: Promise<void> = Promise.resolve()
   #closed = false
@@ -118,6 +122,7 @@ export class Daemon {
     rooms.targets.on('restarted', facts => {
       log.warn(facts, 'the target had lost its exports: they are back')
       this.#collector?.restarted()
+      this.#restoredAt = performance.now()
       void this.reconcile('target daemon restarted')
         .then(() => this.#keepNumbers(rooms))
         .catch(err => log.error({err}, 'the numbers of the targets could not be stored'))
@@ -449,8 +454,18 @@ export class Daemon {
   async #sessionsAreMissing({store, host}: Rooms): Promise<boolean> {
     const needed = [...store.attachments.values()].filter(({route}) => route === 'host')
     if (needed.length === 0) return false
-    const alive = (await host.sessions()).filter(({state}) => state !== 'FREE')
+    const lost = this.#giveUpFailed() ? ['FREE', 'FAILED'] : ['FREE']
+    const alive = (await host.sessions()).filter(({state}) => !lost.includes(state))
     return needed.some(({iqn}) => !alive.some(session => session.iqn === iqn))
+  }
+
+  /**
+   * True for some time after the return of exports that had gone. Later a session that fails is another matter: iscsid's own,
+   * as long as it waits.
+   */
+  #giveUpFailed(): boolean {
+    const sinceMs = performance.now() - (this.#restoredAt ?? Number.NEGATIVE_INFINITY)
+    return sinceMs > failedGraceMs && sinceMs < failedGraceMs + 4 * retryMs
   }
 
   /** Brings the world to what the store says. One at a time; a failure is logged, and the next occasion tries again. */
@@ -458,7 +473,8 @@ export class Daemon {
     this.#reconciling = this.#reconciling.then(async () => {
       if (this.#closed) return
       try {
-        const {resumed, restored, problems} = await reconcile(this.operations)
+        const giveUpFailed = this.#giveUpFailed()
+        const {resumed, restored, problems} = await reconcile(this.operations, {giveUpFailed})
         this.#problems = problems
         for (const problem of problems) this.log.error({...problem, occasion}, problem.message)
         for (const one of resumed)

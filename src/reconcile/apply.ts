@@ -11,7 +11,7 @@ export interface Outcome {
 }
 
 /** Looks, plans and acts: after a start, and whenever a daemon has come back. */
-export async function reconcile(operations: Operations): Promise<Outcome> {
+export async function reconcile(operations: Operations, options: {giveUpFailed?: boolean} = {}): Promise<Outcome> {
   const {store, journal, iqnPrefix} = operations.rooms
   // Requests go on meanwhile: what they change during the look is left out below, by comparing and locking.
   const desired = {
@@ -20,7 +20,7 @@ export async function reconcile(operations: Operations): Promise<Outcome> {
     attachments: [...store.attachments.values()],
     unfinished: journal.unfinished(),
   }
-  const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`))
+  const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`), options)
   return apply(operations, actions)
 }
 

@@ -44,7 +44,12 @@ export type AttachmentState = 'attached' | 'detaching' | 'absent' | 'unknown'
  * What to do so that the world is again what was asked for. A pure function: all it knows is in its arguments.
  * Things in the world that nobody asked for are reported, never removed: only an operation removes, and it says what.
  */
-export function plan(desired: Desired, observed: Observed, ours: (iqn: string) => boolean): Action[] {
+export function plan(
+  desired: Desired,
+  observed: Observed,
+  ours: (iqn: string) => boolean,
+  {giveUpFailed = false}: {giveUpFailed?: boolean} = {},
+): Action[] {
   const unfinished = new Set(desired.unfinished.map(({subject}) => subject))
   const settled = <T>(items: Iterable<T>, id: (item: T) => string) =>
     [...items].filter(item => !unfinished.has(id(item)))
@@ -67,7 +72,7 @@ export function plan(desired: Desired, observed: Observed, ours: (iqn: string) =
 
   return [
     ...exports.filter(record => !isOnline(record)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
-    ...sessionActions(attachments, observed, names),
+    ...sessionActions(attachments, observed, names, giveUpFailed),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
     ...observed.unusablePools.map(poolUnusable),
     ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
@@ -94,12 +99,15 @@ interface Names {
 
 /**
  * The kernel's sessions. One that is `FAILED` is left to iscsid, which tries to bring it back, with the guest's I/O waiting
- * for it; `FREE` is what it becomes when that has failed. A session of somebody else is nobody's business here.
+ * for it; `FREE` is what it becomes when that has failed. Where its target has been back for long (`giveUpFailed`) iscsid has
+ * given up without a word, as it does when it has met a portal without the target. A session of somebody else is nobody's
+ * business here.
  */
 function sessionActions(
   attachments: AttachmentRecord[],
   {sessions, disks}: Observed,
   {isOurs, isUnfinished}: Names,
+  giveUpFailed: boolean,
 ): Action[] {
   const onHost = attachments.filter(({route}) => route === 'host')
   const needed = new Set(onHost.map(({iqn}) => iqn))
@@ -108,7 +116,7 @@ function sessionActions(
   )
   const lost = onHost.filter(({iqn}) => {
     const own = sessions.filter(session => session.iqn === iqn)
-    return own.every(({state}) => state === 'FREE')
+    return own.every(({state}) => state === 'FREE' || (giveUpFailed && state === 'FAILED'))
   })
   const stale = onHost.filter(({id, iqn, domainUuid}) => {
     const disk = disks?.get(domainUuid)?.find(({serial, live}) => live && serial === id)

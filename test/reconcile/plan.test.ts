@@ -107,6 +107,10 @@ test('10 an attachment logs in again where it has no session, or none that iscsi
   t.deepEqual(plan(asked, world([session({state: 'FAILED'})]), ours), [])
   t.deepEqual(plan(asked, world([session({state: 'FREE'})]), ours), [{do: 'connect', attachmentId: id}])
   t.deepEqual(summary(plan(asked, world([]), ours)), ['connect', `disk-stale ${id}`])
+  const late = {giveUpFailed: true}
+  t.deepEqual(plan(asked, world([session({})]), ours, late), [])
+  t.deepEqual(plan(asked, world([session({state: 'FAILED'})]), ours, late), [{do: 'connect', attachmentId: id}])
+  t.deepEqual(plan(asked, world([session({state: 'FAILED'}), session({})]), ours, late), [])
 })
 
 test('11 a domain with the disk of a session that has ended is told of, and so is a session that is stuck', t => {
