@@ -75,11 +75,11 @@ async function failure(action: Promise<unknown>): Promise<StorageError> {
 }
 
 /** A target by hand, as ietadm makes it. */
-async function makeForeign({iqn, path}: {iqn: string; path: string}): Promise<number> {
+async function makeForeign({iqn, path, tid: asked = 0}: {iqn: string; path: string; tid?: number}): Promise<number> {
   const control = new IetControl()
   const patient = {timeoutMs: 10_000}
-  const {answers} = await control.exchange([[request.newTarget(0, iqn)]], patient)
-  const {tid} = answers[0]![0]!
+  const {answers} = await control.exchange([[request.newTarget(asked, iqn)]], patient)
+  const tid = answers[0]![0]!.tid || asked
   await control.exchange([[call.addVolume(tid, 0, `Path=${path},Type=fileio`).instead!]], patient)
   control.close()
   return tid
@@ -758,8 +758,10 @@ lab(
     }
     type Made = {volume: {id: string}; export: {iqn: string}}
     const post = (body: unknown) => node.api.call<Made>('POST', '/exports', body)
+    const gap = await post({sizeBytes: 16 * mebibyte})
     const made = await post({sizeBytes: 16 * mebibyte, access: {names: [initiator]}, auth})
     const other = await post({sizeBytes: 16 * mebibyte, access: {addresses: ['ALL']}})
+    await node.api.call('DELETE', `/exports/${gap.volume.id}`)
     const {iqn} = made.export
     t.like((await cli('target', 'show', iqn)).answer, {iqn, accounts: ['guest', 'target'], access: byName})
     t.is((await cli('target', 'list')).answer.length, 2)
@@ -797,12 +799,26 @@ lab(
     await iet.restartDaemon()
     t.is((await worth(iet)).length, 0)
     await node.start()
-    const after = await worth(iet)
-    t.deepEqual(
-      after.map(({name, volumes, sessionParams, targetParams}) => [name, volumes, sessionParams, targetParams]).sort(),
-      before.map(({name, volumes, sessionParams, targetParams}) => [name, volumes, sessionParams, targetParams]).sort(),
-    )
+    t.deepEqual(await worth(iet), before, 'numbers included, and the gap between them')
     t.is(await statusOf(iet, other.export.iqn, {initiator}), 'redirect 192.0.2.1:3261')
+    // Somebody takes a number while both are away: the target gets another one, and has that from then on.
+    await node.stopDaemon()
+    await iet.restartDaemon()
+    const {tid: taken} = before[0]!
+    const foreign = await makeForeign({iqn: 'iqn.2001-04.com.example:a', path: join(node.directory, 'x'), tid: taken})
+    t.is(foreign, taken)
+    await node.start()
+    const moved = (await worth(iet)).filter(({name}) => name !== 'iqn.2001-04.com.example:a')
+    t.not(moved.find(({name}) => name === before[0]!.name)!.tid, taken)
+    await node.stopDaemon()
+    await iet.restartDaemon()
+    await node.start()
+    t.deepEqual(await worth(iet), moved)
+    // ietd lists what the kernel has lost, and lunpath was not there to see it.
+    await node.stopDaemon()
+    await iet.wipe()
+    await node.start()
+    t.deepEqual(await worth(iet), moved)
     t.is(await statusOf(iet, iqn, {initiator, ...auth.incoming}), 'ok')
     for (const {volume} of [made, other]) await node.api.call('DELETE', `/exports/${volume.id}?force=true`)
     t.deepEqual(await worth(iet), [])
