@@ -1,9 +1,13 @@
 import {createHash} from 'node:crypto'
 import {stat} from 'node:fs/promises'
 import {StorageError} from '../errors.js'
-import type {TakenTarget} from '../types.js'
-import type {ForeignUnit, IdentityPages} from './driver.js'
-import type {IetTargetVolumes} from './iet-procfs.js'
+import type {ExportSpec, TakenTarget} from '../types.js'
+import type {ForeignTarget, ForeignUnit, IdentityPages, ParameterValue} from './driver.js'
+import {accountLists} from './iet-accounts.js'
+import type {Link} from './iet-link.js'
+import {settleParameters} from './iet-parameters.js'
+import type {IetTargetSessions, IetTargetVolumes} from './iet-procfs.js'
+import {describeChanged, readParameters} from './iet-settings.js'
 
 /** Targets that ietadm or ietd.conf has made: what lunpath can put back of them, and what not. */
 
@@ -18,8 +22,55 @@ const argument = /^[\u0021-\u002b\u002d-\u007e]+$/
 const ofLogicalUnit = 0
 const t10Vendor = 1
 
+/** What there is to know of `targets`; `refuse` throws where lunpath could not have such an export. */
+export async function foreignTargets(
+  link: Link,
+  {targets, sessions}: {targets: IetTargetVolumes[]; sessions: IetTargetSessions[]},
+  refuse: (spec: ExportSpec) => void,
+): Promise<ForeignTarget[]> {
+  const tids = targets.map(({tid}) => tid)
+  const accounts = await accountLists(link, tids)
+  const found: ForeignTarget[] = []
+  for (const target of targets) {
+    const {iqn, tid} = target
+    const [incoming = [], outgoing = []] = accounts.get(tid)!
+    const [session, own] = await readParameters(link, tid, 0n, iqn)
+    const parameters = {...describeChanged('session', session!), ...describeChanged('target', own!)}
+    const unit = await foreignUnit(target)
+    found.push({
+      iqn,
+      tid,
+      sessions: sessions.find(one => one.tid === tid && one.iqn === iqn)?.sessions.length ?? 0,
+      accounts: {incoming, outgoing},
+      unit: typeof unit === 'string' ? null : unit,
+      parameters,
+      refused: typeof unit === 'string' ? unit : whyNot(iqn, unit, parameters, refuse),
+    })
+  }
+  return found
+}
+
+function whyNot(
+  iqn: string,
+  {volume, readOnly, writeCache, ...taken}: ForeignUnit,
+  parameters: Record<string, ParameterValue>,
+  refuse: (spec: ExportSpec) => void,
+): string | null {
+  try {
+    refuse({
+      ...{iqn, readOnly, writeCache, access: {addresses: [], names: []}},
+      volume: {...volume, id: '0'.repeat(16)},
+      taken: {...taken, wwid: '', scsiId: null, scsiSn: ''},
+    })
+    settleParameters(parameters)
+    return null
+  } catch (error) {
+    return (error as Error).message
+  }
+}
+
 /** The unit of a target as IET lists it, or why lunpath leaves the target to whoever made it. */
-export async function foreignUnit({iqn, volumes}: IetTargetVolumes): Promise<ForeignUnit | string> {
+async function foreignUnit({iqn, volumes}: IetTargetVolumes): Promise<ForeignUnit | string> {
   const [volume] = volumes
   if (!volume) return 'it has no logical unit'
   if (volumes.length > 1) return `it has ${volumes.length} logical units, and lunpath's targets have one`

@@ -33,6 +33,11 @@ export function lunOf({taken}: Pick<ExportSpec, 'taken'>): number {
   return taken?.lun ?? firstLun
 }
 
+/** As the listings of lunpath show them. */
+export function idsOf({volume, taken}: ExportSpec): {serial: string; scsiId: string} {
+  return taken ? {serial: taken.scsiSn, scsiId: taken.scsiId ?? ''} : {serial: volume.id, scsiId: volume.id}
+}
+
 function ioTypeOf(
   {volume, taken}: Pick<ExportSpec, 'volume' | 'taken'>,
   {blockDevices}: Pick<IetVolumeOptions, 'blockDevices'>,

@@ -1,0 +1,97 @@
+import {stat} from 'node:fs/promises'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {isDeepStrictEqual} from 'node:util'
+import {StorageError} from '../errors.js'
+import type {ExportSpec} from '../types.js'
+import {call} from './iet-control.js'
+import {errno, type Link, refusal, type TargetKey} from './iet-link.js'
+import type {IetListings} from './iet-listings.js'
+import type {IetTargetVolumes, IetVolume} from './iet-procfs.js'
+import {expectedVolume, type IetVolumeOptions, lunOf, volumeArguments} from './iet-spec.js'
+
+const waitMs = 20
+
+/** Logical units of targets, by the control device. */
+export class IetUnits {
+  readonly #listings: IetListings
+  readonly #options: IetVolumeOptions
+  readonly #timeoutMs: number
+
+  constructor(listings: IetListings, options: IetVolumeOptions & {timeoutMs: number}) {
+    this.#listings = listings
+    this.#options = options
+    this.#timeoutMs = options.timeoutMs
+  }
+
+  async add(link: Link, {iqn, tid}: TargetKey, spec: ExportSpec): Promise<void> {
+    const args = volumeArguments(spec, this.#options)
+    const lun = lunOf(spec)
+    const [[answer] = []] = await link.call([[call.addVolume(tid, lun, args)]])
+    if (answer!.error !== 0) {
+      throw refusal(answer!.error, {op: 'target.export', what: `the volume ${spec.volume.path}`, iqn})
+    }
+    // IET may have forgotten an error on the way and made something else.
+    const expected = expectedVolume(spec, this.#options)
+    const found = (await this.#listings.find({iqn, tid}))?.volumes.find(one => one.lun === lun)
+    if (isDeepStrictEqual(found, expected)) return
+    const differing = (Object.keys(expected) as (keyof IetVolume)[]).filter(key => expected[key] !== found?.[key])
+    throw new StorageError(
+      'TARGET_FAILED',
+      found
+        ? `IET has made another volume than it was asked for: ${differing.map(key => `${key} is ${found[key]}, not ${expected[key]}`).join('; ')}`
+        : `IET said that it made the volume of ${iqn}, and does not list it`,
+      {op: 'target.export', info: {iqn, expected, found}},
+    )
+  }
+
+  /** Without sessions. */
+  async replace(link: Link, target: TargetKey, spec: ExportSpec): Promise<void> {
+    await refuseUnfitVolume(spec)
+    const found = await this.untilNoneIsDeleted(target)
+    if (found?.volumes.some(({lun}) => lun === lunOf(spec))) {
+      const [[answer] = []] = await link.call([[call.deleteVolume(target.tid, lunOf(spec))]])
+      if (answer!.error !== 0 && answer!.error !== errno.enoent) {
+        throw refusal(answer!.error, {op: 'target.export', what: 'the removal of the volume', iqn: target.iqn})
+      }
+      await this.untilNoneIsDeleted(target)
+    }
+    await this.add(link, target, spec)
+  }
+
+  /**
+   * A LUN that is deleted and has commands in flight is never deleted again: IET would count its LUNs wrong, and hide
+   * others. @throws TIMEOUT
+   */
+  async untilNoneIsDeleted(target: TargetKey): Promise<IetTargetVolumes | undefined> {
+    const deadline = performance.now() + this.#timeoutMs
+    for (;;) {
+      const found = await this.#listings.find(target)
+      if (!found?.volumes.some(({deleted}) => deleted)) return found
+      if (performance.now() > deadline) {
+        throw new StorageError('TIMEOUT', `A deleted LUN of ${target.iqn} still has commands in flight`, {
+          op: 'target',
+          info: {...target, state: 'stuck'},
+        })
+      }
+      await sleep(waitMs)
+    }
+  }
+}
+
+/** IET would export a file that is too short, and a directory it would refuse without a word. @throws TARGET_FAILED */
+export async function refuseUnfitVolume({iqn, volume}: ExportSpec): Promise<void> {
+  const refuse = (why: string, cause?: unknown) =>
+    new StorageError('TARGET_FAILED', `IET cannot export ${volume.path} as ${iqn}: ${why}`, {
+      op: 'target.export',
+      info: {iqn, path: volume.path},
+      cause,
+    })
+  const found = await stat(volume.path).catch(cause => {
+    throw refuse((cause as Error).message, cause)
+  })
+  if (volume.kind === 'block' && !found.isBlockDevice()) throw refuse('it is no block device')
+  if (volume.kind === 'file' && !found.isFile()) throw refuse('it is no regular file')
+  if (volume.kind === 'file' && found.size !== volume.sizeBytes) {
+    throw refuse(`it has ${found.size} bytes, the volume ${volume.sizeBytes}`)
+  }
+}

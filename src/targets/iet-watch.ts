@@ -1,0 +1,196 @@
+import {EventEmitter} from 'node:events'
+import {StorageError} from '../errors.js'
+import {type IetControl, request} from './iet-control.js'
+import {ExchangeError, type Link, linkTo, unavailable} from './iet-link.js'
+import {hanging} from './iet-listings.js'
+import type {Entry, IetTargets} from './iet-targets.js'
+
+const pollMs = 400
+/** One client that stays silent keeps ietd from all others. */
+const answerMs = 500
+const pollLostMs = 50
+const recoveryDeadlineMs = 20_000
+
+/**
+ * Looks after ietd and the targets of exports: what ends with ietd, or by a close of the control device, is noticed and put
+ * back. Operations go through attempt(), which knows of a recovery under way.
+ */
+export class IetWatch {
+  readonly #control: IetControl
+  readonly #targets: IetTargets
+  readonly #timeoutMs: number
+  readonly #setUp: (link: Link) => Promise<void>
+  readonly #events = new EventEmitter()
+  #pid = 0
+  #state: 'new' | 'open' | 'closed' = 'new'
+  #isRestored = false
+  #isLost = false
+  #recovery: Promise<void> | undefined
+  #checking: Promise<void> | undefined
+  #timer: NodeJS.Timeout | undefined
+
+  /** `setUp` is what a new ietd needs beside the exports. */
+  constructor(
+    control: IetControl,
+    targets: IetTargets,
+    {timeoutMs, setUp}: {timeoutMs: number; setUp: (link: Link) => Promise<void>},
+  ) {
+    this.#control = control
+    this.#targets = targets
+    this.#timeoutMs = timeoutMs
+    this.#setUp = setUp
+  }
+
+  /** Of the ietd in use; 0 before begin(). */
+  get pid(): number {
+    return this.#pid
+  }
+
+  get state(): 'new' | 'open' | 'closed' {
+    return this.#state
+  }
+
+  begin(pid: number): void {
+    this.#pid = pid
+    this.#state = 'open'
+    this.#watch()
+  }
+
+  /** From now on a new ietd gets the exports. */
+  restored(): void {
+    this.#isRestored = true
+  }
+
+  /** Looks no more; what is under way ends. */
+  async stop(): Promise<void> {
+    clearTimeout(this.#timer)
+    await this.#checking
+  }
+
+  close(): void {
+    this.#state = 'closed'
+  }
+
+  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void {
+    this.#events.on(event, listener)
+  }
+
+  /** Runs `task` against the ietd of now; where that dies on the way, once more against its successor. */
+  async attempt<T>(task: (link: Link) => Promise<T>): Promise<T> {
+    if (this.#state === 'new') throw new StorageError('TARGET_UNAVAILABLE', 'This IET driver is not open')
+    for (let again = 0; ; again++) {
+      await this.#recovered()
+      if (this.#state === 'closed') throw new StorageError('TARGET_UNAVAILABLE', 'This IET driver is closed')
+      try {
+        return await task(this.#link(this.#pid))
+      } catch (error) {
+        if (!(error instanceof ExchangeError)) throw error
+        const {fact} = error
+        if (fact.code === 'ETIMEDOUT' || fact.code === 'IET_STUCK') throw hanging(fact, {})
+        if (again > 0) throw unavailable(this.#control.socketName, fact)
+        await this.#lookAfter()
+        if (this.#isLost) throw unavailable(this.#control.socketName, fact)
+      }
+    }
+  }
+
+  async #recovered(): Promise<void> {
+    if (!this.#recovery) return
+    const timeout = AbortSignal.timeout(recoveryDeadlineMs)
+    const late = new Promise(resolve => timeout.addEventListener('abort', resolve))
+    await Promise.race([this.#recovery.catch(() => undefined), late])
+    if (timeout.aborted) {
+      throw new StorageError('TARGET_UNAVAILABLE', 'ietd has been restarted and its exports are not all back yet')
+    }
+  }
+
+  #watch(): void {
+    if (this.#state !== 'open') return
+    this.#timer = setTimeout(
+      () => void this.#lookAfter().finally(() => this.#watch()),
+      this.#isLost ? pollLostMs : pollMs,
+    )
+    this.#timer.unref()
+  }
+
+  /** One at a time. */
+  #lookAfter(): Promise<void> {
+    this.#checking ??= this.#lookOnce()
+      .catch(error => this.#tellLost({pid: this.#pid, message: (error as Error).message}))
+      .finally(() => {
+        this.#checking = undefined
+      })
+    return this.#checking
+  }
+
+  async #lookOnce(): Promise<void> {
+    const [seen, missing] = await Promise.all([
+      this.#control.exchange([[request.nothing()]], {timeoutMs: Math.min(answerMs, this.#timeoutMs)}),
+      this.#targets.missing(),
+    ])
+    if (this.#state !== 'open') return
+    const {failure, pid} = seen
+    if (failure) {
+      this.#tellLost({pid: this.#pid, code: failure.code, message: failure.message})
+      return
+    }
+    if (pid !== this.#pid) return this.#recover(pid)
+    if (missing.length > 0) return this.#bringBack(missing)
+    this.#isLost = false
+    this.#targets.sweep(this.#link(pid), () => this.#state === 'open')
+  }
+
+  /** Somebody has closed the control device, or deleted targets of ours, while ietd runs on. */
+  async #bringBack(missing: Entry[]): Promise<void> {
+    const began = performance.now()
+    this.#tellLost({message: 'targets were removed by somebody else', exports: missing.map(({spec}) => spec.iqn)})
+    this.#targets.wiped()
+    const failed = await this.#targets.putInPlace(this.#link(this.#pid), missing)
+    this.#isLost = false
+    this.#tellRestarted({exports: missing.length - failed.length, failed, began})
+  }
+
+  /** Another ietd answers, and it knows nothing of ours. */
+  #recover(pid: number): Promise<void> {
+    this.#recovery = this.#recoverFrom(pid).finally(() => {
+      this.#recovery = undefined
+    })
+    return this.#recovery
+  }
+
+  async #recoverFrom(pid: number): Promise<void> {
+    const began = performance.now()
+    const previousPid = this.#pid
+    this.#tellLost({pid: previousPid, message: 'ietd has been restarted'})
+    this.#pid = pid
+    this.#targets.begunAnew()
+    if (!this.#isRestored) return
+    try {
+      const link = this.#link(pid)
+      await this.#setUp(link)
+      const entries = [...this.#targets.entries.values()]
+      const failed = await this.#targets.putInPlace(link, entries)
+      this.#isLost = false
+      this.#tellRestarted({pid, previousPid, exports: entries.length - failed.length, failed, began})
+    } catch (error) {
+      // The next look finds this pid unknown again and starts over.
+      this.#pid = 0
+      throw error
+    }
+  }
+
+  /** Once for each time that they go. */
+  #tellLost(facts: Record<string, unknown>): void {
+    if (this.#isLost) return
+    this.#isLost = true
+    this.#events.emit('lost', facts)
+  }
+
+  #tellRestarted({began, ...facts}: Record<string, unknown> & {began: number}): void {
+    this.#events.emit('restarted', {...facts, durationMs: performance.now() - began})
+  }
+
+  #link(pid: number): Link {
+    return linkTo(this.#control, {pid, timeoutMs: this.#timeoutMs})
+  }
+}
