@@ -13,6 +13,7 @@ export default {
     '!dist/test/targets/lio.test.js',
     '!dist/test/initiators/open-iscsi.test.js',
     '!dist/test/targets/iet.test.js',
+    '!dist/test/targets/iet-import.test.js',
   ],
   workerThreads: false,
   concurrency: 2,
