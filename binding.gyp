@@ -29,7 +29,10 @@
   'targets': [
     {
       'target_name': 'tgt',
-      'sources': ['native/tgt/binding.cc', 'native/tgt/control.cc', 'native/napi/error.cc', 'native/sys/result.cc'],
+      'sources': [
+        'native/tgt/binding.cc', 'native/tgt/control.cc',
+        'native/napi/error.cc', 'native/sys/local_daemon.cc', 'native/sys/result.cc',
+      ],
     },
     {
       'target_name': 'file',
@@ -49,7 +52,7 @@
       'target_name': 'iet',
       'sources': [
         'native/iet/binding.cc', 'native/iet/control.cc', 'native/iet/ietd.cc', 'native/iet/listing.cc',
-        'native/napi/error.cc', 'native/sys/result.cc',
+        'native/napi/error.cc', 'native/sys/local_daemon.cc', 'native/sys/result.cc',
       ],
     },
     {

@@ -1,91 +1,28 @@
 #include "iet/ietd.h"
 
-#include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
-#include "sys/unique_fd.h"
-#include "sys/wait.h"
+#include "sys/local_daemon.h"
 
 namespace lunpath::iet {
 namespace {
 
 constexpr int kMaxErrno = 4095;
 
-Error Timeout(const char* syscall) { return ErrnoError(ETIMEDOUT, syscall, "ietd did not answer in time"); }
-
-// What ietd has sent is never quoted: it may hold another caller's request, a CHAP secret included.
-Error Protocol(const std::string& what) {
-  return Error{.message = "ietd's socket gave an answer that is none: " + what, .code = "IET_PROTOCOL"};
-}
-
-Error Closed(const char* syscall) {
-  return Error{
-      .message = "ietd closed the connection without an answer: it died", .code = "IET_CLOSED", .syscall = syscall};
-}
-
-Result<UniqueFd> Connect(const std::string& name, Clock::time_point deadline) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  // The name in the abstract namespace is all 108 bytes, with the NULs behind it: a shorter address is another name.
-  if (name.size() >= sizeof(address.sun_path)) {
+// The name in the abstract namespace is all 108 bytes, with the NULs behind it: a shorter address is another name.
+Result<LocalDaemon> Ietd(const std::string& name) {
+  LocalDaemon ietd{.name = "ietd", .code = "IET", .place = "the abstract socket @" + name, .why_close = "it died"};
+  static_assert(sizeof(ietd.address) == 110);
+  if (name.size() >= sizeof(ietd.address.sun_path)) {
     return ErrnoError(ENAMETOOLONG, "connect", "The name of ietd's socket is longer than 107 bytes");
   }
-  std::memcpy(address.sun_path + 1, name.data(), name.size());
-  static_assert(sizeof(address) == 110);
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) return ErrnoError(errno, "socket", "Cannot make a socket");
-  while (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return ErrnoError(errno, "connect", "Cannot reach ietd at the abstract socket @" + name);
-    // As many connections wait already as ietd lets wait. A non-blocking unix socket cannot wait for it.
-    if (MillisecondsLeft(deadline) == 0) return Timeout("connect");
-    poll(nullptr, 0, 1);
-  }
-  return fd;
-}
-
-// In one write: to a request that comes in parts ietd gives no answer.
-std::optional<Error> Send(int fd, const Request& request, Clock::time_point deadline) {
-  for (;;) {
-    const ssize_t sent = send(fd, &request, sizeof(request), MSG_NOSIGNAL);
-    if (sent == static_cast<ssize_t>(sizeof(request))) return std::nullopt;
-    if (sent >= 0) return Protocol("it took a part of the request");
-    if (errno == EAGAIN) {
-      if (!Wait(fd, POLLOUT, deadline)) return Timeout("send");
-    } else if (errno == EPIPE || errno == ECONNRESET) {
-      return Closed("send");
-    } else if (errno != EINTR) {
-      return ErrnoError(errno, "send", "Cannot send to ietd");
-    }
-  }
-}
-
-// Reads until `want` bytes are there or the other side has closed. Returns how many came.
-Result<size_t> Fill(int fd, char* into, size_t have, size_t want, Clock::time_point deadline) {
-  while (have < want) {
-    const ssize_t got = recv(fd, into + have, want - have, 0);
-    if (got > 0) {
-      have += static_cast<size_t>(got);
-    } else if (got == 0 || errno == ECONNRESET) {
-      break;
-    } else if (errno == EAGAIN) {
-      if (!Wait(fd, POLLIN, deadline)) return Timeout("recv");
-    } else if (errno != EINTR) {
-      return ErrnoError(errno, "recv", "Cannot read ietd's answer");
-    }
-  }
-  return have;
-}
-
-// True where ietd has sent more than it should.
-bool HasMore(int fd) {
-  char byte;
-  return recv(fd, &byte, 1, MSG_DONTWAIT) > 0;
+  ietd.address.sun_family = AF_UNIX;
+  std::memcpy(ietd.address.sun_path + 1, name.data(), name.size());
+  return ietd;
 }
 
 template <size_t size>
@@ -196,15 +133,16 @@ void Decode(const Message& message, const Request& echo, const std::string& data
   }
 }
 
-Result<Answer> Receive(int fd, const Message& message, const Request& request, Clock::time_point deadline) {
+Result<Answer> Receive(const LocalDaemon& ietd, LocalConnection& connection, const Message& message,
+                       const Request& request) {
   Reply reply{};
-  auto head = Fill(fd, reinterpret_cast<char*>(&reply), 0, kReplyBytes, deadline);
-  const auto refuse = [&reply](const std::string& what) {
+  auto head = connection.Fill(reinterpret_cast<char*>(&reply), kReplyBytes);
+  const auto refuse = [&](const std::string& what) {
     explicit_bzero(&reply, sizeof(reply));
-    return Protocol(what);
+    return ietd.Protocol(what);
   };
   if (!head.ok()) return std::move(head.error());
-  if (head.value() == 0) return Closed("recv");
+  if (head.value() == 0) return ietd.Closed("recv");
   if (head.value() < kReplyBytes) {
     return refuse("it ended after " + std::to_string(head.value()) + " bytes of " + std::to_string(kReplyBytes));
   }
@@ -220,47 +158,34 @@ Result<Answer> Receive(int fd, const Message& message, const Request& request, C
   const bool has_data = answer.error == 0 && request.command == kAccountList;
   std::string data(has_data ? request.accounts.alloc_len : 0, '\0');
   if (has_data) {
-    auto body = Fill(fd, data.data(), 0, data.size(), deadline);
+    auto body = connection.Fill(data.data(), data.size());
     if (!body.ok()) return body.error();
     if (body.value() < data.size()) {
       return refuse("its data ended after " + std::to_string(body.value()) + " bytes of " +
                     std::to_string(data.size()));
     }
   }
-  if (HasMore(fd)) return refuse("it is longer than it should be");
+  if (connection.HasMore()) return refuse("it is longer than it should be");
   if (answer.error == 0) Decode(message, reply.request, data, answer);
   explicit_bzero(&reply, sizeof(reply));
   return answer;
 }
 
-Result<Answer> ExchangeOne(const std::string& name, const Message& message, Clock::time_point deadline,
+Result<Answer> ExchangeOne(const LocalDaemon& ietd, const Message& message, Clock::time_point deadline,
                            pid_t expected_pid, pid_t* pid) {
-  auto connected = Connect(name, deadline);
-  if (!connected.ok()) return std::move(connected.error());
-  const int fd = connected.value().get();
-  // Encoded before anything else happens: while this connection is silent, ietd serves nobody.
+  // Before the connection is there: while it is silent, ietd serves nobody. To a request in parts it gives no answer.
   Request request{};
   Encode(message, request);
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
-    return ErrnoError(errno, "getsockopt", "Cannot tell which process listens at @" + name);
-  }
-  *pid = peer.pid;
-  if (expected_pid != 0 && peer.pid != expected_pid) {
-    return Error{.message = "ietd has been restarted: process " + std::to_string(peer.pid) + " listens at @" + name +
-                            ", it was " + std::to_string(expected_pid),
-                 .code = "IET_RESTARTED"};
-  }
-  auto failure = Send(fd, request, deadline);
+  auto connected = LocalConnection::Open(ietd, deadline, expected_pid, pid);
+  auto failure = connected.ok() ? connected.value().Send(&request, sizeof(request)) : std::move(connected.error());
   if (message.command == kAccountNew) explicit_bzero(&request.account, sizeof(request.account));
-  if (failure && failure->code == "IET_CLOSED") {
+  if (connected.ok() && failure && failure->code == "IET_CLOSED") {
     // Another user than root is refused before it has said anything.
-    auto refusal = Receive(fd, message, request, deadline);
+    auto refusal = Receive(ietd, connected.value(), message, request);
     if (refusal.ok() && refusal.value().error == EPERM) return refusal;
   }
   if (failure) return std::move(*failure);
-  return Receive(fd, message, request, deadline);
+  return Receive(ietd, connected.value(), message, request);
 }
 
 }  // namespace
@@ -268,10 +193,15 @@ Result<Answer> ExchangeOne(const std::string& name, const Message& message, Cloc
 Outcome Exchange(const std::string& name, const std::vector<std::vector<Message>>& sequences,
                  Clock::time_point deadline, pid_t expected_pid) {
   Outcome outcome;
+  auto ietd = Ietd(name);
+  if (!ietd.ok()) {
+    outcome.failure = std::move(ietd.error());
+    return outcome;
+  }
   for (const auto& sequence : sequences) {
     auto& answers = outcome.answers.emplace_back();
     for (const Message& message : sequence) {
-      auto answer = ExchangeOne(name, message, deadline, expected_pid, &outcome.pid);
+      auto answer = ExchangeOne(ietd.value(), message, deadline, expected_pid, &outcome.pid);
       if (!answer.ok()) {
         outcome.failure = std::move(answer.error());
         return outcome;
