@@ -5,6 +5,12 @@
     'sanitize%': '<!(printf %s "${npm_config_sanitize:-}")',
     'has_libiscsi': '<!(pkg-config --exists libiscsi && echo 1 || echo 0)',
     'has_libvirt': '<!(pkg-config --exists libvirt && echo 1 || echo 0)',
+    'bench_sources': [
+      'native/bench/binding.cc', 'native/bench/clock.cc', 'native/bench/cpu.cc', 'native/bench/engine_pread.cc',
+      'native/bench/fit.cc', 'native/bench/histogram_object.cc', 'native/bench/job_from_js.cc',
+      'native/bench/path_target.cc', 'native/bench/report_to_js.cc', 'native/bench/ring.cc', 'native/bench/run.cc',
+      'native/bench/verify.cc', 'native/bench/workers.cc',
+    ],
   },
   'target_defaults': {
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
@@ -61,6 +67,10 @@
         'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',
       ],
     },
+    {
+      'target_name': 'bench',
+      'sources': ['native/bench/addon.cc', '<@(bench_sources)', 'native/napi/error.cc', 'native/sys/result.cc'],
+    },
   ],
   'conditions': [
     ['has_libiscsi==1', {
@@ -69,9 +79,10 @@
           'target_name': 'iscsi',
           'sources': [
             'native/iscsi/binding.cc', 'native/iscsi/session.cc',
-            'native/bench/engine_libiscsi.cc', 'native/bench/runner.cc', 'native/bench/binding.cc',
+            'native/bench/engine_libiscsi.cc', '<@(bench_sources)',
             'native/napi/error.cc', 'native/sys/result.cc',
           ],
+          'defines': ['LUNPATH_BENCH_LIBISCSI'],
           'libraries': ['<!@(pkg-config --libs libiscsi)'],
         },
       ],

@@ -11,6 +11,7 @@ const addons = {
   iet: {library: null, buildPackage: null, runtimePackage: null},
   net: {library: null, buildPackage: null, runtimePackage: null},
   configfs: {library: null, buildPackage: null, runtimePackage: null},
+  bench: {library: null, buildPackage: null, runtimePackage: null},
   iscsi: {library: 'libiscsi', buildPackage: 'libiscsi-dev', runtimePackage: 'libiscsi7'},
   libvirt: {library: 'libvirt', buildPackage: 'libvirt-dev', runtimePackage: 'libvirt0'},
 } as const

@@ -1,56 +1,68 @@
-// What a benchmark does its I/O with. The runner decides what is read and when, and keeps the times; an engine moves
-// the bytes. Each engine owns its buffers, one per slot, until the slot's completion is in or Abandon() has returned.
+// What a benchmark does its I/O with. The run loop (worker.h) decides what is done and when, and keeps the times; an
+// engine moves the bytes. The loop is compiled for each engine: there is no virtual call for an I/O.
 #pragma once
 
+#include <cerrno>
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "bench/buffers.h"
+#include "bench/job.h"
 #include "sys/result.h"
 
 namespace lunpath::bench {
 
 struct DeviceFacts {
-  std::string wwid;
-  std::string serial;
-  std::string vendor;
-  std::string product;
+  std::string wwid{};
+  std::string serial{};
+  std::string vendor{};
+  std::string product{};
   uint64_t size_bytes = 0;
-  uint32_t block_bytes = 0;
+  uint32_t block_bytes = 1;  // what offsets and sizes must be multiples of
 };
 
-enum class Outcome : uint8_t { kGood, kFailed };
-
-struct Completion {
+// One I/O, or what is left of it after an answer that was short.
+struct Request {
   uint32_t slot;
-  Outcome outcome;
-  uint64_t completed_ns;  // CLOCK_MONOTONIC
+  Direction direction;
+  uint32_t bytes;
+  uint64_t offset;
+  uint8_t* data;
 };
 
-// All on the run's thread, except Interrupt().
-class Engine {
- public:
-  virtual ~Engine() = default;
-  virtual const char* name() const = 0;
-
-  // Opens the device and reads its identity. The engine has deadlines of its own here.
-  virtual Result<DeviceFacts> Open() = 0;
-  // Memory for `iodepth` reads of `bs` bytes.
-  virtual Status Prepare(uint32_t iodepth, uint32_t bs) = 0;
-
-  // Queues a read of `bs` bytes into a free slot. False: the device is gone.
-  virtual bool QueueRead(uint32_t slot, uint64_t offset) = 0;
-  // Sends what is queued, waits until `deadline_ns` at most for a completion, and appends all that are in.
-  // False: the device is gone; I/Os that were in flight get no completion.
-  virtual bool Reap(std::vector<Completion>* completions, uint64_t deadline_ns) = 0;
-  // The last failure of an I/O or of the device, for the report.
-  virtual const Error& last_error() const = 0;
-
+// All on the worker's thread, except Wake(). An I/O's data stays the kernel's or the library's until its completion is
+// in or Abandon() has returned and Buffers::Leak() was called.
+template <class E>
+concept Engine = requires(E engine, const E& constant, const Request& request, const Buffers& buffers) {
+  { constant.name() } -> std::same_as<const char*>;
+  // Opens the device, or takes what the target has opened. With deadlines of its own; Wake() ends it with ECANCELED.
+  { engine.Open() } -> std::same_as<Result<DeviceFacts>>;
+  // Ready for `iodepth` I/Os with these buffers.
+  { engine.Prepare(uint32_t{}, buffers) } -> std::same_as<Status>;
+  { constant.flags() } -> std::same_as<std::vector<std::string>>;
+  engine.Queue(request);
+  // Sends what is queued; with `wait` it waits for a completion, a Wake() or `deadline` of the run's clock. May return
+  // early. False: the device is gone, loss() says how; I/Os in flight get no completion.
+  { engine.Exchange(bool{}, uint64_t{}) } -> std::same_as<bool>;
+  { constant.loss() } -> std::same_as<Error>;
+  // Calls done(slot, result, completed_ns) for each completion that Exchange() has found: bytes, or a failure below 0
+  // that Describe() knows. `now` stands for the time where the engine keeps none.
+  engine.Reap(uint64_t{}, [](uint32_t, int64_t, uint64_t) {});
+  // Asks for I/Os in flight to be ended; they still get completions, -ECANCELED where that was in time.
+  engine.CancelAll();
+  { constant.Describe(int64_t{}) } -> std::same_as<Error>;
+  // After a failure: whether it is the device that is gone.
+  { engine.IsGone(int64_t{}) } -> std::same_as<bool>;
+  // CPU time of threads that work for this one: of the engine's own, and of the kernel's.
+  { constant.HelpersCpuNs() } -> std::same_as<uint64_t>;
+  { constant.KernelThreadsCpuNs() } -> std::same_as<uint64_t>;
   // Gives the device back: in order where nothing is in flight, else by leaving it behind.
-  virtual void Close() = 0;
-  virtual void Abandon() = 0;
-  // Makes Open() fail with ECANCELED soon, or one Reap() return early. Any thread.
-  virtual void Interrupt() = 0;
+  engine.Close();
+  engine.Abandon();
+  // Any thread.
+  engine.Wake();
 };
 
 }  // namespace lunpath::bench

@@ -5,17 +5,24 @@
 #include <poll.h>
 #include <sys/types.h>
 
-#include <cerrno>
-#include <new>
 #include <utility>
 
-#include "sys/clock.h"
+#include "bench/clock.h"
 
 namespace lunpath::bench {
+namespace {
+
+// Failures that are no errno, as negative results: a kind, and below it what the target said.
+constexpr int64_t kSense = int64_t{1} << 32;
+constexpr int64_t kStatus = int64_t{2} << 32;
+constexpr int64_t kDetail = (int64_t{1} << 32) - 1;
+
+}  // namespace
 
 struct LibiscsiEngine::Slot {
   LibiscsiEngine* engine;
   uint32_t index;
+  uint32_t bytes;
   scsi_task* task;
   scsi_iovec iov;
 };
@@ -36,20 +43,13 @@ Result<DeviceFacts> LibiscsiEngine::Open() {
                      .block_bytes = identity_.block_bytes};
 }
 
-Status LibiscsiEngine::Prepare(uint32_t iodepth, uint32_t bs) {
-  bs_ = bs;
-  buffers_.reset(new (std::nothrow) uint8_t[static_cast<size_t>(iodepth) * bs]);
-  if (!buffers_) return ErrnoError(ENOMEM, "new", "Buffers of the benchmark");
+Status LibiscsiEngine::Prepare(uint32_t iodepth, const Buffers&) {
   slots_.resize(iodepth);
-  for (uint32_t i = 0; i < iodepth; ++i) {
-    uint8_t* buffer = buffers_.get() + static_cast<size_t>(i) * bs;
-    slots_[i] = Slot{.engine = this, .index = i, .task = nullptr, .iov = {.iov_base = buffer, .iov_len = bs}};
-  }
-  completed_.reserve(iodepth);
+  done_.reserve(iodepth);
   return Nothing{};
 }
 
-void LibiscsiEngine::OnRead(iscsi_context*, int status, void*, void* opaque) {
+void LibiscsiEngine::OnAnswer(iscsi_context*, int status, void*, void* opaque) {
   Slot& slot = *static_cast<Slot*>(opaque);
   LibiscsiEngine& self = *slot.engine;
   if (status == SCSI_STATUS_CANCELLED || status == SCSI_STATUS_ERROR) {
@@ -57,62 +57,117 @@ void LibiscsiEngine::OnRead(iscsi_context*, int status, void*, void* opaque) {
     self.lost_ = true;
     return;
   }
-  const uint64_t now = NowNs();
+  const uint64_t now = Clock::Get().Now();
   scsi_task* task = std::exchange(slot.task, nullptr);
-  const bool good = status == SCSI_STATUS_GOOD && task->residual_status == SCSI_RESIDUAL_NO_RESIDUAL;
-  if (!good) {
-    const bool sense = status == SCSI_STATUS_CHECK_CONDITION;
-    self.last_error_ =
-        Error{.message = sense ? "READ failed with a check condition"
-                               : "READ failed with SCSI status " + std::to_string(status),
-              .code = sense ? "SCSI_SENSE" : "SCSI_STATUS",
-              .number = sense ? static_cast<int>(task->sense.key) << 16 | (task->sense.ascq & 0xffff) : status,
-              .syscall = "READ"};
+  int64_t result = slot.bytes;
+  if (status == SCSI_STATUS_CHECK_CONDITION) {
+    result = -(kSense | static_cast<int64_t>(task->sense.key) << 16 | (task->sense.ascq & 0xffff));
+  } else if (status != SCSI_STATUS_GOOD) {
+    result = -(kStatus | status);
+  } else if (task->residual_status == SCSI_RESIDUAL_UNDERFLOW && task->residual < slot.bytes) {
+    result -= static_cast<int64_t>(task->residual);
+  } else if (task->residual_status != SCSI_RESIDUAL_NO_RESIDUAL) {
+    result = -EPROTO;
   }
   scsi_free_scsi_task(task);
-  self.completed_.push_back(
-      {.slot = slot.index, .outcome = good ? Outcome::kGood : Outcome::kFailed, .completed_ns = now});
+  self.done_.push_back({.slot = slot.index, .result = result, .completed_ns = now});
 }
 
-bool LibiscsiEngine::QueueRead(uint32_t index, uint64_t offset) {
-  Slot& slot = slots_[index];
-  const int block = static_cast<int>(identity_.block_bytes);
+void LibiscsiEngine::Queue(const Request& request) {
+  Slot& slot = slots_[request.slot];
+  slot = {.engine = this,
+          .index = request.slot,
+          .bytes = request.bytes,
+          .task = nullptr,
+          .iov = {.iov_base = request.data, .iov_len = request.bytes}};
+  iscsi_context* context = session_.context();
   const int lun = session_.params().lun;
-  const uint64_t lba = offset / identity_.block_bytes;
-  slot.task = identity_.long_commands ? iscsi_read16_iov_task(session_.context(), lun, lba, bs_, block, 0, 0, 0, 0, 0,
-                                                              OnRead, &slot, &slot.iov, 1)
-                                      : iscsi_read10_iov_task(session_.context(), lun, static_cast<uint32_t>(lba), bs_,
-                                                              block, 0, 0, 0, 0, 0, OnRead, &slot, &slot.iov, 1);
+  const auto block = static_cast<int>(identity_.block_bytes);
+  const uint64_t lba = request.offset / identity_.block_bytes;
+  const auto lba32 = static_cast<uint32_t>(lba);
+  const uint32_t bytes = request.bytes;
+  const bool wide = identity_.long_commands;
+  switch (request.direction) {
+    case Direction::kRead:
+      slot.task =
+          wide ? iscsi_read16_iov_task(context, lun, lba, bytes, block, 0, 0, 0, 0, 0, OnAnswer, &slot, &slot.iov, 1)
+               : iscsi_read10_iov_task(context, lun, lba32, bytes, block, 0, 0, 0, 0, 0, OnAnswer, &slot, &slot.iov, 1);
+      break;
+    case Direction::kWrite:
+      slot.task = wide ? iscsi_write16_iov_task(context, lun, lba, nullptr, bytes, block, 0, 0, 0, 0, 0, OnAnswer,
+                                                &slot, &slot.iov, 1)
+                       : iscsi_write10_iov_task(context, lun, lba32, nullptr, bytes, block, 0, 0, 0, 0, 0, OnAnswer,
+                                                &slot, &slot.iov, 1);
+      break;
+    case Direction::kTrim: {
+      unmap_list range{.lba = lba, .num = bytes / identity_.block_bytes};
+      slot.task = iscsi_unmap_task(context, lun, 0, 0, &range, 1, OnAnswer, &slot);
+      // The residual is that of the parameter list.
+      slot.bytes = request.bytes;
+      break;
+    }
+  }
   if (!slot.task) lost_ = true;
   queued_ = true;
-  return !lost_;
 }
 
-bool LibiscsiEngine::Reap(std::vector<Completion>* completions, uint64_t deadline_ns) {
+bool LibiscsiEngine::Exchange(bool wait, uint64_t deadline) {
   // Sending at once spares one poll per batch; what does not fit into the socket waits for the poll below.
   if (std::exchange(queued_, false) && !lost_ && iscsi_service(session_.context(), POLLOUT) != 0) lost_ = true;
-  while (!lost_ && completed_.empty()) {
-    Status round = session_.Round(deadline_ns);
+  const Clock& clock = Clock::Get();
+  while (!lost_ && done_.empty()) {
+    // Session::Round() has CLOCK_MONOTONIC, and waits in whole milliseconds: it must not oversleep what is due before.
+    const uint64_t now = clock.Now();
+    uint64_t left = wait && deadline > now ? deadline - now : 0;
+    if (deadline == kNever) left = 60 * kNsPerSecond;
+    const bool due_soon = left < kNsPerMs;
+    Status round = session_.Round(due_soon ? 0 : NowNs() + left / kNsPerMs * kNsPerMs);
     if (!round.ok()) {
       if (round.error().code == "ECANCELED") {
-        session_.Resume();  // a wake-up for the runner; what is in flight may still come in
+        session_.Resume();  // a wake-up for the loop; what is in flight may still come in
         break;
       }
-      last_error_ = round.error();
+      loss_ = round.error();
       lost_ = true;
     }
-    if (NowNs() >= deadline_ns) break;
+    if (clock.Now() >= deadline || !wait) break;
   }
-  completions->insert(completions->end(), completed_.begin(), completed_.end());
-  completed_.clear();
-  if (lost_ && last_error_.code.empty()) {
-    last_error_ =
-        Error{.message = "The session with " + session_.params().portal + " was lost", .code = "SESSION_LOST"};
+  if (lost_ && loss_.code.empty()) {
+    loss_ = Error{.message = "The session with " + session_.params().portal + " was lost", .code = "SESSION_LOST"};
   }
   return !lost_;
 }
 
+Error LibiscsiEngine::Describe(int64_t result) const {
+  const int64_t failure = -result;
+  const auto number = static_cast<int>(failure & kDetail);
+  if ((failure & ~kDetail) == kSense) {
+    return Error{.message = "The command failed with a check condition",
+                 .code = "SCSI_SENSE",
+                 .number = number,
+                 .syscall = "SCSI"};
+  }
+  if ((failure & ~kDetail) == kStatus) {
+    return Error{.message = "The command failed with SCSI status " + std::to_string(number),
+                 .code = "SCSI_STATUS",
+                 .number = number,
+                 .syscall = "SCSI"};
+  }
+  return ErrnoError(number == 0 ? ENODATA : number, "SCSI", session_.params().portal);
+}
+
+void LibiscsiEngine::Wake() {
+  std::lock_guard lock(wake_mutex_);
+  if (!closing_) session_.Interrupt();
+}
+
+// A wake-up that came too late for the loop must not end the logout.
 void LibiscsiEngine::Close() {
+  {
+    std::lock_guard lock(wake_mutex_);
+    closing_ = true;
+    session_.Resume();
+  }
   session_.Logout();
   Abandon();
 }

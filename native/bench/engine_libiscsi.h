@@ -1,7 +1,8 @@
-// Reads of a logical unit through libiscsi, without the kernel's initiator.
+// Reads, writes and discards of a logical unit through libiscsi, without the kernel's initiator.
 #pragma once
 
-#include <memory>
+#include <mutex>
+#include <vector>
 
 #include "bench/engine.h"
 #include "iscsi/session.h"
@@ -10,34 +11,56 @@ struct scsi_iovec;
 
 namespace lunpath::bench {
 
-class LibiscsiEngine final : public Engine {
+class LibiscsiEngine {
  public:
   explicit LibiscsiEngine(iscsi::LoginParams params);
-  ~LibiscsiEngine() override;
+  LibiscsiEngine(const LibiscsiEngine&) = delete;
+  LibiscsiEngine& operator=(const LibiscsiEngine&) = delete;
+  ~LibiscsiEngine();
 
-  const char* name() const override { return "libiscsi"; }
-  Result<DeviceFacts> Open() override;
-  Status Prepare(uint32_t iodepth, uint32_t bs) override;
-  bool QueueRead(uint32_t slot, uint64_t offset) override;
-  bool Reap(std::vector<Completion>* completions, uint64_t deadline_ns) override;
-  const Error& last_error() const override { return last_error_; }
-  void Close() override;
-  void Abandon() override;
-  void Interrupt() override { session_.Interrupt(); }
+  const char* name() const { return "libiscsi"; }
+  Result<DeviceFacts> Open();
+  Status Prepare(uint32_t iodepth, const Buffers& buffers);
+  std::vector<std::string> flags() const { return {}; }
+
+  void Queue(const Request& request);
+  bool Exchange(bool wait, uint64_t deadline);
+
+  template <class OnDone>
+  void Reap(uint64_t, OnDone done) {
+    for (const Done& one : done_) done(one.slot, one.result, one.completed_ns);
+    done_.clear();
+  }
+
+  Error loss() const { return loss_; }
+  void CancelAll() {}  // a target that does not answer a command seldom answers ABORT TASK
+  Error Describe(int64_t result) const;
+  bool IsGone(int64_t) { return false; }
+  uint64_t HelpersCpuNs() const { return 0; }
+  uint64_t KernelThreadsCpuNs() const { return 0; }
+
+  void Close();
+  void Abandon();
+  void Wake();
 
  private:
   struct Slot;
-  static void OnRead(iscsi_context*, int status, void* data, void* slot);
+  struct Done {
+    uint32_t slot;
+    int64_t result;
+    uint64_t completed_ns;
+  };
+  static void OnAnswer(iscsi_context*, int status, void* data, void* slot);
 
   iscsi::Session session_;
+  std::mutex wake_mutex_;  // guards closing_ and the session's interruption
+  bool closing_ = false;
   iscsi::Identity identity_;
-  uint32_t bs_ = 0;
-  std::unique_ptr<uint8_t[]> buffers_;
   std::vector<Slot> slots_;
-  std::vector<Completion> completed_;
+  std::vector<Done> done_;
   bool lost_ = false;
   bool queued_ = false;
-  Error last_error_;
+  Error loss_;
 };
 
 }  // namespace lunpath::bench

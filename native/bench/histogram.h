@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace lunpath::bench {
@@ -40,7 +41,7 @@ class Histogram {
   void Record(uint64_t ns) {
     ns = std::max<uint64_t>(ns, 1);
     ++count_;
-    sum_ns_ += static_cast<double>(ns);
+    sum_ns_ += ns;
     min_ns_ = std::min(min_ns_, ns);
     max_ns_ = std::max(max_ns_, ns);
     if (ns > kMostNs) {
@@ -59,7 +60,46 @@ class Histogram {
     max_ns_ = std::max(max_ns_, other.max_ns_);
   }
 
-  void Clear() { *this = Histogram(); }
+  void Clear() {
+    if (count_ == 0) return;
+    std::fill(counts_.begin(), counts_.end(), 0);
+    count_ = overflow_ = sum_ns_ = max_ns_ = 0;
+    min_ns_ = UINT64_MAX;
+  }
+
+  // All that it holds. Restore(Save()) gives an equal one.
+  struct Saved {
+    uint64_t overflow = 0;
+    uint64_t sum_ns = 0;
+    uint64_t min_ns = 0;
+    uint64_t max_ns = 0;
+    std::vector<std::pair<uint64_t, uint64_t>> buckets{};  // a bucket's middle in nanoseconds, and its count
+  };
+
+  Saved Save() const {
+    Saved saved{.overflow = overflow_, .sum_ns = sum_ns_, .min_ns = min_ns(), .max_ns = max_ns_};
+    for (size_t i = 0; i < kBuckets; ++i) {
+      if (counts_[i] > 0) saved.buckets.emplace_back(MiddleOfBucket(i), counts_[i]);
+    }
+    return saved;
+  }
+
+  // False, and nothing changed, where a bucket lies beyond 100 s.
+  bool Restore(const Saved& saved) {
+    for (const auto& [middle, count] : saved.buckets) {
+      if (BucketOf(middle) >= kBuckets) return false;
+    }
+    Clear();
+    count_ = overflow_ = saved.overflow;
+    for (const auto& [middle, count] : saved.buckets) {
+      counts_[BucketOf(middle)] += count;
+      count_ += count;
+    }
+    sum_ns_ = saved.sum_ns;
+    if (count_ > 0) min_ns_ = saved.min_ns;
+    max_ns_ = saved.max_ns;
+    return true;
+  }
 
   // The nearest-rank percentile, 0 < percent <= 100: the smallest recorded value that at least `percent` of all do not
   // exceed, as the middle of its bucket, never below the minimum or above the maximum. 0 where nothing was recorded.
@@ -79,7 +119,7 @@ class Histogram {
   uint64_t overflow() const { return overflow_; }
   uint64_t min_ns() const { return count_ ? min_ns_ : 0; }
   uint64_t max_ns() const { return max_ns_; }
-  double mean_ns() const { return count_ ? sum_ns_ / static_cast<double>(count_) : 0; }
+  double mean_ns() const { return count_ ? static_cast<double>(sum_ns_) / static_cast<double>(count_) : 0; }
 
  private:
   static constexpr size_t kBuckets = BucketOf(kMostNs) + 1;
@@ -87,7 +127,7 @@ class Histogram {
   std::vector<uint64_t> counts_;
   uint64_t count_ = 0;
   uint64_t overflow_ = 0;
-  double sum_ns_ = 0;
+  uint64_t sum_ns_ = 0;
   uint64_t min_ns_ = UINT64_MAX;
   uint64_t max_ns_ = 0;
 };

@@ -110,7 +110,6 @@ export interface NativeJob {
  */
 export interface Histogram {
   record(ns: number): void
-  /** Takes a Histogram of the same addon. */
   merge(other: Histogram): void
   /** Nearest rank; 0 < percent <= 100. 0 where nothing was recorded. */
   percentile(percent: number): number
@@ -262,8 +261,7 @@ export interface NativeReport {
 }
 
 /**
- * Both addons have it: `bench` without the engine libiscsi, `iscsi` with all. Histograms of one cannot be merged with those
- * of the other but through save().
+ * Both addons have it: `bench` without the engine libiscsi, `iscsi` with all. Histograms of both can be merged.
  */
 export interface BenchAddon {
   Histogram: new (saved?: HistogramData) => Histogram

@@ -4,56 +4,15 @@ import {sessionError} from '../iscsi-login.js'
 import {loadAddon} from '../native.js'
 import type {LunIdentity} from '../types.js'
 import {type BenchJob, type SettledJob, settleJob} from './job.js'
+import type {BenchAddon, Histogram, NativeJob, NativeReport, NativeSample, NativeState} from './native.js'
 
-/**
- * Latencies in nanoseconds, kept in buckets: what is reported is within 0.39 % of the true value. Merging is exact, so
- * that several runs can be reported as one. What took longer than 100 s is counted in `overflow`, and in the maximum.
- */
-export interface Histogram {
-  record(ns: number): void
-  merge(other: Histogram): void
-  /** Nearest rank; 0 < percent <= 100. 0 where nothing was recorded. */
-  percentile(percent: number): number
-  readonly count: number
-  readonly overflow: number
-  readonly minNs: number
-  readonly maxNs: number
-  readonly meanNs: number
-}
-
-interface NativeSample {
-  fromNs: number
-  toNs: number
-  errors: number
-  latency: Histogram
-}
-
-interface NativeReport {
-  state: BenchState
-  engine: string
-  device: LunIdentity
-  elapsedNs: number
-  errors: number
-  unanswered: number
-  threadCpuNs: number
-  latency: Histogram
-  lastError: (Error & {code: string; errno: number}) | null
-}
-
-interface BenchAddon {
-  Histogram: new () => Histogram
-  BenchRun: new (
-    job: SettledJob,
-    onSample: (sample: NativeSample) => void,
-    onEnd: (error: Error | null, report: NativeReport | null) => void,
-  ) => {cancel(): void}
-}
+export type {Histogram} from './native.js'
 
 /**
  * `finished`: the runtime is over and every I/O was answered. `cancelled`: by cancel() or the signal. `device-lost`: the
  * session ended. `stuck`: I/Os stayed without an answer for `stuckMs`.
  */
-export type BenchState = 'finished' | 'cancelled' | 'device-lost' | 'stuck'
+export type BenchState = NativeState
 
 export interface LatencySummary {
   minNs: number
@@ -128,7 +87,7 @@ export interface BenchRun {
 
 /** An empty histogram. */
 export function newHistogram(): Histogram {
-  return new (loadAddon<BenchAddon>('iscsi').Histogram)()
+  return new (loadAddon<BenchAddon>('bench').Histogram)()
 }
 
 /**
@@ -146,7 +105,7 @@ export function start(job: BenchJob, {signal}: {signal?: AbortSignal} = {}): Ben
   let cancel = () => {}
   const result = new Promise<BenchResult>((resolve, reject) => {
     const run = new addon.BenchRun(
-      settled,
+      nativeJob(settled),
       sample => samples.push(summarizeSample(sample, settled.bs)),
       (error, report) => {
         signal?.removeEventListener('abort', cancel)
@@ -179,7 +138,39 @@ export function summarizeLatency(histogram: Histogram): LatencySummary {
   }
 }
 
-function summarizeSample({fromNs, toNs, errors, latency}: NativeSample, bs: number): BenchSample {
+function nativeJob(job: SettledJob): NativeJob {
+  return {
+    targets: [
+      {
+        name: job.login.target,
+        device: {kind: 'iscsi', engine: 'libiscsi', login: job.login},
+        mix: {read: 100, write: 0, trim: 0},
+        distribution: {kind: job.random ? 'uniform' : 'sequential'},
+        blockSizes: {read: [{bytes: job.bs, percent: 100}], write: [], trim: []},
+        iodepth: job.iodepth,
+        numjobs: 1,
+        offsetBytes: job.offsetBytes,
+        sizeBytes: job.sizeBytes,
+        rate: {kind: 'closed'},
+        thinkTime: {us: 0, blocks: 1},
+        verify: 'none',
+        onError: {kind: 'continue'},
+        expectedWwid: job.expectedWwid,
+        expectedSerial: job.expectedSerial,
+        expectedSizeBytes: job.expectedSizeBytes,
+      },
+    ],
+    runtimeMs: job.runtimeMs,
+    rampMs: 0,
+    stuckMs: job.stuckMs,
+    sampleMs: job.sampleMs,
+    seed: job.seed,
+  }
+}
+
+function summarizeSample({fromNs, toNs, total}: NativeSample, bs: number): BenchSample {
+  const {errors} = total
+  const latency = total.directions.read!.response
   const seconds = (toNs - fromNs) / 1e9
   const iops = perSecond(latency.count, seconds)
   return {
@@ -194,12 +185,14 @@ function summarizeSample({fromNs, toNs, errors, latency}: NativeSample, bs: numb
 }
 
 function summarize(report: NativeReport, job: SettledJob): BenchResult {
-  const {latency, device} = report
+  const target = report.targets[0]!
+  const {device, engine, errors, unanswered, lastError} = target
+  const latency = target.directions.read!.response
   const elapsedSeconds = report.elapsedNs / 1e9
   const iops = perSecond(latency.count, elapsedSeconds)
   return {
     state: report.state,
-    engine: report.engine,
+    engine,
     rw: job.rw,
     bs: job.bs,
     iodepth: job.iodepth,
@@ -215,12 +208,12 @@ function summarize(report: NativeReport, job: SettledJob): BenchResult {
     bytes: latency.count * job.bs,
     iops,
     bytesPerSecond: iops * job.bs,
-    errors: report.errors,
-    unanswered: report.unanswered,
-    cpuNsPerIo: latency.count === 0 ? 0 : report.threadCpuNs / latency.count,
+    errors,
+    unanswered,
+    cpuNsPerIo: latency.count === 0 ? 0 : report.cpu.threadsNs / latency.count,
     latency: summarizeLatency(latency),
     histogram: latency,
-    error: report.lastError,
+    error: lastError,
   }
 }
 

@@ -1,0 +1,112 @@
+// A benchmark job as the core takes it: settled and checked by JS (src/bench/native.ts says what each value means).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "iscsi/session.h"
+
+namespace lunpath::bench {
+
+enum class Direction : uint8_t { kRead, kWrite, kTrim };
+inline constexpr size_t kDirections = 3;
+inline constexpr std::array kEachDirection{Direction::kRead, Direction::kWrite, Direction::kTrim};
+
+constexpr const char* NameOf(Direction direction) {
+  constexpr std::array names{"read", "write", "trim"};
+  return names[static_cast<size_t>(direction)];
+}
+
+template <class T>
+class PerDirection : public std::array<T, kDirections> {
+ public:
+  using Base = std::array<T, kDirections>;
+  T& operator[](Direction direction) { return Base::operator[](static_cast<size_t>(direction)); }
+  const T& operator[](Direction direction) const { return Base::operator[](static_cast<size_t>(direction)); }
+};
+
+enum class EngineKind : uint8_t { kAuto, kUring, kLibaio, kPread, kLibiscsi, kNull };
+
+struct PathDevice {
+  std::string path;
+  bool direct = false;
+  bool exclusive = false;
+  // What fstat() must say of what was opened; -1: anything.
+  int64_t expected_rdev = -1;
+  int64_t expected_dev = -1;
+  int64_t expected_ino = -1;
+};
+
+struct IscsiDevice {
+  iscsi::LoginParams login;
+};
+
+struct NullDevice {
+  uint64_t size_bytes = 0;
+};
+
+struct BlockSize {
+  uint32_t bytes = 4096;
+  double percent = 100;
+};
+
+enum class Pattern : uint8_t { kSequential, kUniform, kZipf, kPareto };
+enum class Pace : uint8_t { kClosed, kFixed, kPoisson };
+
+struct TargetSpec {
+  std::variant<PathDevice, IscsiDevice, NullDevice> device;
+  EngineKind engine = EngineKind::kAuto;
+  PerDirection<double> mix{};  // percent
+  Pattern pattern = Pattern::kUniform;
+  double pattern_parameter = 0;  // zipf's theta, pareto's h
+  PerDirection<std::vector<BlockSize>> block_sizes{};
+  uint32_t iodepth = 1;
+  uint32_t numjobs = 1;
+  uint64_t offset = 0;  // bytes
+  uint64_t size = 0;    // bytes; 0: up to the device's end
+  Pace pace = Pace::kClosed;
+  double iops = 0;  // of all threads together
+  uint64_t think_ns = 0;
+  uint32_t think_blocks = 1;
+  bool verify = false;
+  uint64_t errors_allowed = 0;  // one more of them ends the run
+  std::string expected_wwid{};
+  std::string expected_serial{};
+  uint64_t expected_size = 0;
+
+  bool Has(Direction direction) const { return mix[direction] > 0; }
+  bool writes() const { return Has(Direction::kWrite) || Has(Direction::kTrim); }
+  uint32_t LargestBlock() const;
+  uint32_t SmallestBlock() const;
+};
+
+struct JobSpec {
+  std::vector<TargetSpec> targets{};
+  uint64_t runtime_ns = 0;
+  uint64_t ramp_ns = 0;
+  uint64_t stuck_ns = 0;
+  uint64_t sample_ns = 0;
+  uint64_t seed = 0;
+};
+
+inline uint32_t TargetSpec::LargestBlock() const {
+  uint32_t largest = 0;
+  for (const auto& sizes : block_sizes) {
+    for (const BlockSize& size : sizes) largest = std::max(largest, size.bytes);
+  }
+  return largest;
+}
+
+inline uint32_t TargetSpec::SmallestBlock() const {
+  uint32_t smallest = UINT32_MAX;
+  for (const auto& sizes : block_sizes) {
+    for (const BlockSize& size : sizes) smallest = std::min(smallest, size.bytes);
+  }
+  return smallest;
+}
+
+}  // namespace lunpath::bench

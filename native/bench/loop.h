@@ -1,0 +1,426 @@
+// The run loop of one thread, compiled for each engine.
+#pragma once
+
+#include <pthread.h>
+#include <sys/prctl.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "bench/arrivals.h"
+#include "bench/clock.h"
+#include "bench/fit.h"
+#include "bench/verify.h"
+#include "bench/worker.h"
+#include "bench/workload.h"
+
+namespace lunpath::bench {
+
+template <Engine E>
+class Loop final : public Worker {
+ public:
+  template <class... Args>
+  explicit Loop(WorkerContext context, Args&&... args)
+      : context_(std::move(context)), spec_(context_.spec()), engine_(std::forward<Args>(args)...) {}
+
+  void Wake() override { engine_.Wake(); }
+
+  void Execute() override {
+    pthread_setname_np(pthread_self(), "lunpath-bench");
+    // Deadlines of an open loop are met to the microsecond, not to the 50 that a thread gets by default (prctl(2)).
+    prctl(PR_SET_TIMERSLACK, 1);
+    const Status ready = GetReady();
+    Muster& muster = *context_.muster;
+    uint64_t start = 0;
+    bool measure = false;
+    {
+      std::unique_lock lock(muster.mutex);
+      ++muster.ready;
+      if (!ready.ok() && !muster.failed) muster.failed = ready.error();
+      muster.changed.notify_all();
+      muster.changed.wait(lock, [&] { return muster.go || muster.called_off; });
+      measure = muster.go && !muster.called_off;
+      start = muster.start_ns;
+    }
+    if (measure && !Measure(start)) return;
+    const bool in_order = counts.in_flight == 0 && counts.state != RunState::kDeviceLost;
+    turnstile.Leave();  // for good
+    if (in_order) {
+      engine_.Close();
+    } else {
+      engine_.Abandon();
+      buffers_.Leak();
+    }
+    std::lock_guard lock(muster.mutex);
+    ended.store(true, std::memory_order_release);
+    ++muster.ended;
+    muster.changed.notify_all();
+  }
+
+ private:
+  // Closer than this it waits by looking, not by sleeping.
+  static constexpr uint64_t kSpinNs = 20'000;
+  static constexpr uint64_t kLateNs = kNsPerMs;
+  // I/Os in flight at a stop get this long to come in, so that a healthy device is given back in order.
+  static constexpr uint64_t kStopDrainNs = 30 * kNsPerMs;
+
+  struct Slot {
+    uint64_t submitted;
+    uint64_t intended;
+    uint64_t offset;
+    uint32_t bytes;
+    uint32_t done;  // of a short answer
+    Direction direction;
+  };
+
+  Status GetReady() {
+    auto device = engine_.Open();
+    if (!device.ok()) return device.error();
+    device_ = device.value();
+    auto range = FitToDevice(spec_, device_, context_.thread);
+    if (!range.ok()) return range.error();
+    range_ = range.value();
+    range_offset_ = range_.offset;
+    range_bytes_ = range_.size;
+    if (!buffers_.Map(spec_.iodepth, spec_.LargestBlock()))
+      return ErrnoError(errno, "mmap", "Buffers of the benchmark");
+    if (spec_.Has(Direction::kWrite)) buffers_.FillRandomly(context_.seed);
+    if (Status prepared = engine_.Prepare(spec_.iodepth, buffers_); !prepared.ok()) return prepared;
+    engine_name_ = engine_.name();
+    engine_flags_ = engine_.flags();
+    if (spec_.verify) {
+      verifier_.emplace(range_.offset, range_.size, spec_.LargestBlock(), context_.seed);
+      if (!verifier_->valid()) return ErrnoError(ENOMEM, "mmap", "Generations of the blocks to verify");
+    }
+    const double share = static_cast<double>(context_.thread) / spec_.numjobs;
+    workload_.emplace(spec_, range_, spec_.verify ? 0 : share, context_.seed);
+    if (open_) {
+      arrivals_.emplace(spec_.pace, spec_.iops / spec_.numjobs, share, context_.seed + 1);
+      ahead_ = arrivals_;
+    }
+    slots_.resize(spec_.iodepth);
+    free_.resize(spec_.iodepth);
+    for (uint32_t i = 0; i < spec_.iodepth; ++i) free_[i] = spec_.iodepth - 1 - i;
+    free_count_ = spec_.iodepth;
+    counts.ramp = counts.run = Figures(spec_);
+    counts.verify_reads.directions[Direction::kRead].emplace();
+    clockid_t cpu_clock;
+    if (pthread_getcpuclockid(pthread_self(), &cpu_clock) == 0) counts.cpu_clock = cpu_clock;
+    return Nothing{};
+  }
+
+  // False: the supervisor has given this thread up, and what it counted is no longer its own.
+  bool Measure(uint64_t start) {
+    start_ = start;
+    run_begin_ = start + context_.job->ramp_ns;
+    run_end_ = run_begin_ + context_.job->runtime_ns;
+    counts.last_progress_ns = start;
+    issuing_ = true;
+    Enter(Phase::kRamp, run_begin_, &counts.ramp);
+
+    for (;;) {
+      uint64_t now = clock_.Now();
+      if (now >= mark_) [[unlikely]]
+        PassMark();
+      if (const Order order = order_.load(std::memory_order_relaxed); order != Order::kNone) [[unlikely]]
+        Obey(order, now);
+      if (quit_) [[unlikely]]
+        break;
+      uint64_t wake_at = issuing_ ? Issue(now) : kNever;
+      if (counts.in_flight == 0 && !issuing_) [[unlikely]] {
+        if (!ReadBack()) break;
+        continue;
+      }
+      if (wake_at != kNever || !issuing_ || counts.in_flight == 0) wake_at = std::min(wake_at, mark_);
+      const bool wait = wake_at == kNever || wake_at > now + kSpinNs;
+
+      turnstile.Leave();
+      const bool alive = engine_.Exchange(wait, wait && wake_at != kNever ? wake_at - kSpinNs : wake_at);
+      if (!turnstile.Enter()) return false;
+
+      now = clock_.Now();
+      const uint64_t in_flight = counts.in_flight;
+      engine_.Reap(now, [this](uint32_t slot, int64_t result, uint64_t at) { Complete(slot, result, at); });
+      if (counts.in_flight != in_flight) counts.last_progress_ns = now;
+      if (!alive) [[unlikely]] {
+        counts.last_error = engine_.loss();
+        counts.state = RunState::kDeviceLost;
+      }
+      if (counts.state == RunState::kDeviceLost) [[unlikely]]
+        break;
+    }
+    counts.cpu_ns = CpuNs() - counts.cpu_before_run_ns;
+    counts.io_workers_ns = engine_.KernelThreadsCpuNs() - io_workers_before_ns_;
+    return true;
+  }
+
+  uint64_t CpuNs() const { return ThreadCpuNs() + engine_.HelpersCpuNs(); }
+
+  void Enter(Phase phase, uint64_t mark, Figures* figures) {
+    counts.phase = phase;
+    mark_ = mark;
+    if (!figures) return;
+    for (Direction direction : kEachDirection) {
+      auto& one = figures->directions[direction];
+      figures_[direction] = one ? &*one : nullptr;
+    }
+    errors_ = &figures->errors;
+  }
+
+  void PassMark() {
+    switch (counts.phase) {
+      case Phase::kRamp:
+        counts.cpu_before_run_ns = CpuNs();
+        if (context_.job->ramp_ns > 0) io_workers_before_ns_ = engine_.KernelThreadsCpuNs();
+        Enter(Phase::kRun, run_end_, &counts.run);
+        break;
+      case Phase::kRun:
+        // In open loop what was due by now is still submitted: to forget it would hide the worst delays.
+        if (!open_) issuing_ = false;
+        Enter(Phase::kDrain, run_end_ + context_.job->stuck_ns, nullptr);
+        break;
+      case Phase::kDrain:
+        if (issuing_) CountUnsubmitted();
+        issuing_ = false;
+        mark_ = kNever;  // the supervisor sees to I/Os that get no answer
+        break;
+      case Phase::kVerify:
+        mark_ = kNever;
+        break;
+      case Phase::kStopping:
+        quit_ = true;
+        break;
+    }
+  }
+
+  void Obey(Order order, uint64_t now) {
+    if (order == Order::kGiveUp) {
+      quit_ = true;
+    } else if (counts.phase != Phase::kStopping) {
+      if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
+      issuing_ = false;
+      if (counts.in_flight > 0) engine_.CancelAll();
+      Enter(Phase::kStopping, now + kStopDrainNs, nullptr);
+    }
+  }
+
+  // Submits what is due. Returns when there will be more; kNever: after a completion.
+  uint64_t Issue(uint64_t now) {
+    if (counts.phase == Phase::kVerify) return IssueReadBack(now);
+    if (open_) return IssueArrivals(now);
+    if (now < think_until_) return think_until_;
+    while (free_count_ > 0 && Submit(now, now)) {
+    }
+    return kNever;
+  }
+
+  uint64_t IssueArrivals(uint64_t now) {
+    const auto elapsed = static_cast<double>(now - start_);
+    const auto end = static_cast<double>(run_end_ - start_);
+    for (;;) {
+      const double due = arrivals_->next_ns();
+      if (due >= end) {
+        issuing_ = false;
+        return kNever;
+      }
+      const uint64_t intended = start_ + static_cast<uint64_t>(due);
+      if (due > elapsed) return intended;
+      if (free_count_ == 0) {
+        CountBacklog(elapsed, end);
+        return kNever;
+      }
+      if (!Submit(intended, now)) return kNever;
+      if (intended >= run_begin_) CountArrival(now - intended);
+      if (backlog_ > 0) --backlog_;
+      arrivals_->Advance();
+    }
+  }
+
+  // While an arrival waits for another I/O to be answered, its delay is the device's; else it is ours.
+  void CountArrival(uint64_t lag) {
+    OpenLoopFigures& figures = counts.open_loop;
+    ++figures.arrivals;
+    if (backlog_ > 0) return;
+    figures.max_generator_lag_ns = std::max(figures.max_generator_lag_ns, lag);
+    if (lag > kLateNs) ++figures.late_arrivals;
+  }
+
+  void CountBacklog(double elapsed, double end) {
+    if (backlog_ == 0) ahead_ = arrivals_;
+    for (; ahead_->next_ns() <= elapsed && ahead_->next_ns() < end; ahead_->Advance()) ++backlog_;
+    counts.open_loop.max_backlog = std::max(counts.open_loop.max_backlog, backlog_);
+  }
+
+  void CountUnsubmitted() {
+    const auto end = static_cast<double>(run_end_ - start_);
+    for (; arrivals_->next_ns() < end; arrivals_->Advance()) {
+      ++counts.open_loop.unsubmitted;
+      ++counts.open_loop.arrivals;
+    }
+  }
+
+  // After the runtime of a job that verifies. False: there is nothing left to do.
+  bool ReadBack() {
+    if (!verifier_ || counts.phase != Phase::kDrain || counts.state != RunState::kFinished) return false;
+    Enter(Phase::kVerify, kNever, &counts.verify_reads);
+    read_back_at_ = range_.offset;
+    issuing_ = true;
+    return true;
+  }
+
+  uint64_t IssueReadBack(uint64_t now) {
+    const uint32_t bytes = spec_.LargestBlock();
+    while (free_count_ > 0) {
+      const auto next = verifier_->NextKnown(read_back_at_);
+      if (!next) {
+        issuing_ = false;
+        break;
+      }
+      verifier_->Lock(*next);
+      Start({.direction = Direction::kRead, .bytes = bytes, .offset = *next}, now, now);
+      read_back_at_ = *next + bytes;
+    }
+    return kNever;
+  }
+
+  // False: not now, since an I/O for the same block is in flight and will be answered.
+  bool Submit(uint64_t intended, uint64_t now) {
+    if (!verifier_) [[likely]] {
+      Start(workload_->Next(), intended, now);
+      return true;
+    }
+    if (!held_back_) held_back_ = workload_->Next();
+    if (!verifier_->Lock(held_back_->offset)) return false;
+    Start(*std::exchange(held_back_, std::nullopt), intended, now);
+    return true;
+  }
+
+  void Start(const Workload::Io& io, uint64_t intended, uint64_t now) {
+    const uint32_t index = free_[--free_count_];
+    slots_[index] = {.submitted = now,
+                     .intended = intended,
+                     .offset = io.offset,
+                     .bytes = io.bytes,
+                     .done = 0,
+                     .direction = io.direction};
+    if (verifier_ && io.direction == Direction::kWrite) verifier_->Stamp(buffers_[index], io.offset);
+    if (counts.in_flight++ == 0) counts.last_progress_ns = now;
+    Queue(index);
+  }
+
+  void Queue(uint32_t index) {
+    const Slot& slot = slots_[index];
+    engine_.Queue({.slot = index,
+                   .direction = slot.direction,
+                   .bytes = slot.bytes - slot.done,
+                   .offset = slot.offset + slot.done,
+                   .data = buffers_[index] + slot.done});
+  }
+
+  void Complete(uint32_t index, int64_t result, uint64_t now) {
+    Slot& slot = slots_[index];
+    // How much was discarded is in no answer.
+    if (slot.direction == Direction::kTrim && result == 0) result = slot.bytes;
+    if (result != slot.bytes - slot.done) [[unlikely]] {
+      if (!HandleFailure(index, result)) return;
+    } else {
+      DirectionFigures& figures = *figures_[slot.direction];
+      figures.bytes += slot.bytes;
+      figures.service.Record(now - slot.submitted);
+      if (open_) figures.response.Record(now - slot.intended);
+      if (verifier_) [[unlikely]]
+        Verify(index);
+      if (counts.first_completion_ns == 0) [[unlikely]]
+        counts.first_completion_ns = now;
+      counts.last_completion_ns = now;
+    }
+    if (verifier_) verifier_->Unlock(slot.offset);
+    if (spec_.think_ns > 0 && ++since_think_ >= spec_.think_blocks) {
+      since_think_ = 0;
+      think_until_ = now + spec_.think_ns;
+    }
+    free_[free_count_++] = index;
+    --counts.in_flight;
+  }
+
+  // False: the I/O goes on. True: it has failed.
+  bool HandleFailure(uint32_t index, int64_t result) {
+    Slot& slot = slots_[index];
+    const bool stopping = counts.phase == Phase::kStopping;
+    if (result > 0 && !stopping) {
+      if (slot.done == 0) ++figures_[slot.direction]->short_ios;
+      slot.done += static_cast<uint32_t>(result);
+      Queue(index);
+      return false;
+    }
+    if ((result == -EAGAIN || result == -EINTR) && !stopping) {
+      Queue(index);
+      return false;
+    }
+    if (verifier_ && slot.direction == Direction::kWrite) verifier_->Unknown(slot.offset);
+    // Cancelled at our own wish, or while it was: neither good nor an error.
+    if (stopping && (result == -ECANCELED || result == -EINTR || result == -EAGAIN || result > 0)) return true;
+    counts.last_error = engine_.Describe(result);
+    counts.errors.Add(slot.direction, result, slot.offset + slot.done, counts.last_error);
+    ++*errors_;
+    if (engine_.IsGone(result)) {
+      counts.state = RunState::kDeviceLost;
+    } else if (++failures_ > spec_.errors_allowed && counts.state == RunState::kFinished) {
+      counts.state = RunState::kFailed;
+      issuing_ = false;
+      Enter(Phase::kStopping, clock_.Now() + context_.job->stuck_ns, nullptr);
+    }
+    return true;
+  }
+
+  void Verify(uint32_t index) {
+    const Slot& slot = slots_[index];
+    if (slot.direction == Direction::kWrite) {
+      verifier_->Written(slot.offset);
+    } else if (verifier_->Knows(slot.offset)) {
+      ++counts.verify.verified;
+      const auto wrong = verifier_->Check(buffers_[index], slot.offset);
+      if (!wrong) return;
+      VerifyFigures& verify = counts.verify;
+      ++verify.failures;
+      if (verify.first_failures.size() >= ErrorTally::kFirst) return;
+      const uint32_t generation = verifier_->Generation(slot.offset);
+      verify.first_failures.push_back({.offset = slot.offset, .expected_generation = generation, .reason = *wrong});
+    }
+  }
+
+  const WorkerContext context_;
+  const TargetSpec& spec_;
+  const Clock& clock_ = Clock::Get();
+  const bool open_ = spec_.pace != Pace::kClosed;
+  Buffers buffers_;  // before the engine: it goes after it
+  E engine_;
+  Range range_;
+  std::optional<Workload> workload_;
+  std::optional<Arrivals> arrivals_;
+  std::optional<Arrivals> ahead_;  // with `backlog_`: how far the arrivals that are due reach
+  std::optional<Verifier> verifier_;
+  std::optional<Workload::Io> held_back_;
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> free_;
+  uint32_t free_count_ = 0;
+  bool issuing_ = false;
+  bool quit_ = false;
+  uint64_t start_ = 0;
+  uint64_t run_begin_ = 0;
+  uint64_t run_end_ = 0;
+  uint64_t mark_ = 0;  // when the phase ends
+  PerDirection<DirectionFigures*> figures_{};
+  uint64_t* errors_ = nullptr;
+  uint64_t failures_ = 0;
+  uint64_t backlog_ = 0;
+  uint64_t think_until_ = 0;
+  uint32_t since_think_ = 0;
+  uint64_t read_back_at_ = 0;
+  uint64_t io_workers_before_ns_ = 0;
+};
+
+}  // namespace lunpath::bench

@@ -1,0 +1,328 @@
+#include "bench/run.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "bench/clock.h"
+#include "bench/cpu.h"
+#include "bench/path_target.h"
+
+namespace lunpath::bench {
+namespace {
+
+// How often the supervisor looks whether the threads get on.
+constexpr uint64_t kLookNs = 50 * kNsPerMs;
+// A thread that does not end so long after it was told to is given up, with its memory.
+constexpr uint64_t kGraceNs = 45 * kNsPerMs;
+
+template <class Predicate>
+bool WaitFor(Muster& muster, std::unique_lock<std::mutex>& lock, uint64_t ns, Predicate predicate) {
+  return muster.changed.wait_for(lock, std::chrono::nanoseconds(ns), predicate);
+}
+
+}  // namespace
+
+void Sample::Append(const Sample& later) {
+  to_ns = later.to_ns;
+  phase = later.phase;
+  for (size_t i = 0; i < targets.size(); ++i) targets[i].Merge(later.targets[i]);
+  total.Merge(later.total);
+}
+
+Run::Run(JobSpec job, OnSample on_sample, OnEnd on_end)
+    : job_(std::make_shared<const JobSpec>(std::move(job))),
+      on_sample_(std::move(on_sample)),
+      on_end_(std::move(on_end)),
+      created_ns_(NowNs()) {}
+
+void Run::Start() {
+  std::thread([self = shared_from_this()] { self->on_end_(self->Execute()); }).detach();
+}
+
+void Run::Cancel() {
+  std::lock_guard lock(muster_->mutex);
+  cancelled_ = true;
+  muster_->changed.notify_all();
+}
+
+Result<Report> Run::Execute() {
+  const Clock& clock = Clock::Get();
+  if (Status made = MakeCrew(); !made.ok()) {
+    CallOff();
+    return made.error();
+  }
+  if (Status ready = AwaitReady(); !ready.ok()) {
+    CallOff();
+    return ready.error();
+  }
+  const uint64_t before_start_ns = NowNs() - created_ns_;
+  start_ns_ = clock.Now();
+  run_begin_ns_ = start_ns_ + job_->ramp_ns;
+  run_end_ns_ = run_begin_ns_ + job_->runtime_ns;
+  {
+    std::lock_guard lock(muster_->mutex);
+    muster_->start_ns = start_ns_;
+    muster_->go = true;
+    muster_->changed.notify_all();
+  }
+  Supervise();
+  Report report = MakeReport();
+  if (report.start_to_first_completion_ns > 0) report.start_to_first_completion_ns += before_start_ns;
+  return report;
+}
+
+Status Run::MakeCrew() {
+  const size_t count = job_->targets.size();
+  paths_.resize(count);
+  choices_.resize(count);
+  figures_.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    const TargetSpec& spec = job_->targets[i];
+    choices_[i].engine = spec.engine;
+    if (const auto* path = std::get_if<PathDevice>(&spec.device)) {
+      auto opened = PathTarget::Open(*path, spec.writes());
+      if (!opened.ok()) return opened.error();
+      paths_[i] = opened.value();
+      auto choice = ChooseEngine(spec, paths_[i]);
+      if (!choice.ok()) return choice.error();
+      choices_[i] = choice.value();
+    }
+    for (uint32_t thread = 0; thread < spec.numjobs; ++thread) {
+      // Seeds of neighbours must not be neighbours: the generator's own step is added to them.
+      const uint64_t seed = Random(job_->seed ^ (uint64_t{i} << 32 | thread)).Next();
+      WorkerContext context{.job = job_, .muster = muster_, .target = i, .thread = thread, .seed = seed};
+      std::shared_ptr<Worker> worker = MakeWorker(std::move(context), choices_[i].engine, paths_[i]);
+      if (!worker) return Error{.message = "This addon was built without libiscsi", .code = "ENOSYS", .number = ENOSYS};
+      try {
+        std::thread([worker] { worker->Execute(); }).detach();
+      } catch (const std::system_error&) {
+        return ErrnoError(EAGAIN, "pthread_create", "A thread for each job");
+      }
+      crew_.push_back({.worker = std::move(worker), .target = i});
+    }
+  }
+  return Nothing{};
+}
+
+Status Run::AwaitReady() {
+  std::unique_lock lock(muster_->mutex);
+  muster_->changed.wait(lock, [&] { return muster_->ready == crew_.size() || muster_->failed || cancelled_; });
+  if (muster_->failed) return *muster_->failed;
+  if (cancelled_) return Error{.message = "Cancelled", .code = "ECANCELED", .number = ECANCELED};
+  return Nothing{};
+}
+
+// Nothing was measured. Threads that are still busy with a login are interrupted, and log out where they had logged in.
+void Run::CallOff() {
+  constexpr uint64_t patience = 3 * kNsPerSecond;
+  {
+    std::lock_guard lock(muster_->mutex);
+    muster_->called_off = true;
+    muster_->changed.notify_all();
+  }
+  for (const Crew& member : crew_) member.worker->Wake();
+  std::unique_lock lock(muster_->mutex);
+  WaitFor(*muster_, lock, patience, [&] { return muster_->ended == crew_.size(); });
+}
+
+void Run::Supervise() {
+  const Clock& clock = Clock::Get();
+  sample_.targets.resize(job_->targets.size());
+  uint64_t next_sample = start_ns_ + job_->sample_ns;
+  bool end_announced = false;
+  for (;;) {
+    uint64_t now = clock.Now();
+    if (!cpu_before_ && now >= run_begin_ns_) NoteCpu(&cpu_before_.emplace());
+    uint64_t wake_at = std::min(now + kLookNs, next_sample);
+    if (!cpu_before_) wake_at = std::min(wake_at, run_begin_ns_);
+    if (!end_announced) wake_at = std::min(wake_at, std::max(run_end_ns_, now));
+    if (stopping_since_ns_ != 0) wake_at = std::min(wake_at, stopping_since_ns_ + kGraceNs);
+    bool all_ended = false;
+    {
+      std::unique_lock lock(muster_->mutex);
+      const bool stopping = stopping_since_ns_ != 0;
+      WaitFor(*muster_, lock, wake_at > now ? wake_at - now : 0,
+              [&] { return muster_->ended == crew_.size() || (cancelled_ && !stopping); });
+      all_ended = muster_->ended == crew_.size();
+    }
+    if (all_ended) break;
+    now = clock.Now();
+    if (cancelled_) Stop(now);
+    if (!end_announced && now >= run_end_ns_) {
+      // A thread in closed loop sleeps without a deadline: it may not have seen the end come.
+      for (const Crew& member : crew_) member.worker->Wake();
+      end_announced = true;
+    }
+    Look(now);
+    if (now >= next_sample) {
+      for (Crew& member : crew_) TakeFigures(member);
+      Deliver(now);
+      next_sample = std::max(next_sample + job_->sample_ns, now + job_->sample_ns / 2);
+    }
+    if (stopping_since_ns_ != 0 && now >= stopping_since_ns_ + kGraceNs) {
+      Seize();
+      break;
+    }
+  }
+  end_ns_ = clock.Now();
+  NoteCpu(&cpu_after_);
+  for (Crew& member : crew_) TakeFigures(member);
+  Deliver(end_ns_);
+}
+
+// One that is not well ends all.
+void Run::Look(uint64_t now) {
+  for (const Crew& member : crew_) {
+    Worker& worker = *member.worker;
+    if (worker.ended.load(std::memory_order_acquire)) {
+      if (worker.counts.state != RunState::kFinished) Stop(now);
+      continue;
+    }
+    if (!worker.turnstile.Take()) continue;
+    Counts& counts = worker.counts;
+    const bool stuck =
+        counts.in_flight > 0 && now > counts.last_progress_ns + job_->stuck_ns && counts.state != RunState::kCancelled;
+    if (stuck) counts.state = RunState::kStuck;
+    worker.turnstile.Give();
+    if (stuck) {
+      worker.Give(Order::kGiveUp);
+      Stop(now);
+    }
+  }
+}
+
+void Run::Stop(uint64_t now) {
+  if (stopping_since_ns_ != 0) return;
+  stopping_since_ns_ = now;
+  for (const Crew& member : crew_) member.worker->Give(Order::kStop);
+}
+
+// The threads that are left hang in the kernel. What they have counted is ours from now on; they, and the memory that
+// the kernel may still write to, are left to themselves.
+void Run::Seize() {
+  for (Crew& member : crew_) {
+    Worker& worker = *member.worker;
+    if (worker.ended.load(std::memory_order_acquire) || !worker.turnstile.Take()) continue;
+    worker.turnstile.Seize();
+    member.seized = true;
+    Counts& counts = worker.counts;
+    if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
+    timespec used{};
+    if (counts.cpu_clock && clock_gettime(*counts.cpu_clock, &used) == 0) {
+      counts.cpu_ns = static_cast<uint64_t>(used.tv_sec) * kNsPerSecond + static_cast<uint64_t>(used.tv_nsec) -
+                      counts.cpu_before_run_ns;
+    }
+  }
+}
+
+void Run::TakeFigures(Crew& member) {
+  Worker& worker = *member.worker;
+  const bool ours = member.seized || worker.ended.load(std::memory_order_acquire);
+  if (!ours && !worker.turnstile.Take()) return;
+  Counts& counts = worker.counts;
+  Figures& of_sample = sample_.targets[member.target];
+  const bool open = job_->targets[member.target].pace != Pace::kClosed;
+  for (Figures* figures : {&counts.ramp, &counts.run, &counts.verify_reads}) {
+    if (figures == &counts.verify_reads && counts.phase < Phase::kVerify) continue;
+    if (!open) figures->ServiceIsResponse();
+    of_sample.Merge(*figures);
+    if (figures == &counts.run) figures_[member.target].Merge(*figures);
+    figures->Clear();
+  }
+  sample_.phase = std::max(sample_.phase, counts.phase);
+  if (!ours) worker.turnstile.Give();
+}
+
+void Run::Deliver(uint64_t now) {
+  sample_.to_ns = now - start_ns_;
+  for (const Figures& target : sample_.targets) sample_.total.Merge(target);
+  Sample next;
+  next.from_ns = sample_.to_ns;
+  next.targets.resize(sample_.targets.size());
+  on_sample_(std::exchange(sample_, std::move(next)));
+}
+
+void Run::NoteCpu(CpuReport* cpu) const {
+  cpu->process_ns = ProcessCpuNs();
+  cpu->machine_ns = MachineCpuNs();
+}
+
+uint64_t Run::ElapsedNs() const {
+  uint64_t last = run_begin_ns_;
+  bool unanswered = false;
+  bool open = false;
+  for (const Crew& member : crew_) {
+    const Counts& counts = member.worker->counts;
+    last = std::max(last, counts.last_completion_ns);
+    unanswered = unanswered || counts.in_flight > 0;
+    open = open || (job_->targets[member.target].pace != Pace::kClosed && counts.state == RunState::kFinished);
+  }
+  if (unanswered) last = std::max(last, end_ns_);
+  // A schedule has its length also where its last arrival comes before the end.
+  if (open) last = std::max(last, run_end_ns_);
+  return last - run_begin_ns_;
+}
+
+Report Run::MakeReport() {
+  Report report;
+  report.clock_is_tsc = Clock::Get().is_tsc();
+  report.targets.resize(job_->targets.size());
+  for (size_t i = 0; i < report.targets.size(); ++i) {
+    TargetReport& target = report.targets[i];
+    target.figures = Figures(job_->targets[i]);
+    target.figures.Merge(figures_[i]);
+    target.fallback_reason = choices_[i].fallback_reason;
+    report.total.Merge(target.figures);
+  }
+  for (const Crew& member : crew_) AddToReport(member, &report);
+  report.elapsed_ns = ElapsedNs();
+  if (cpu_before_) {
+    report.cpu.process_ns = cpu_after_.process_ns - cpu_before_->process_ns;
+    report.cpu.machine_ns = cpu_after_.machine_ns - cpu_before_->machine_ns;
+  }
+  for (size_t i = 0; i < report.targets.size(); ++i) {
+    TargetReport& target = report.targets[i];
+    report.state = std::max(report.state, target.state);
+    if (job_->targets[i].pace != Pace::kClosed || report.elapsed_ns == 0) continue;
+    double latency_ns = 0;
+    for (const auto& figures : target.figures.directions) {
+      if (figures) latency_ns += figures->service.mean_ns() * static_cast<double>(figures->service.count());
+    }
+    target.little_in_flight = latency_ns / static_cast<double>(report.elapsed_ns);
+  }
+  return report;
+}
+
+void Run::AddToReport(const Crew& member, Report* report) const {
+  const Worker& worker = *member.worker;
+  const Counts& counts = worker.counts;
+  TargetReport& target = report->targets[member.target];
+  // Threads that verify have a part of the range each.
+  if (target.engine.empty()) {
+    target.offset = worker.range_offset();
+    target.size = 0;
+  }
+  target.size = job_->targets[member.target].verify ? target.size + worker.range_bytes() : worker.range_bytes();
+  target.engine = worker.engine_name();
+  target.engine_flags = worker.engine_flags();
+  if (choices_[member.target].probed) target.engine_flags.emplace_back("probed");
+  target.device = worker.device();
+  target.state = std::max(target.state, counts.state);
+  target.errors.Merge(counts.errors);
+  target.unanswered += counts.in_flight;
+  target.open_loop.Merge(counts.open_loop);
+  target.verify.Merge(counts.verify);
+  if (!counts.last_error.code.empty()) target.last_error = counts.last_error;
+  report->cpu.threads_ns += counts.cpu_ns;
+  report->cpu.io_workers_ns += counts.io_workers_ns;
+  uint64_t& first = report->start_to_first_completion_ns;
+  if (counts.first_completion_ns != 0) {
+    const uint64_t took = counts.first_completion_ns - start_ns_;
+    first = first == 0 ? std::max<uint64_t>(took, 1) : std::min(first, std::max<uint64_t>(took, 1));
+  }
+}
+
+}  // namespace lunpath::bench
