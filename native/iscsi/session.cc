@@ -27,6 +27,7 @@ constexpr size_t kMaxLoginDataBytes = 8192;
 constexpr uint8_t kLoginResponse = 0x23;
 constexpr int kLunNotSupported = 0x2500;
 constexpr int kLogoutTimeoutMs = 2'000;
+constexpr uint64_t kLongestWaitNs = 60 * kNsPerSecond;
 
 uint32_t Be24(const uint8_t* p) { return p[0] << 16 | p[1] << 8 | p[2]; }
 uint16_t Be16(const uint8_t* p) { return static_cast<uint16_t>(p[0] << 8 | p[1]); }
@@ -305,14 +306,16 @@ Result<bool> Session::InspectLoginResponse(short revents) {
 Status Session::Round(uint64_t deadline_ns) {
   if (interrupted_) return Error{.message = "Cancelled", .code = "ECANCELED", .number = ECANCELED};
   const uint64_t now = NowNs();
-  const uint64_t left_ms = deadline_ns > now ? (deadline_ns - now + kNsPerMs - 1) / kNsPerMs : 0;
+  const uint64_t left_ns = std::min(deadline_ns > now ? deadline_ns - now : 0, kLongestWaitNs);
   pollfd fds[2] = {
       {.fd = iscsi_get_fd(context_),
        .events = static_cast<short>(iscsi_which_events(context_) | POLLRDHUP),
        .revents = 0},
       {.fd = wake_.get(), .events = POLLIN, .revents = 0},
   };
-  const int ready = poll(fds, 2, static_cast<int>(std::min<uint64_t>(left_ms, 60'000)));
+  const timespec left{.tv_sec = static_cast<time_t>(left_ns / kNsPerSecond),
+                      .tv_nsec = static_cast<long>(left_ns % kNsPerSecond)};
+  const int ready = ppoll(fds, 2, &left, nullptr);
   if (ready < 0 && errno != EINTR) return ErrnoError(errno, "poll", "session with " + params_.portal);
   if (ready <= 0 || fds[0].revents == 0) return Nothing{};
 
