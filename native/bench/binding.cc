@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/arrivals.h"
 #include "bench/histogram_object.h"
 #include "bench/job_from_js.h"
 #include "bench/report_to_js.h"
@@ -137,6 +138,19 @@ class BenchRunObject : public Napi::ObjectWrap<BenchRunObject> {
   Napi::FunctionReference on_end_;
 };
 
+// arrivals(rate, seed, count): when the first I/Os of an open loop on one thread are due.
+Napi::Value ToArrivals(const Napi::CallbackInfo& info) {
+  const auto rate = info[0].As<Napi::Object>();
+  const Pace pace = rate.Get("kind").ToString().Utf8Value() == "poisson" ? Pace::kPoisson : Pace::kFixed;
+  bool lossless = true;
+  const uint64_t seed = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
+  const uint32_t count = info[2].ToNumber().Uint32Value();
+  Arrivals arrivals(pace, rate.Get("iops").ToNumber().DoubleValue(), 0, seed);
+  Napi::Float64Array times = Napi::Float64Array::New(info.Env(), count);
+  for (uint32_t i = 0; i < count; ++i, arrivals.Advance()) times[i] = arrivals.next_ns();
+  return times;
+}
+
 }  // namespace
 
 void Define(Napi::Env env, Napi::Object exports) {
@@ -145,6 +159,7 @@ void Define(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(data);
   exports.Set("Histogram", histogram);
   exports.Set("BenchRun", BenchRunObject::Define(env));
+  exports.Set("arrivals", Napi::Function::New(env, ToArrivals, "arrivals"));
 }
 
 }  // namespace lunpath::bench

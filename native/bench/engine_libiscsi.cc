@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/types.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "bench/clock.h"
@@ -116,12 +117,10 @@ bool LibiscsiEngine::Exchange(bool wait, uint64_t deadline) {
   if (std::exchange(queued_, false) && !lost_ && iscsi_service(session_.context(), POLLOUT) != 0) lost_ = true;
   const Clock& clock = Clock::Get();
   while (!lost_ && done_.empty()) {
-    // Session::Round() has CLOCK_MONOTONIC, and waits in whole milliseconds: it must not oversleep what is due before.
+    // Session::Round() has CLOCK_MONOTONIC.
     const uint64_t now = clock.Now();
-    uint64_t left = wait && deadline > now ? deadline - now : 0;
-    if (deadline == kNever) left = 60 * kNsPerSecond;
-    const bool due_soon = left < kNsPerMs;
-    Status round = session_.Round(due_soon ? 0 : NowNs() + left / kNsPerMs * kNsPerMs);
+    const uint64_t left = wait && deadline > now ? std::min(deadline - now, kNsPerSecond) : 0;
+    Status round = session_.Round(NowNs() + left);
     if (!round.ok()) {
       if (round.error().code == "ECANCELED") {
         session_.Resume();  // a wake-up for the loop; what is in flight may still come in

@@ -28,7 +28,10 @@ struct PreadEngine::Pool {
   bool closing = false;
 };
 
-PreadEngine::PreadEngine(std::shared_ptr<PathTarget> target) : target_(std::move(target)) {}
+PreadEngine::PreadEngine(std::shared_ptr<PathTarget> target)
+    : target_(std::move(target)), pool_(std::make_shared<Pool>()) {
+  pool_->target = target_;
+}
 
 PreadEngine::~PreadEngine() { Close(); }
 
@@ -36,8 +39,6 @@ Status PreadEngine::Prepare(uint32_t iodepth, const Buffers&) {
   done_.reserve(iodepth);
   queued_.reserve(iodepth);
   if (iodepth == 1) return Nothing{};
-  pool_ = std::make_shared<Pool>();
-  pool_->target = target_;
   try {
     for (uint32_t i = 0; i < iodepth; ++i) threads_.emplace_back(Work, pool_);
   } catch (const std::system_error&) {
@@ -49,7 +50,7 @@ Status PreadEngine::Prepare(uint32_t iodepth, const Buffers&) {
 
 std::vector<std::string> PreadEngine::flags() const {
   std::vector<std::string> flags;
-  if (pool_) flags.emplace_back("pool");
+  if (!threads_.empty()) flags.emplace_back("pool");
   if (target_->direct()) flags.emplace_back("direct");
   return flags;
 }
@@ -89,7 +90,7 @@ void PreadEngine::Work(const std::shared_ptr<Pool>& pool) {
 }
 
 bool PreadEngine::Exchange(bool wait, uint64_t deadline) {
-  if (!pool_ && !queued_.empty()) {
+  if (threads_.empty() && !queued_.empty()) {
     done_.push_back({.slot = queued_[0].slot, .result = Perform(target_->fd(), queued_[0])});
     queued_.clear();
     return true;
@@ -97,10 +98,6 @@ bool PreadEngine::Exchange(bool wait, uint64_t deadline) {
   constexpr uint64_t longest = 5 * kNsPerMs;
   const uint64_t now = Clock::Get().Now();
   const std::chrono::nanoseconds left(wait && deadline > now ? std::min(deadline - now, longest) : 0);
-  if (!pool_) {
-    std::this_thread::sleep_for(left);
-    return true;
-  }
   std::unique_lock lock(pool_->mutex);
   for (const Request& request : queued_) {
     pool_->queue.push_back(request);
@@ -128,7 +125,6 @@ uint64_t PreadEngine::HelpersCpuNs() const {
 }
 
 void PreadEngine::Close() {
-  if (!pool_) return;
   {
     std::lock_guard lock(pool_->mutex);
     pool_->closing = true;
@@ -140,7 +136,6 @@ void PreadEngine::Close() {
 
 // Threads that hang in the kernel keep what they use: the pool, and with it the descriptor.
 void PreadEngine::Abandon() {
-  if (!pool_) return;
   {
     std::lock_guard lock(pool_->mutex);
     pool_->closing = true;
@@ -151,7 +146,6 @@ void PreadEngine::Abandon() {
 }
 
 void PreadEngine::Wake() {
-  if (!pool_) return;
   {
     std::lock_guard lock(pool_->mutex);
     pool_->woken = true;

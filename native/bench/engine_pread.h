@@ -55,8 +55,8 @@ class PreadEngine {
   std::shared_ptr<PathTarget> target_;
   std::vector<Done> done_;
   std::vector<Request> queued_;
-  std::shared_ptr<Pool> pool_;  // none for one I/O at a time
-  std::vector<std::thread> threads_;
+  const std::shared_ptr<Pool> pool_;
+  std::vector<std::thread> threads_;  // none for one I/O at a time
 };
 
 }  // namespace lunpath::bench

@@ -106,7 +106,9 @@ class UringEngine {
   bool IsGone(int64_t result) { return target_->IsGone(result); }
   uint64_t HelpersCpuNs() const { return 0; }
   uint64_t KernelThreadsCpuNs() const { return IoWorkersCpuNs(gettid()); }
-  void Close() {}
+  // The ring lets go of its file only when the kernel gets round to it, and a device that is held exclusively must be
+  // free again when the run is over.
+  void Close() { ring_.UnregisterFile(); }
   void Abandon() {}
 
   void Wake() {

@@ -35,6 +35,8 @@ static_assert(MiddleOfBucket(BucketOf(1 << 20)) == (1 << 20) + (1 << 13) / 2);
 class Histogram {
  public:
   static constexpr uint64_t kMostNs = 100'000'000'000;  // 100 s; what is longer is counted as overflow
+  static constexpr size_t kBuckets = BucketOf(kMostNs) + 1;
+  static constexpr int64_t kBytes = kBuckets * sizeof(uint64_t);
 
   Histogram() : counts_(kBuckets) {}
 
@@ -122,8 +124,6 @@ class Histogram {
   double mean_ns() const { return count_ ? static_cast<double>(sum_ns_) / static_cast<double>(count_) : 0; }
 
  private:
-  static constexpr size_t kBuckets = BucketOf(kMostNs) + 1;
-
   std::vector<uint64_t> counts_;
   uint64_t count_ = 0;
   uint64_t overflow_ = 0;

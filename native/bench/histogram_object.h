@@ -20,6 +20,7 @@ class HistogramObject : public Napi::ObjectWrap<HistogramObject> {
 
   // new Histogram(saved?)
   explicit HistogramObject(const Napi::CallbackInfo& info);
+  void Finalize(Napi::Env env) override;
 
  private:
   Napi::Value Record(const Napi::CallbackInfo& info);

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "bench/arrivals.h"
 #include "bench/clock.h"
 #include "bench/fit.h"
+#include "bench/open_loop.h"
 #include "bench/verify.h"
 #include "bench/worker.h"
 #include "bench/workload.h"
@@ -63,7 +63,6 @@ class Loop final : public Worker {
  private:
   // Closer than this it waits by looking, not by sleeping.
   static constexpr uint64_t kSpinNs = 20'000;
-  static constexpr uint64_t kLateNs = kNsPerMs;
   // I/Os in flight at a stop get this long to come in, so that a healthy device is given back in order.
   static constexpr uint64_t kStopDrainNs = 30 * kNsPerMs;
 
@@ -98,8 +97,7 @@ class Loop final : public Worker {
     const double share = static_cast<double>(context_.thread) / spec_.numjobs;
     workload_.emplace(spec_, range_, spec_.verify ? 0 : share, context_.seed);
     if (open_) {
-      arrivals_.emplace(spec_.pace, spec_.iops / spec_.numjobs, share, context_.seed + 1);
-      ahead_ = arrivals_;
+      open_loop_.emplace(Arrivals(spec_.pace, spec_.iops / spec_.numjobs, share, context_.seed + 1));
     }
     slots_.resize(spec_.iodepth);
     free_.resize(spec_.iodepth);
@@ -118,6 +116,7 @@ class Loop final : public Worker {
     run_begin_ = start + context_.job->ramp_ns;
     run_end_ = run_begin_ + context_.job->runtime_ns;
     counts.last_progress_ns = start;
+    if (open_) open_loop_->Begin(start_, run_begin_, run_end_);
     issuing_ = true;
     Enter(Phase::kRamp, run_begin_, &counts.ramp);
 
@@ -125,8 +124,8 @@ class Loop final : public Worker {
       uint64_t now = clock_.Now();
       if (now >= mark_) [[unlikely]]
         PassMark();
-      if (const Order order = order_.load(std::memory_order_relaxed); order != Order::kNone) [[unlikely]]
-        Obey(order, now);
+      if (stop_.load(std::memory_order_relaxed) && counts.phase != Phase::kStopping) [[unlikely]]
+        BeginStop(now);
       if (quit_) [[unlikely]]
         break;
       uint64_t wake_at = issuing_ ? Issue(now) : kNever;
@@ -183,7 +182,7 @@ class Loop final : public Worker {
         Enter(Phase::kDrain, run_end_ + context_.job->stuck_ns, nullptr);
         break;
       case Phase::kDrain:
-        if (issuing_) CountUnsubmitted();
+        if (issuing_) open_loop_->GiveUp(&counts.open_loop);
         issuing_ = false;
         mark_ = kNever;  // the supervisor sees to I/Os that get no answer
         break;
@@ -196,15 +195,11 @@ class Loop final : public Worker {
     }
   }
 
-  void Obey(Order order, uint64_t now) {
-    if (order == Order::kGiveUp) {
-      quit_ = true;
-    } else if (counts.phase != Phase::kStopping) {
-      if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
-      issuing_ = false;
-      if (counts.in_flight > 0) engine_.CancelAll();
-      Enter(Phase::kStopping, now + kStopDrainNs, nullptr);
-    }
+  void BeginStop(uint64_t now) {
+    if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
+    issuing_ = false;
+    if (counts.in_flight > 0) engine_.CancelAll();
+    Enter(Phase::kStopping, now + kStopDrainNs, nullptr);
   }
 
   // Submits what is due. Returns when there will be more; kNever: after a completion.
@@ -218,53 +213,27 @@ class Loop final : public Worker {
   }
 
   uint64_t IssueArrivals(uint64_t now) {
-    const auto elapsed = static_cast<double>(now - start_);
-    const auto end = static_cast<double>(run_end_ - start_);
     for (;;) {
-      const double due = arrivals_->next_ns();
-      if (due >= end) {
+      const auto due = open_loop_->Due();
+      if (!due) {
         issuing_ = false;
         return kNever;
       }
-      const uint64_t intended = start_ + static_cast<uint64_t>(due);
-      if (due > elapsed) return intended;
+      if (*due > now) return *due;
       if (free_count_ == 0) {
-        CountBacklog(elapsed, end);
+        open_loop_->Blocked(now, &counts.open_loop);
         return kNever;
       }
-      if (!Submit(intended, now)) return kNever;
-      if (intended >= run_begin_) CountArrival(now - intended);
-      if (backlog_ > 0) --backlog_;
-      arrivals_->Advance();
-    }
-  }
-
-  // While an arrival waits for another I/O to be answered, its delay is the device's; else it is ours.
-  void CountArrival(uint64_t lag) {
-    OpenLoopFigures& figures = counts.open_loop;
-    ++figures.arrivals;
-    if (backlog_ > 0) return;
-    figures.max_generator_lag_ns = std::max(figures.max_generator_lag_ns, lag);
-    if (lag > kLateNs) ++figures.late_arrivals;
-  }
-
-  void CountBacklog(double elapsed, double end) {
-    if (backlog_ == 0) ahead_ = arrivals_;
-    for (; ahead_->next_ns() <= elapsed && ahead_->next_ns() < end; ahead_->Advance()) ++backlog_;
-    counts.open_loop.max_backlog = std::max(counts.open_loop.max_backlog, backlog_);
-  }
-
-  void CountUnsubmitted() {
-    const auto end = static_cast<double>(run_end_ - start_);
-    for (; arrivals_->next_ns() < end; arrivals_->Advance()) {
-      ++counts.open_loop.unsubmitted;
-      ++counts.open_loop.arrivals;
+      if (!Submit(*due, now)) return kNever;
+      open_loop_->Submitted(now, &counts.open_loop);
     }
   }
 
   // After the runtime of a job that verifies. False: there is nothing left to do.
   bool ReadBack() {
-    if (!verifier_ || counts.phase != Phase::kDrain || counts.state != RunState::kFinished) return false;
+    // In open loop the last arrival may be answered before the runtime is over.
+    const bool done = counts.phase == Phase::kRun || counts.phase == Phase::kDrain;
+    if (!verifier_ || !done || counts.state != RunState::kFinished) return false;
     Enter(Phase::kVerify, kNever, &counts.verify_reads);
     read_back_at_ = range_.offset;
     issuing_ = true;
@@ -361,8 +330,11 @@ class Loop final : public Worker {
       return false;
     }
     if (verifier_ && slot.direction == Direction::kWrite) verifier_->Unknown(slot.offset);
-    // Cancelled at our own wish, or while it was: neither good nor an error.
-    if (stopping && (result == -ECANCELED || result == -EINTR || result == -EAGAIN || result > 0)) return true;
+    // Neither good nor an error.
+    if (stopping && (result == -ECANCELED || result == -EINTR || result == -EAGAIN || result > 0)) {
+      ++counts.cancelled;
+      return true;
+    }
     counts.last_error = engine_.Describe(result);
     counts.errors.Add(slot.direction, result, slot.offset + slot.done, counts.last_error);
     ++*errors_;
@@ -371,7 +343,7 @@ class Loop final : public Worker {
     } else if (++failures_ > spec_.errors_allowed && counts.state == RunState::kFinished) {
       counts.state = RunState::kFailed;
       issuing_ = false;
-      Enter(Phase::kStopping, clock_.Now() + context_.job->stuck_ns, nullptr);
+      Enter(Phase::kDrain, kNever, nullptr);
     }
     return true;
   }
@@ -400,8 +372,7 @@ class Loop final : public Worker {
   E engine_;
   Range range_;
   std::optional<Workload> workload_;
-  std::optional<Arrivals> arrivals_;
-  std::optional<Arrivals> ahead_;  // with `backlog_`: how far the arrivals that are due reach
+  std::optional<OpenLoop> open_loop_;
   std::optional<Verifier> verifier_;
   std::optional<Workload::Io> held_back_;
   std::vector<Slot> slots_;
@@ -416,7 +387,6 @@ class Loop final : public Worker {
   PerDirection<DirectionFigures*> figures_{};
   uint64_t* errors_ = nullptr;
   uint64_t failures_ = 0;
-  uint64_t backlog_ = 0;
   uint64_t think_until_ = 0;
   uint32_t since_think_ = 0;
   uint64_t read_back_at_ = 0;

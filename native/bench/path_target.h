@@ -18,6 +18,8 @@ class PathTarget {
   static Result<std::shared_ptr<PathTarget>> Open(const PathDevice& device, bool for_writing);
 
   int fd() const { return fd_.get(); }
+  // Once no thread uses it any more.
+  void Close() { fd_.Reset(); }
   bool direct() const { return direct_; }
   const DeviceFacts& facts() const { return facts_; }
 

@@ -92,6 +92,8 @@ bool Ring::RegisterFile(int fd) {
   return true;
 }
 
+void Ring::UnregisterFile() { Register(IORING_UNREGISTER_FILES, nullptr, 0); }
+
 bool Ring::RegisterBuffer(void* base, size_t bytes) {
   const iovec all{.iov_base = base, .iov_len = bytes};
   if (Register(IORING_REGISTER_BUFFERS, &all, 1) != 0) return false;

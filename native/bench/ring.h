@@ -31,6 +31,7 @@ class Ring {
   bool RegisterFile(int fd);
   bool RegisterBuffer(void* base, size_t bytes);
   bool RegisterItself();
+  void UnregisterFile();
 
   // A zeroed entry; there is room for `entries` between two calls of Enter().
   io_uring_sqe* Next() {

@@ -71,7 +71,20 @@ Result<Report> Run::Execute() {
   Supervise();
   Report report = MakeReport();
   if (report.start_to_first_completion_ns > 0) report.start_to_first_completion_ns += before_start_ns;
+  GiveBack();
   return report;
+}
+
+// The run itself lives on until JS has let go of it; devices are free at its end. What hangs keeps its device.
+void Run::GiveBack() {
+  for (const Crew& member : crew_) {
+    if (member.seized || member.worker->counts.in_flight > 0) paths_[member.target].reset();
+  }
+  for (const auto& path : paths_) {
+    if (path) path->Close();
+  }
+  paths_.clear();
+  crew_.clear();
 }
 
 Status Run::MakeCrew() {
@@ -125,13 +138,17 @@ void Run::CallOff() {
   }
   for (const Crew& member : crew_) member.worker->Wake();
   std::unique_lock lock(muster_->mutex);
-  WaitFor(*muster_, lock, patience, [&] { return muster_->ended == crew_.size(); });
+  if (!WaitFor(*muster_, lock, patience, [&] { return muster_->ended == crew_.size(); })) return;
+  for (const auto& path : paths_) {
+    if (path) path->Close();
+  }
 }
 
 void Run::Supervise() {
   const Clock& clock = Clock::Get();
   sample_.targets.resize(job_->targets.size());
   uint64_t next_sample = start_ns_ + job_->sample_ns;
+  last_look_ns_ = start_ns_;
   bool end_announced = false;
   for (;;) {
     uint64_t now = clock.Now();
@@ -175,29 +192,29 @@ void Run::Supervise() {
 
 // One that is not well ends all.
 void Run::Look(uint64_t now) {
+  // Where this thread was not run for long, the others may not have been either: their silence tells nothing.
+  const bool overslept = now > last_look_ns_ + 4 * kLookNs;
+  last_look_ns_ = now;
   for (const Crew& member : crew_) {
     Worker& worker = *member.worker;
     if (worker.ended.load(std::memory_order_acquire)) {
       if (worker.counts.state != RunState::kFinished) Stop(now);
       continue;
     }
-    if (!worker.turnstile.Take()) continue;
+    if (overslept || !worker.turnstile.Take()) continue;
     Counts& counts = worker.counts;
     const bool stuck =
-        counts.in_flight > 0 && now > counts.last_progress_ns + job_->stuck_ns && counts.state != RunState::kCancelled;
+        counts.in_flight > 0 && counts.state == RunState::kFinished && now > counts.last_progress_ns + job_->stuck_ns;
     if (stuck) counts.state = RunState::kStuck;
     worker.turnstile.Give();
-    if (stuck) {
-      worker.Give(Order::kGiveUp);
-      Stop(now);
-    }
+    if (stuck) Stop(now);
   }
 }
 
 void Run::Stop(uint64_t now) {
   if (stopping_since_ns_ != 0) return;
   stopping_since_ns_ = now;
-  for (const Crew& member : crew_) member.worker->Give(Order::kStop);
+  for (const Crew& member : crew_) member.worker->Stop();
 }
 
 // The threads that are left hang in the kernel. What they have counted is ours from now on; they, and the memory that
@@ -312,7 +329,7 @@ void Run::AddToReport(const Crew& member, Report* report) const {
   target.device = worker.device();
   target.state = std::max(target.state, counts.state);
   target.errors.Merge(counts.errors);
-  target.unanswered += counts.in_flight;
+  target.unanswered += counts.in_flight + counts.cancelled;
   target.open_loop.Merge(counts.open_loop);
   target.verify.Merge(counts.verify);
   if (!counts.last_error.code.empty()) target.last_error = counts.last_error;

@@ -100,6 +100,7 @@ class Run : public std::enable_shared_from_this<Run> {
   Report MakeReport();
   void AddToReport(const Crew& member, Report* report) const;
   uint64_t ElapsedNs() const;
+  void GiveBack();
 
   const std::shared_ptr<const JobSpec> job_;
   const OnSample on_sample_;
@@ -116,6 +117,7 @@ class Run : public std::enable_shared_from_this<Run> {
   uint64_t run_begin_ns_ = 0;
   uint64_t run_end_ns_ = 0;
   uint64_t end_ns_ = 0;
+  uint64_t last_look_ns_ = 0;
   uint64_t stopping_since_ns_ = 0;  // 0: not
   Sample sample_;
   std::vector<Figures> figures_;  // by target, of the runtime

@@ -22,7 +22,6 @@ namespace lunpath::bench {
 
 class PathTarget;
 
-enum class Order : uint8_t { kNone, kStop, kGiveUp };
 enum class Phase : uint8_t { kRamp, kRun, kDrain, kVerify, kStopping };
 
 // What a worker counts, under its turnstile.
@@ -38,6 +37,7 @@ struct Counts {
   RunState state = RunState::kFinished;
   Error last_error;
   uint64_t in_flight = 0;
+  uint64_t cancelled = 0;                // ended at our own wish, when the run was stopped
   uint64_t last_progress_ns = 0;         // last completion, or submission while nothing was in flight
   uint64_t last_completion_ns = 0;       // of those in `run`
   uint64_t first_completion_ns = 0;      // 0: none yet
@@ -79,9 +79,9 @@ class Worker {
   // Ends a wait. Any thread.
   virtual void Wake() = 0;
 
-  // The supervisor's. Wake() makes it be seen soon.
-  void Give(Order order) {
-    order_.store(order, std::memory_order_relaxed);
+  // The supervisor's: issue no more, cancel what is in flight, end soon.
+  void Stop() {
+    stop_.store(true, std::memory_order_relaxed);
     Wake();
   }
 
@@ -102,7 +102,7 @@ class Worker {
   std::vector<std::string> engine_flags_;
   uint64_t range_offset_ = 0;
   uint64_t range_bytes_ = 0;
-  std::atomic<Order> order_{Order::kNone};
+  std::atomic<bool> stop_{false};
 };
 
 // A worker for an engine of its own. `path` for targets that are paths. With libiscsi only where that is built in.

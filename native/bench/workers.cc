@@ -50,6 +50,7 @@ uint64_t ProbeReads(E& engine, const TargetSpec& spec, const DeviceFacts& device
     if (!good) return 0;
     time = clock.Now() - before;
   }
+  engine.Close();
   std::nth_element(times.begin(), times.begin() + kProbes / 2, times.end());
   return times[kProbes / 2];
 }

@@ -271,4 +271,6 @@ export interface BenchAddon {
     onSample: (sample: NativeSample) => void,
     onEnd: (error: (Error & {code: string; errno?: number}) | null, report: NativeReport | null) => void,
   ) => {cancel(): void}
+  /** When the first `count` I/Os of an open loop on one thread are due, in nanoseconds since the begin. */
+  arrivals(rate: Exclude<NativeRate, {kind: 'closed'}>, seed: bigint, count: number): Float64Array
 }

@@ -1,0 +1,275 @@
+import {execFile} from 'node:child_process'
+import {constants} from 'node:fs'
+import {open, stat, truncate} from 'node:fs/promises'
+import {promisify} from 'node:util'
+import test, {type ExecutionContext} from 'ava'
+import type {NativePathEngine} from '../../src/bench/native.js'
+import {attachLoop, MiB} from '../contract/observe.js'
+import {
+  dataFile,
+  mixes,
+  nativeTarget,
+  nullDevice,
+  onlyDirection,
+  pathDevice,
+  startNative,
+  withLoop,
+} from '../fixtures/native-bench.js'
+
+const run = promisify(execFile)
+const sizeBytes = 16 * MiB
+
+async function loopDevice(t: ExecutionContext) {
+  const file = await dataFile(t, sizeBytes, '/dev/shm')
+  const {device} = await attachLoop(t, file)
+  return {file, device}
+}
+
+/** 512-byte blocks of a file that are there. */
+async function allocatedBytes(path: string): Promise<number> {
+  return (await stat(path)).blocks * 512
+}
+
+const engines: NativePathEngine[] = ['io_uring', 'libaio', 'pread']
+for (const engine of engines) {
+  for (const iodepth of [1, 8]) {
+    withLoop(`${engine} reads and writes a block device with O_DIRECT, iodepth ${iodepth}`, async t => {
+      const {device} = await loopDevice(t)
+      const path = pathDevice(device, {engine, direct: true})
+      const mix = {read: 70, write: 30, trim: 0}
+      const report = await startNative([nativeTarget(path, {iodepth, mix})]).report
+      const [target] = report.targets
+      t.like(target, {state: 'finished', engine, errors: 0, unanswered: 0, fallbackReason: '', lastError: null})
+      t.true(target!.engineFlags.includes('direct'))
+      t.is(target!.device.sizeBytes, sizeBytes)
+      const {read, write} = target!.directions
+      t.true(read!.ios > 20 && write!.ios > 5, `${read!.ios} reads, ${write!.ios} writes`)
+      t.is(read!.bytes, read!.ios * 4096)
+      t.is(read!.service.count, read!.ios)
+      t.is(read!.response.count, read!.ios)
+      const share = read!.ios / (read!.ios + write!.ios)
+      // 70 % of at least some hundred draws; five standard deviations.
+      t.true(Math.abs(share - 0.7) < 5 * Math.sqrt(0.21 / (read!.ios + write!.ios)), `${share}`)
+      t.true(report.cpu.threadsNs > 0 && report.cpu.processNs >= report.cpu.threadsNs)
+      t.true(report.startToFirstCompletionNs > 0)
+    })
+  }
+}
+
+withLoop('a closed loop keeps what it says in flight, by Little’s law', async t => {
+  const {device} = await loopDevice(t)
+  const path = pathDevice(device, {engine: 'io_uring', direct: true})
+  const report = await startNative([nativeTarget(path, {iodepth: 16, numjobs: 2})], {runtimeMs: 1000}).report
+  const {littleInFlight, directions} = report.targets[0]!
+  t.true(directions.read!.ios > 0)
+  t.true(Math.abs(littleInFlight - 32) < 32 * 0.02, `${littleInFlight} of 32 in flight`)
+})
+
+test.serial('io_uring says what the kernel gave it', async t => {
+  const file = await dataFile(t, MiB)
+  const {targets} = await startNative([nativeTarget(pathDevice(file, {engine: 'io_uring'}))]).report
+  for (const flag of ['registered_file', 'registered_buffers']) t.true(targets[0]!.engineFlags.includes(flag), flag)
+  t.false(targets[0]!.engineFlags.includes('direct'))
+})
+
+withLoop('auto takes io_uring, and at iodepth 1 what a probe found', async t => {
+  const {device} = await loopDevice(t)
+  const path = pathDevice(device, {direct: true})
+  const deep = await startNative([nativeTarget(path, {iodepth: 4})]).report
+  t.is(deep.targets[0]!.engine, 'io_uring')
+  const single = await startNative([nativeTarget(path)]).report
+  t.true(['io_uring', 'pread'].includes(single.targets[0]!.engine))
+  t.true(single.targets[0]!.engineFlags.includes('probed'))
+})
+
+withLoop('several targets have figures each, and in total', async t => {
+  const [file, {device}] = [await dataFile(t, MiB), await loopDevice(t)]
+  const targets = [
+    nativeTarget(pathDevice(file), {name: 'file'}),
+    nativeTarget(pathDevice(device), {name: 'device', iodepth: 2}),
+    nativeTarget(nullDevice, {name: 'null', rate: {kind: 'fixed', iops: 100}}),
+  ]
+  const {report, samples} = startNative(targets)
+  const {targets: reports, total} = await report
+  t.deepEqual(
+    reports.map(({name}) => name),
+    ['file', 'device', 'null'],
+  )
+  const sum = reports.reduce((ios, {directions}) => ios + directions.read!.ios, 0)
+  t.is(total.directions.read!.ios, sum)
+  t.is(total.directions.read!.response.count, sum)
+  const sampled = samples.reduce((ios, sample) => ios + sample.total.directions.read!.ios, 0)
+  t.is(sampled, sum, 'the samples add up')
+  t.is(reports[2]!.directions.read!.ios, 30)
+})
+
+test.serial('what is done in the ramp is in no result', async t => {
+  const {report, samples} = startNative([nativeTarget(nullDevice, {rate: {kind: 'fixed', iops: 1000}})], {rampMs: 300})
+  const {total, targets} = await report
+  t.true(Math.abs(total.directions.read!.ios - 300) <= 5, `${total.directions.read!.ios} of 300`)
+  t.is(targets[0]!.openLoop.arrivals, 300)
+  t.is(samples[0]!.phase, 'ramp')
+  t.is(samples.at(-1)!.phase, 'run')
+})
+
+withLoop('discards free what a loop device’s file had', async t => {
+  const {file, device} = await loopDevice(t)
+  t.true((await allocatedBytes(file)) >= sizeBytes)
+  const size = [{bytes: MiB, percent: 100}]
+  const trims = nativeTarget(pathDevice(device), {
+    mix: mixes.trim,
+    blockSizes: {read: [], write: [], trim: size},
+    distribution: {kind: 'sequential'},
+    iodepth: 2,
+  })
+  const {total, state} = await startNative([trims]).report
+  t.is(state, 'finished')
+  t.is(total.errors, 0)
+  t.true(total.directions.trim!.ios >= 16)
+  t.true((await allocatedBytes(file)) < sizeBytes / 2)
+  const libaio = pathDevice(device, {engine: 'libaio'})
+  await t.throwsAsync(startNative([{...trims, device: libaio}]).report, {code: 'EOPNOTSUPP'})
+})
+
+test.serial('block sizes are drawn by their percents, and stay in the range', async t => {
+  const file = await dataFile(t, 4 * MiB)
+  const sizes = [
+    {bytes: 4096, percent: 75},
+    {bytes: 16384, percent: 25},
+  ]
+  const target = nativeTarget(pathDevice(file), {
+    mix: mixes.write,
+    blockSizes: {read: [], write: sizes, trim: []},
+    offsetBytes: MiB,
+    sizeBytes: MiB,
+    iodepth: 4,
+  })
+  const read = async (at: number) => {
+    const handle = await open(file)
+    try {
+      return (await handle.read(Buffer.alloc(MiB), 0, MiB, at)).buffer
+    } finally {
+      await handle.close()
+    }
+  }
+  const [before, after] = [await read(0), await read(2 * MiB)]
+  const written = await read(MiB)
+  const {ios, bytes} = onlyDirection((await startNative([target]).report).total)
+  // 7 KiB on average; the variance of one draw is 27,648,000 square bytes or so.
+  t.true(Math.abs(bytes / ios - 7168) < (5 * 5321) / Math.sqrt(ios), `${bytes / ios} bytes on average`)
+  t.deepEqual([await read(0), await read(2 * MiB)], [before, after], 'nothing outside was written')
+  t.notDeepEqual(await read(MiB), written)
+})
+
+for (const distribution of [
+  {kind: 'zipf', theta: 1.2},
+  {kind: 'pareto', h: 0.2},
+] as const) {
+  test.serial(`${distribution.kind} writes few blocks often, and the same seed the same ones`, async t => {
+    const writtenBlocks = async (kind: typeof distribution | {kind: 'uniform'}) => {
+      const file = await dataFile(t, 0)
+      await truncate(file, 64 * MiB)
+      const rate = {kind: 'fixed', iops: 10_000} as const
+      const target = nativeTarget(pathDevice(file), {mix: mixes.write, distribution: kind, rate, iodepth: 4})
+      await startNative([target]).report
+      return allocatedBytes(file)
+    }
+    const skewed = await writtenBlocks(distribution)
+    t.is(await writtenBlocks(distribution), skewed)
+    t.true(skewed * 1.2 < (await writtenBlocks({kind: 'uniform'})), `${skewed}`)
+  })
+}
+
+withLoop('a device that is in use is not opened exclusively, and holds off others while it runs', async t => {
+  const {device} = await loopDevice(t)
+  const exclusive = pathDevice(device, {exclusive: true})
+  const holder = await open(device, constants.O_RDONLY | constants.O_EXCL)
+  await t.throwsAsync(startNative([nativeTarget(exclusive)]).report, {code: 'EBUSY'})
+  await holder.close()
+  const long = startNative([nativeTarget(exclusive)], {runtimeMs: 60_000})
+  await long.underWay
+  await t.throwsAsync(open(device, constants.O_RDONLY | constants.O_EXCL), {code: 'EBUSY'})
+  long.cancel()
+  t.is((await long.report).state, 'cancelled')
+  await (await open(device, constants.O_RDONLY | constants.O_EXCL)).close()
+})
+
+withLoop('another device or file than was checked is refused', async t => {
+  const {file, device} = await loopDevice(t)
+  const [{rdev}, {dev, ino}] = [await stat(device), await stat(file)]
+  const matching = [
+    pathDevice(device, {expectedRdev: rdev}),
+    pathDevice(file, {expectedRdev: 0, expectedDev: dev, expectedIno: ino}),
+  ]
+  for (const path of matching) t.is((await startNative([nativeTarget(path)]).report).state, 'finished')
+  const wrong = [
+    pathDevice(device, {expectedRdev: rdev + 1}),
+    pathDevice(device, {expectedRdev: 0}),
+    pathDevice(file, {expectedIno: ino + 1}),
+    pathDevice(file, {expectedDev: dev + 1}),
+  ]
+  for (const path of wrong) await t.throwsAsync(startNative([nativeTarget(path)]).report, {code: 'IDENTITY_MISMATCH'})
+  const size = {expectedSizeBytes: sizeBytes * 2}
+  await t.throwsAsync(startNative([nativeTarget(pathDevice(device), size)]).report, {code: 'IDENTITY_MISMATCH'})
+})
+
+test.serial('what cannot be opened, or does not fit, says so', async t => {
+  const file = await dataFile(t, MiB)
+  await t.throwsAsync(startNative([nativeTarget(pathDevice(`${file}.not`))]).report, {code: 'ENOENT'})
+  await t.throwsAsync(startNative([nativeTarget(pathDevice('/dev/null'))]).report, {code: 'ENOTBLK'})
+  const beyond = {offsetBytes: MiB}
+  await t.throwsAsync(startNative([nativeTarget(pathDevice(file), beyond)]).report, {code: 'ERANGE'})
+  const unaligned = {blockSizes: {read: [{bytes: 100, percent: 100}], write: [], trim: []}}
+  await t.throwsAsync(startNative([nativeTarget(pathDevice(file, {direct: true}), unaligned)]).report, {code: 'ERANGE'})
+  // One that is well, beside one that is not: nothing runs.
+  const both = [nativeTarget(nullDevice), nativeTarget(pathDevice(`${file}.not`))]
+  await t.throwsAsync(startNative(both).report, {code: 'ENOENT'})
+})
+
+withLoop('where nothing can be read any more: errors by errno, with their offsets, and the policy decides', async t => {
+  const {file, device} = await loopDevice(t)
+  await truncate(file, sizeBytes / 2)
+  const path = pathDevice(device, {engine: 'io_uring', direct: true})
+  const report = await startNative([nativeTarget(path, {iodepth: 4})]).report
+  t.is(report.state, 'finished')
+  const [counted] = report.targets[0]!.errorCounts
+  t.like(counted, {direction: 'read', code: 'EIO', number: 5, count: report.total.errors})
+  t.is(counted!.firstOffsets.length, 16)
+  t.true(counted!.firstOffsets.every(offset => offset >= sizeBytes / 2))
+  t.is(report.targets[0]!.lastError?.code, 'EIO')
+
+  for (const [onError, count] of [
+    [{kind: 'stop'}, 1],
+    [{kind: 'limit', count: 5}, 6],
+  ] as const) {
+    const stopped = await startNative([nativeTarget(path, {onError})], {runtimeMs: 60_000}).report
+    t.is(stopped.state, 'failed')
+    t.is(stopped.total.errors, count)
+  }
+})
+
+withLoop('a device that loses its size in mid-run: device-lost, with what there is', async t => {
+  const {file, device} = await loopDevice(t)
+  const path = pathDevice(device, {engine: 'io_uring', direct: true})
+  const lost = startNative([nativeTarget(path, {iodepth: 4}), nativeTarget(nullDevice)], {runtimeMs: 60_000})
+  await lost.underWay
+  await truncate(file, 0)
+  await run('losetup', ['--set-capacity', device])
+  const report = await lost.report
+  t.is(report.state, 'device-lost')
+  t.deepEqual(
+    report.targets.map(({state}) => state),
+    ['device-lost', 'cancelled'],
+  )
+  t.true(report.targets[0]!.directions.read!.ios > 0)
+})
+
+test.serial('a file that is cut off in mid-run: no data, and no crash', async t => {
+  const file = await dataFile(t, 4 * MiB)
+  const cut = startNative([nativeTarget(pathDevice(file), {onError: {kind: 'limit', count: 100}})], {runtimeMs: 60_000})
+  await cut.underWay
+  await truncate(file, MiB + 1000)
+  const report = await cut.report
+  t.is(report.state, 'failed')
+  t.is(report.targets[0]!.errorCounts[0]!.code, 'ENODATA')
+})
