@@ -3,6 +3,9 @@ import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
 import {ietBareComparison, ietLostComparison, ietSpawnComparison} from './iet.js'
+import {type IoTrial, ioComparison} from './io.js'
+import {benchDelayComparison, startComparison} from './io-node.js'
+import {iscsiComparison} from './iscsi.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
@@ -84,6 +87,46 @@ export const trials: Trial[] = [
   iet('64 requests at once to an ietd that takes 5 ms for each: lost or mixed up', 0, release =>
     ietLostComparison(64, 5, release),
   ),
+  io({device: 'loop', iodepth: 32, other: 'bare C', figure: 'CPU'}, {atMost: 1.1}),
+  io({device: 'loop', iodepth: 32, other: 'bare C', figure: 'IOPS'}, {atLeast: 0.95}),
+  io({device: 'loop', iodepth: 32, other: 'fio io_uring', figure: 'CPU'}, {atMost: 0.7}),
+  io({device: 'loop', iodepth: 32, other: 'fio libaio', figure: 'CPU'}, {atMost: 0.65}),
+  io({device: 'loop', iodepth: 32, other: 'fio tuned', figure: 'CPU'}, {atMost: 1.1}),
+  io({device: 'loop', iodepth: 1, other: 'fio io_uring', figure: 'CPU'}, {atMost: 0.75}),
+  io({device: 'file', iodepth: 32, other: 'fio io_uring', figure: 'CPU'}, null),
+  io({device: 'null', iodepth: 32, other: 'fio null', figure: 'CPU'}, {atMost: 0.4}),
+  {
+    bench: 'io',
+    name: 'io: from the call in Node to the first answer, against its limit',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 1},
+    prepare: startComparison,
+  },
+  {
+    bench: 'io',
+    name: 'io: event loop, p99 delay above idle while a run goes at full speed, against its limit',
+    unit: 'ms',
+    better: 'lower',
+    bar: {atMost: 1},
+    prepare: benchDelayComparison,
+  },
+  {
+    bench: 'iscsi',
+    name: 'iscsi: CPU, random reads from a tgtd, iodepth 32, against iscsi-perf',
+    unit: 'ns per I/O',
+    better: 'lower',
+    bar: {atMost: 1.1},
+    prepare: release => iscsiComparison('CPU', release),
+  },
+  {
+    bench: 'iscsi',
+    name: 'iscsi: IOPS, random reads from a tgtd, iodepth 32, against iscsi-perf',
+    unit: 'IOPS',
+    better: 'higher',
+    bar: {atLeast: 0.95},
+    prepare: release => iscsiComparison('IOPS', release),
+  },
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -99,6 +142,21 @@ function iet(name: string, atMost: number | null, prepare: Trial['prepare']): Tr
   const unit = name.startsWith('64 requests') ? 'requests' : 'ms'
   const bar = atMost === null ? null : {atMost}
   return {bench: 'iet', name: `IET (double): ${name}`, unit, better: 'lower', bar, prepare, lab: {}}
+}
+
+function io(trial: IoTrial, bar: Trial['bar']): Trial {
+  const {device, iodepth, other, figure} = trial
+  const on = {loop: 'a loop device on tmpfs, O_DIRECT', file: 'a file in the page cache', null: 'the null engine'}[
+    device
+  ]
+  return {
+    bench: 'io',
+    name: `io: ${figure}, ${on}, iodepth ${iodepth}, against ${other}`,
+    unit: figure === 'CPU' ? 'ns per I/O' : 'IOPS',
+    better: figure === 'CPU' ? 'lower' : 'higher',
+    bar,
+    prepare: release => ioComparison(trial, release),
+  }
 }
 
 function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {

@@ -1,0 +1,55 @@
+import {makeLun} from '../test/fixtures/lun-by-hand.js'
+import {startTgtd} from '../test/fixtures/tgtd-by-hand.js'
+import {buildEngine, ourProgram, type Program, runMeasured} from './io.js'
+import type {Comparison} from './measure.js'
+import type {Release} from './trials.js'
+
+const iodepth = 32
+const bs = 4096
+const blockBytes = 512
+// iscsi-perf takes whole seconds.
+const runtimeMs = 2_000
+
+/** What iscsi-perf prints in the end: `iops average 12345 (50 MB/s)`; its counts of I/Os are in it alone. */
+function perfProgram(url: string): Program {
+  return async ms => {
+    const seconds = Math.max(1, Math.round(ms / 1000))
+    const {stdout, cpuNs} = await runMeasured([
+      'iscsi-perf',
+      '-i',
+      'iqn.2025-01.io.lunpath:bench',
+      '-m',
+      `${iodepth}`,
+      '-b',
+      `${bs / blockBytes}`,
+      '-t',
+      `${seconds}`,
+      '-r',
+      url,
+    ])
+    const average = /iops average (\d+)/.exec(stdout)
+    if (!average) throw new Error(`iscsi-perf said ${stdout}`)
+    const iops = Number(average[1])
+    return {ios: iops * seconds, iops, cpuNs}
+  }
+}
+
+/** 4 KiB random reads over loopback from a tgtd of our own, by our engine through libiscsi and by iscsi-perf. */
+export async function iscsiComparison(figure: 'CPU' | 'IOPS', release: Release): Promise<Comparison> {
+  const tgtd = await startTgtd()
+  release(() => tgtd.stop())
+  const lun = await makeLun(tgtd, 1)
+  release(() => lun.remove())
+  const engine = await buildEngine()
+  const portal = `127.0.0.1:${tgtd.port}`
+  const where = ['--engine', 'libiscsi', '--portal', portal, '--target', lun.iqn, '--lun', '1']
+  const ours = ourProgram(engine, [...where, '--iodepth', `${iodepth}`, '--bs', `${bs}`])
+  const other = perfProgram(`iscsi://${portal}/${lun.iqn}/1`)
+  const otherName = 'iscsi-perf'
+  // Whole processes, login and logout included, since iscsi-perf has no run shorter than a second.
+  const measure = async (program: Program) => {
+    const {iops, cpuNs, ios} = await program(runtimeMs)
+    return figure === 'IOPS' ? iops : cpuNs / ios
+  }
+  return {ours: () => measure(ours), other: () => measure(other), otherName}
+}
