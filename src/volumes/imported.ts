@@ -1,12 +1,12 @@
 import {constants, type Stats} from 'node:fs'
 import {lstat, open, readdir, readFile, realpath} from 'node:fs/promises'
 import {dirname, join} from 'node:path'
+import {blockDeviceUse, deviceNumber, fileUse, type Use} from '../device-use.js'
 import {StorageError} from '../errors.js'
 import {sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {poolMarker} from './file.js'
 import {isVolumeId} from './id.js'
-import {blockDeviceUse, deviceNumber, fileUse, type Use} from './in-use.js'
 import {checkBackingPath} from './path.js'
 
 /** `Volume.driver` and `Volume.pool` of what was imported: no driver owns it. */

@@ -1,13 +1,14 @@
 import {realpath, stat} from 'node:fs/promises'
+import {type ClaimedDevice, claimEmptyDevice} from '../device-claim.js'
 import {StorageError} from '../errors.js'
 import {formatSize} from '../size.js'
-import {type ClaimedDevice, claimEmptyDevice} from './claim.js'
 import {type LvmSystem, writeLvmSystemDirectory} from './lvm-config.js'
 import {type Lvm, removeGroup} from './lvm-delete.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {deviceName, groupFields, groupTag, inBytes, readGroup, type VolumeGroup} from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
 import {LvmShell} from './lvm-shell.js'
+import {checkBackingPath} from './path.js'
 
 export interface GroupSpec {
   group: string
@@ -131,7 +132,7 @@ async function examine(devices: readonly string[], {isScannable}: LvmSystem): Pr
       const isBlockDevice = path !== undefined && (await stat(path)).isBlockDevice()
       if (isBlockDevice && !isScannable(path)) throw guestsDevice(path)
     }
-    for (const device of devices) claimed.push(await claimEmptyDevice(device))
+    for (const device of devices) claimed.push(await claimEmptyDevice(checkBackingPath(device), {op: 'pool.create'}))
     return claimed.map(({path}) => path)
   } finally {
     for (const {handle} of claimed) await handle.close()

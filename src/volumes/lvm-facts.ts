@@ -1,6 +1,6 @@
+import {deviceNumber} from '../device-use.js'
 import type {VolumeId} from '../types.js'
 import {isVolumeId} from './id.js'
-import {deviceNumber} from './in-use.js'
 import type {LvmRow} from './lvm-report.js'
 
 /**

@@ -1,32 +1,42 @@
 import {constants} from 'node:fs'
 import {type FileHandle, open, readdir, readFile, realpath} from 'node:fs/promises'
-import {StorageError} from '../errors.js'
-import {signatureOf} from '../signatures.js'
-import {blockDeviceUse, deviceNumber} from './in-use.js'
-import {checkBackingPath} from './path.js'
+import {blockDeviceUse, type DeviceNumber, deviceNumber} from './device-use.js'
+import {StorageError} from './errors.js'
+import {signatureOf} from './signatures.js'
 
 /** A block device that is empty and that nobody else can claim while `handle` is open. */
 export interface ClaimedDevice {
   /** Without symbolic links. */
   path: string
+  number: DeviceNumber
+  /** In sysfs, without symbolic links. */
+  directory: string
   sizeBytes: number
   handle: FileHandle
+}
+
+export interface ClaimOptions {
+  /** Who asks, for the error: `pool.create`. */
+  op: string
+  /** Opened with them beside O_RDWR and O_EXCL. */
+  flags?: number
 }
 
 /**
  * Makes sure that a block device may be overwritten, and claims it: a block device, not read-only, without mount, swap,
  * holder, partition or any signature that libblkid knows, and nobody else has it open exclusively. The caller closes
- * `handle`, which gives the claim back. @throws NAME_INVALID, DEVICE_IN_USE, UNSUPPORTED, VOLUME_MISSING
+ * `handle`, which gives the claim back. @throws DEVICE_IN_USE, UNSUPPORTED, VOLUME_MISSING
  */
-export async function claimEmptyDevice(given: string): Promise<ClaimedDevice> {
-  checkBackingPath(given)
+export async function claimEmptyDevice(given: string, {op, flags = 0}: ClaimOptions): Promise<ClaimedDevice> {
+  const inUse = (path: string, how: string, info: Record<string, unknown>, cause?: unknown) =>
+    new StorageError('DEVICE_IN_USE', `${path} cannot be taken: it ${how}`, {op, info: {path, ...info}, cause})
   const path = await realpath(given).catch(cause => {
     throw new StorageError('VOLUME_MISSING', `${given} cannot be reached: ${(cause as Error).message}`, {
       info: {path: given},
       cause,
     })
   })
-  const handle = await open(path, constants.O_RDWR | constants.O_EXCL | constants.O_NONBLOCK).catch(cause => {
+  const handle = await open(path, constants.O_RDWR | constants.O_EXCL | constants.O_NONBLOCK | flags).catch(cause => {
     const {code, message} = cause as NodeJS.ErrnoException
     if (code === 'EBUSY') throw inUse(path, 'is claimed: mounted, or held by another part of the kernel', {}, cause)
     if (code === 'EROFS') throw inUse(path, 'is read-only', {}, cause)
@@ -53,7 +63,7 @@ export async function claimEmptyDevice(given: string): Promise<ClaimedDevice> {
     }
     // In sectors of 512 bytes, whatever the logical block size (block/blk.h, SECTOR_SHIFT).
     const sizeBytes = Number(await readFile(`${directory}/size`, 'utf8')) * 512
-    return {path, sizeBytes, handle}
+    return {path, number, directory, sizeBytes, handle}
   } catch (error) {
     await handle.close()
     throw error
@@ -70,12 +80,4 @@ async function partitionsOf(directory: string): Promise<string[]> {
     )
   const are = await Promise.all(entries.map(isPartition))
   return entries.filter((_, index) => are[index])
-}
-
-function inUse(path: string, how: string, info: Record<string, unknown>, cause?: unknown): StorageError {
-  return new StorageError('DEVICE_IN_USE', `${path} cannot be taken: it ${how}`, {
-    op: 'pool.create',
-    info: {path, ...info},
-    cause,
-  })
 }
