@@ -1,6 +1,6 @@
 import {constants} from 'node:fs'
-import {type FileHandle, open, readdir, readFile, realpath} from 'node:fs/promises'
-import {blockDeviceUse, type DeviceNumber, deviceNumber} from './device-use.js'
+import {type FileHandle, open, readdir, readFile, realpath, stat} from 'node:fs/promises'
+import {blockDeviceUse, deviceNumber} from './device-use.js'
 import {StorageError} from './errors.js'
 import {signatureOf} from './signatures.js'
 
@@ -8,9 +8,6 @@ import {signatureOf} from './signatures.js'
 export interface ClaimedDevice {
   /** Without symbolic links. */
   path: string
-  number: DeviceNumber
-  /** In sysfs, without symbolic links. */
-  directory: string
   sizeBytes: number
   handle: FileHandle
 }
@@ -18,8 +15,6 @@ export interface ClaimedDevice {
 export interface ClaimOptions {
   /** Who asks, for the error: `pool.create`. */
   op: string
-  /** Opened with them beside O_RDWR and O_EXCL. */
-  flags?: number
 }
 
 /**
@@ -27,7 +22,7 @@ export interface ClaimOptions {
  * holder, partition or any signature that libblkid knows, and nobody else has it open exclusively. The caller closes
  * `handle`, which gives the claim back. @throws DEVICE_IN_USE, UNSUPPORTED, VOLUME_MISSING
  */
-export async function claimEmptyDevice(given: string, {op, flags = 0}: ClaimOptions): Promise<ClaimedDevice> {
+export async function claimEmptyDevice(given: string, {op}: ClaimOptions): Promise<ClaimedDevice> {
   const inUse = (path: string, how: string, info: Record<string, unknown>, cause?: unknown) =>
     new StorageError('DEVICE_IN_USE', `${path} cannot be taken: it ${how}`, {op, info: {path, ...info}, cause})
   const path = await realpath(given).catch(cause => {
@@ -36,11 +31,14 @@ export async function claimEmptyDevice(given: string, {op, flags = 0}: ClaimOpti
       cause,
     })
   })
-  const handle = await open(path, constants.O_RDWR | constants.O_EXCL | constants.O_NONBLOCK | flags).catch(cause => {
+  const handle = await open(path, constants.O_RDWR | constants.O_EXCL | constants.O_NONBLOCK).catch(async cause => {
     const {code, message} = cause as NodeJS.ErrnoException
-    if (code === 'EBUSY') throw inUse(path, 'is claimed: mounted, or held by another part of the kernel', {}, cause)
-    if (code === 'EROFS') throw inUse(path, 'is read-only', {}, cause)
-    throw new StorageError('VOLUME_MISSING', `${path} cannot be opened: ${message}`, {info: {path}, cause})
+    if (code === 'EBUSY') {
+      const use = await blockDeviceUse(path, deviceNumber((await stat(path)).rdev))
+      throw inUse(path, use?.how ?? 'is claimed by another part of the kernel', use?.info ?? {}, cause)
+    }
+    if (code === 'EROFS' || code === 'EACCES') throw inUse(path, 'is read-only', {}, cause)
+    throw new StorageError('VOLUME_MISSING', `${path} cannot be opened: ${message}`, {op, info: {path}, cause})
   })
   try {
     const stats = await handle.stat()
@@ -51,6 +49,8 @@ export async function claimEmptyDevice(given: string, {op, flags = 0}: ClaimOpti
     const use = await blockDeviceUse(path, number)
     if (use) throw inUse(path, use.how, use.info)
     const directory = await realpath(`/sys/dev/block/${number.major}:${number.minor}`)
+    // The kernel opens some read-only devices for writing all the same, loop devices among them, and fails the writes.
+    if ((await readFile(`${directory}/ro`, 'utf8')).trim() !== '0') throw inUse(path, 'is read-only', {})
     const partitions = await partitionsOf(directory)
     if (partitions.length > 0) throw inUse(path, `has partitions: ${partitions.join(', ')}`, {partitions})
     const signature = await signatureOf(handle.fd)
@@ -63,7 +63,7 @@ export async function claimEmptyDevice(given: string, {op, flags = 0}: ClaimOpti
     }
     // In sectors of 512 bytes, whatever the logical block size (block/blk.h, SECTOR_SHIFT).
     const sizeBytes = Number(await readFile(`${directory}/size`, 'utf8')) * 512
-    return {path, number, directory, sizeBytes, handle}
+    return {path, sizeBytes, handle}
   } catch (error) {
     await handle.close()
     throw error

@@ -1,4 +1,4 @@
-import {existsSync, type Stats} from 'node:fs'
+import {constants, existsSync, type Stats} from 'node:fs'
 import {readdir, readFile, realpath, stat} from 'node:fs/promises'
 
 /** Who uses a file or a block device, as far as the kernel tells it cheaply. */
@@ -14,7 +14,7 @@ export interface Use {
  * not seen: exports and sessions are the caller's knowledge.
  */
 export async function fileUse(path: string, stats: Stats): Promise<Use | undefined> {
-  const [loop, swap, lock] = await Promise.all([loopDeviceOf(path), swapOf(path), lockOf(stats)])
+  const [loop, swap, lock] = await Promise.all([loopDeviceOf(path, stats), swapOf(path), lockOf(stats)])
   if (loop) return {how: `is the backing file of ${loop}`, info: {loopDevice: loop}}
   if (swap) return {how: 'is swap space', info: {swap: path}}
   return lock
@@ -22,7 +22,7 @@ export async function fileUse(path: string, stats: Stats): Promise<Use | undefin
 
 /**
  * Who uses a block device, its partitions, or the disk that it is a partition of: a mount (/proc/self/mountinfo), swap,
- * or a holder such as device-mapper or md (sysfs, block/…/holders).
+ * or a holder such as device-mapper or md (sysfs, block/…/holders). A loop device over the device itself counts too.
  */
 export async function blockDeviceUse(path: string, {major, minor}: DeviceNumber): Promise<Use | undefined> {
   const numbers = await relatedDevices({major, minor})
@@ -34,7 +34,34 @@ export async function blockDeviceUse(path: string, {major, minor}: DeviceNumber)
     const holders = await names(`/sys/dev/block/${number}/holders`)
     if (holders.length > 0) return {how: `is held by ${holders.join(', ')}`, info: {device: number, holders, path}}
   }
+  const stats = await stat(path).catch(() => undefined)
+  const loop = stats && (await loopDeviceOf(path, stats))
+  return loop ? {how: `is under ${loop}`, info: {loopDevice: loop}} : undefined
+}
+
+/**
+ * The process, this one apart, that has a file or block device open for writing, by /proc/PID/fd and fdinfo (proc(5)):
+ * tgtd and QEMU claim nothing. Processes that this one may not look into are not seen: it is meant for root.
+ */
+export async function writerOf(stats: Stats): Promise<Use | undefined> {
+  const pids = (await names('/proc')).filter(name => /^\d+$/.test(name) && Number(name) !== process.pid)
+  for (const pid of pids) {
+    for (const fd of await names(`/proc/${pid}/fd`)) {
+      const opened = await stat(`/proc/${pid}/fd/${fd}`).catch(() => undefined)
+      if (!opened || !isSame(opened, stats)) continue
+      const flags = /^flags:\s*([0-7]+)$/m.exec(await text(`/proc/${pid}/fdinfo/${fd}`))?.[1] ?? '0'
+      if ((Number.parseInt(flags, 8) & (constants.O_WRONLY | constants.O_RDWR)) === 0) continue
+      const command = (await text(`/proc/${pid}/comm`)).trim()
+      return {how: `is open for writing in process ${pid} (${command})`, info: {pid: Number(pid), command}}
+    }
+  }
   return undefined
+}
+
+/** The same file, or the same device by whatever node. */
+function isSame(one: Stats, other: Stats): boolean {
+  if (one.isBlockDevice() && other.isBlockDevice()) return one.rdev === other.rdev
+  return one.dev === other.dev && one.ino === other.ino
 }
 
 export interface DeviceNumber {
@@ -51,14 +78,16 @@ export function deviceNumber(device: number): DeviceNumber {
   }
 }
 
-async function loopDeviceOf(path: string): Promise<string | undefined> {
+async function loopDeviceOf(path: string, stats: Stats): Promise<string | undefined> {
   const loops = (await names('/sys/block')).filter(name => /^loop\d+$/.test(name))
   // Only a loop device in use has the attribute. Asking sysfs does not block and is many times cheaper than a failed read.
   const bound = loops.filter(name => existsSync(`/sys/block/${name}/loop/backing_file`))
   const found = await Promise.all(
     bound.map(async name => {
-      const backing = await text(`/sys/block/${name}/loop/backing_file`)
-      return backing.replace(/\n$/, '') === path ? `/dev/${name}` : undefined
+      const backing = (await text(`/sys/block/${name}/loop/backing_file`)).replace(/\n$/, '')
+      // By another hard link or device node it is the same thing; a path of another mount namespace may lead elsewhere.
+      const backed = await stat(backing).catch(() => undefined)
+      return backing === path || (backed && isSame(backed, stats)) ? `/dev/${name}` : undefined
     }),
   )
   return found.find(name => name !== undefined)
