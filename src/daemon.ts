@@ -6,6 +6,7 @@ import {createApi, listenOnSocket} from './api/server.js'
 import {Operations} from './attach/operations.js'
 import type {Rooms} from './attach/rooms.js'
 import {exportSpec} from './attach/steps.js'
+import {RunningBenches} from './bench/running.js'
 import {checkChap, parseChapFile} from './chap.js'
 import {LibvirtDriver} from './compute/libvirt.js'
 import type {Config} from './config.js'
@@ -14,6 +15,7 @@ import {LibiscsiInitiator} from './initiators/libiscsi.js'
 import {OpenIscsiInitiator} from './initiators/open-iscsi.js'
 import {instrument} from './instrument.js'
 import {parsePortal} from './iqn.js'
+import {registerBenchMetrics} from './metrics/bench.js'
 import {registerDiskMetrics} from './metrics/disks.js'
 import {registerInitiatorMetrics} from './metrics/initiator.js'
 import {registerNodeMetrics} from './metrics/node.js'
@@ -25,6 +27,7 @@ import {reconcile} from './reconcile/apply.js'
 import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
 import type {Problem} from './reconcile/plan.js'
 import type {DeletedPool, NewPool, Service} from './service.js'
+import {BenchResults} from './state/bench-results.js'
 import {Journal} from './state/journal.js'
 import {guestDevices} from './state/peek.js'
 import {Store} from './state/store.js'
@@ -61,6 +64,7 @@ export class Daemon {
   readonly config: Config
   readonly log: Logger
   readonly metrics = new Metrics()
+  readonly benches = new RunningBenches()
   operations!: Operations
   #store: Store | undefined
   #api: FastifyInstance | undefined
@@ -182,6 +186,7 @@ export class Daemon {
     const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#problems}
     this.metrics.add(registerNodeMetrics(registry, facts))
     this.metrics.add(registerInitiatorMetrics(registry, host))
+    this.metrics.add(registerBenchMetrics(registry, this.benches))
   }
 
   #chooseDrivers(store: Store, journal: Journal, targetDriver: TargetDriver): Rooms {
@@ -427,6 +432,8 @@ export class Daemon {
       config: this.config,
       operations: this.operations,
       metrics: this.metrics,
+      benches: this.benches,
+      benchResults: new BenchResults(join(this.config.daemon.directory, 'bench')),
       problems: () => this.#problems,
       createPool: asked => this.#createPool(asked),
       deletePool: pool => this.#deletePool(pool),

@@ -3,9 +3,7 @@
  * (`ApiClient`), or uses a driver by itself.
  */
 export {ApiClient, type CallOptions} from './api/client.js'
-export type {BenchJob} from './bench/job.js'
-export {type BenchReport, jsonReport, textReport} from './bench/report.js'
-export * as bench from './bench/run.js'
+export * as bench from './bench/index.js'
 export type {AttachSpec, ComputeDriver, DetachOptions} from './compute/driver.js'
 export {LibvirtDriver} from './compute/libvirt.js'
 export {type Config, type PartialConfig, readConfig, settleConfig} from './config.js'

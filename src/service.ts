@@ -1,8 +1,10 @@
 import type {Operations} from './attach/operations.js'
+import type {RunningBenches} from './bench/running.js'
 import type {Config} from './config.js'
 import type {Check} from './doctor.js'
 import type {Metrics} from './metrics/registry.js'
 import type {Problem} from './reconcile/plan.js'
+import type {BenchResults} from './state/bench-results.js'
 import type {PoolCapacity} from './volumes/driver.js'
 
 /** A pool to be made in LVM. */
@@ -30,6 +32,10 @@ export interface Service {
   config: Config
   operations: Operations
   metrics: Metrics
+  /** Benchmarks that are on. */
+  benches: RunningBenches
+  /** What is kept of those that are over. */
+  benchResults: BenchResults
   /** What the last reconciliation found and could not mend. */
   problems(): Problem[]
   createPool(asked: NewPool): Promise<PoolCapacity>

@@ -4,6 +4,7 @@ import test from 'ava'
 import {LibvirtDriver} from '../src/compute/libvirt.js'
 import {configSchema} from '../src/config.js'
 import {OpenIscsiInitiator} from '../src/initiators/open-iscsi.js'
+import {registerBenchMetrics} from '../src/metrics/bench.js'
 import {registerDiskMetrics} from '../src/metrics/disks.js'
 import {registerInitiatorMetrics} from '../src/metrics/initiator.js'
 import {registerNodeMetrics} from '../src/metrics/node.js'
@@ -85,6 +86,7 @@ test('docs/metrics.md has every family of /metrics with its type and labels', as
   const attachments = {observed: async () => [], unobserved: () => []}
   registerDiskMetrics(registry, new LibvirtDriver({uri: 'qemu:///system'}), attachments)
   registerInitiatorMetrics(registry, new OpenIscsiInitiator())
+  registerBenchMetrics(registry, {list: () => [], ended: new Map()})
   registerNodeMetrics(registry, {volumes: {capacities: async () => []}, unfinished: () => [], problems: () => []})
   const families = registry.getMetricsAsArray() as unknown as {name: string; type: string; labelNames: string[]}[]
   for (const {name, type, labelNames} of families) {

@@ -110,21 +110,6 @@ export const ConnectionBody = Type.Object(
   },
   strict,
 )
-/** The benchmark's words are fio's; `bs`, `size` and `offset` are bytes, `runtime` is in seconds. */
-export const BenchBody = Type.Object(
-  {
-    volume: Type.String(),
-    rw: Type.Optional(Type.Union([Type.Literal('read'), Type.Literal('randread')])),
-    bs: Type.Optional(Type.Integer()),
-    iodepth: Type.Optional(Type.Integer()),
-    runtime: Type.Optional(Type.Number()),
-    offset: Type.Optional(Type.Integer()),
-    size: Type.Optional(Type.Integer()),
-    seed: Type.Optional(Type.Integer()),
-  },
-  strict,
-)
-
 export const VolumeSchema = Type.Object({
   id: Type.String(),
   name: Type.Optional(Nullable(Type.String())),

@@ -16,6 +16,7 @@ import {describe} from '../attach/run.js'
 import {errorCodes, StorageError} from '../errors.js'
 import type {Service} from '../service.js'
 import {attachmentRoutes} from './routes/attachments.js'
+import {benchRoutes} from './routes/bench.js'
 import {exportRoutes} from './routes/exports.js'
 import {initiatorRoutes} from './routes/initiator.js'
 import {nodeRoutes} from './routes/node.js'
@@ -50,7 +51,15 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
       reply,
     )
   })
-  for (const routes of [volumeRoutes, exportRoutes, targetRoutes, attachmentRoutes, nodeRoutes, initiatorRoutes])
+  for (const routes of [
+    volumeRoutes,
+    exportRoutes,
+    targetRoutes,
+    attachmentRoutes,
+    nodeRoutes,
+    initiatorRoutes,
+    benchRoutes,
+  ])
     await api.register(routes(service), {prefix: '/v1'})
   api.get('/v1/openapi.json', {schema: {hide: true}}, () => api.swagger())
   await api.ready()

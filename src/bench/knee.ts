@@ -6,7 +6,7 @@ export interface SweepPoint {
   /** Of the headline latency. */
   p99Ns: number
   meanNs: number
-  /** False where the run did not finish, or where open loop could not keep its rate. */
+  /** False where the run did not finish, or where less than 99 % of an open loop's rate came back. */
   kept: boolean
 }
 
@@ -20,8 +20,6 @@ export interface Knee {
 
 /** From here on more load gives less than this share of the throughput that it should. */
 const leastGain = 0.5
-/** A rate of which less came back is one that the target does not keep up with. */
-const keptShare = 0.99
 
 /**
  * The knee of a sweep over iodepth: the last depth that still paid. Going on to the next one (in rising order), throughput
@@ -45,13 +43,10 @@ export function kneeOfDepths(points: SweepPoint[]): Knee | null {
   return {load, iops, p99Ns, reason}
 }
 
-/**
- * The knee of a sweep over rates: the highest one that was kept (at least 99 % of it came back, and the run finished)
- * with every lower one kept too.
- */
+/** The knee of a sweep over rates: the highest one that was kept, with every lower one kept too. */
 export function kneeOfRates(points: SweepPoint[]): Knee | null {
   const sorted = points.toSorted((a, b) => a.load - b.load)
-  const broken = sorted.findIndex(({kept, iops, load}) => !kept || iops < load * keptShare)
+  const broken = sorted.findIndex(({kept}) => !kept)
   const last = sorted[broken === -1 ? sorted.length - 1 : broken - 1]
   if (!last) return null
   const {load, iops, p99Ns} = last

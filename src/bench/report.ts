@@ -1,4 +1,5 @@
-import type {BenchResult, BenchSample} from './run.js'
+import {formatSize} from '../size.js'
+import type {BenchResult, Figures, LatencySummary, TargetResult} from './result.js'
 
 /** `412 µs`, `1.24 ms`: three significant digits. */
 export function formatNs(ns: number): string {
@@ -12,35 +13,82 @@ export function formatNs(ns: number): string {
   return `${Number.isInteger(value) && unit === 0 ? value : Number(value.toPrecision(3))} ${units[unit]}`
 }
 
-/** A result as plain JSON, as the API answers it. `schema` changes when a field's meaning does. */
-export interface BenchReport extends Omit<BenchResult, 'histogram' | 'error'> {
-  schema: 1
-  error: {code: string; errno: number; message: string} | null
+/** `4 KiB`, or `4 KiB/16 KiB` where reads and writes differ; a split as it was given. */
+export function formatBs({workload}: Pick<TargetResult, 'workload'>): string {
+  const {bs, bssplit} = workload
+  if (bssplit !== undefined) return bssplit
+  return typeof bs === 'number' ? formatSize(bs).replace(' ', '') : String(bs)
 }
 
 /** A result as lines for people. */
-export function textReport(result: BenchReport): string[] {
-  const {latency} = result
-  const lines = [
-    `${result.rw} bs=${result.bs} iodepth=${result.iodepth} ${result.target.iqn} LUN ${result.target.lun} (${result.engine}, seed ${result.seed})`,
-    `  ${result.state} after ${result.elapsedSeconds.toFixed(2)} s: ${result.ios} reads, ${result.errors} errors${result.unanswered ? `, ${result.unanswered} unanswered` : ''}`,
-    `  IOPS ${Math.round(result.iops)}  ${megabytes(result.bytesPerSecond)} MB/s  CPU ${formatNs(result.cpuNsPerIo)} per I/O`,
-    `  latency p50 ${formatNs(latency.p50Ns)}  p95 ${formatNs(latency.p95Ns)}  p99 ${formatNs(latency.p99Ns)}  p99.9 ${formatNs(latency.p999Ns)}  max ${formatNs(latency.maxNs)}  mean ${formatNs(latency.meanNs)}`,
-  ]
-  if (result.error) lines.push(`  last error: ${result.error.message}`)
+export function textReport(result: BenchResult): string[] {
+  const {targets, total, cpu} = result
+  const lines = targets.flatMap(target => targetLines(target, result))
+  if (targets.length > 1) {
+    lines.push(
+      `all ${targets.length} targets: ${result.state} after ${result.elapsedSeconds.toFixed(2)} s`,
+      ...figureLines(total),
+    )
+  }
+  const workers = cpu.ioWorkersNsPerIo > 0 ? `, of which io-wq ${formatNs(Math.round(cpu.ioWorkersNsPerIo))}` : ''
+  lines.push(
+    `  CPU ${formatNs(Math.round(cpu.nsPerIo))} per I/O${workers}; first completion after ${formatNs(Math.round(result.startToFirstCompletionSeconds * 1e9))}; clock ${result.clock}; kernel ${result.kernel}; seed ${result.seed}`,
+  )
   return lines
 }
 
-/** A sample as one line for people. */
-export function textSample(sample: BenchSample): string {
-  const {iops, bytesPerSecond, latency} = sample
-  return `${sample.toSeconds.toFixed(1)} s  IOPS ${Math.round(iops)}  ${megabytes(bytesPerSecond)} MB/s  p99 ${formatNs(latency.p99Ns)}`
+function targetLines(target: TargetResult, {elapsedSeconds}: BenchResult): string[] {
+  const {workload, engine, engineFlags, fallbackReason, openLoop, verify, little, error} = target
+  const threads = target.numjobs === 1 ? '' : ` numjobs=${target.numjobs}`
+  const rate = openLoop ? ` rate_iops=${openLoop.requestedIops}` : ''
+  const flags = engineFlags.length > 0 ? `: ${engineFlags.join(' ')}` : ''
+  const lines = [
+    `${target.name}: ${workload.rw} bs=${formatBs(target)} iodepth=${target.iodepth}${threads}${rate} (${engine}${flags})`,
+    `  ${target.state} after ${elapsedSeconds.toFixed(2)} s: ${target.ios} I/Os, ${target.errors} errors${target.unanswered ? `, ${target.unanswered} unanswered` : ''}`,
+    ...figureLines(target),
+  ]
+  if (fallbackReason !== '') lines.push(`  not the engine of first choice: ${fallbackReason}`)
+  if (little) lines.push(`  in flight by Little's law: ${little.inFlight.toFixed(2)} (${percent(little.residual)} off)`)
+  if (openLoop) {
+    const {maxBacklog, unsubmitted, generatorBehind} = openLoop
+    lines.push(`  open loop: largest backlog ${maxBacklog}, never submitted ${unsubmitted}`)
+    if (generatorBehind)
+      lines.push('  NOT VALID: the generator fell behind, not the device: this machine is too busy, or numjobs too few')
+  }
+  if (verify) {
+    lines.push(`  verify: ${verify.verified} blocks compared, ${verify.failures} wrong`)
+    for (const {offset, reason} of verify.firstFailures) lines.push(`    at ${offset}: ${reason}`)
+  }
+  for (const {direction, code, count, firstOffsets} of target.errorCounts)
+    lines.push(`  ${count} × ${code} on ${direction}, first at ${firstOffsets.slice(0, 4).join(', ')}`)
+  if (error) lines.push(`  last error: ${error.message}`)
+  return lines
 }
 
-export function jsonReport({histogram: _, error, ...facts}: BenchResult): BenchReport {
-  return {schema: 1, ...facts, error: error && {code: error.code, errno: error.errno, message: error.message}}
+function figureLines(figures: Figures): string[] {
+  const {iops, bytesPerSecond, directions, latency} = figures
+  const all = Object.entries(directions)
+  const rows = all.length > 1 ? all : []
+  return [
+    `  IOPS ${Math.round(iops)}  ${megabytes(bytesPerSecond)} MB/s`,
+    `  latency ${latencyWords(latency)}`,
+    ...rows.map(
+      ([direction, one]) =>
+        `  ${direction}: IOPS ${Math.round(one.iops)}  ${megabytes(one.bytesPerSecond)} MB/s  ${latencyWords(one.latency)}`,
+    ),
+  ]
 }
 
-function megabytes(bytesPerSecond: number): string {
+function latencyWords({p50Ns, p95Ns, p99Ns, p999Ns, p9999Ns, p99999Ns, maxNs, meanNs}: LatencySummary): string {
+  const words = {p50: p50Ns, p95: p95Ns, p99: p99Ns, 'p99.9': p999Ns, 'p99.99': p9999Ns, 'p99.999': p99999Ns}
+  const percentiles = Object.entries(words).map(([name, ns]) => `${name} ${formatNs(ns)}`)
+  return `${percentiles.join('  ')}  max ${formatNs(maxNs)}  mean ${formatNs(Math.round(meanNs))}`
+}
+
+export function megabytes(bytesPerSecond: number): string {
   return (bytesPerSecond / 1e6).toFixed(1)
+}
+
+export function percent(share: number): string {
+  return `${(share * 100).toFixed(2)} %`
 }

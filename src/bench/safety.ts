@@ -24,6 +24,9 @@ export interface WritableTarget {
   release(): void
 }
 
+/** Who in lunpath has a path, for a sentence: `is the volume db1`. */
+export type OwnedBy = (path: string, stats: Stats) => Promise<string | undefined> | string | undefined
+
 const op = 'bench.start'
 
 /** What runs of this process write to, by device number or inode. */
@@ -41,7 +44,7 @@ const written = new Set<string>()
 export async function admitForWriting(
   given: string,
   writeTo: WriteTo | undefined,
-  ownedBy: (path: string, stats: Stats) => string | undefined = () => undefined,
+  ownedBy: OwnedBy = () => undefined,
 ): Promise<WritableTarget> {
   const path = await realpath(given).catch(cause => {
     throw missing(given, cause)
@@ -57,7 +60,7 @@ export async function admitForWriting(
       const {dev, ino, rdev} = await handle.stat()
       if (dev !== stats.dev || ino !== stats.ino || rdev !== stats.rdev)
         throw inUse(path, {how: 'was replaced while it was looked at', info: {}})
-      const owner = ownedBy(path, stats)
+      const owner = await ownedBy(path, stats)
       const use = owner === undefined ? await writerOf(stats) : {how: owner, info: {}}
       if (use) throw inUse(path, use)
       const identity = await identityOf(stats)

@@ -6,7 +6,8 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {destination} from 'pino'
 import {ApiClient} from '../api/client.js'
-import {type BenchReport, textReport} from '../bench/report.js'
+import {textReport} from '../bench/report.js'
+import type {BenchResult} from '../bench/result.js'
 import {settleConfig} from '../config.js'
 import {Daemon} from '../daemon.js'
 import {StorageError} from '../errors.js'
@@ -160,12 +161,13 @@ async function walkThePath(
 
   await steps.run('bench', async () => {
     const job = {volume: id, rw: 'randread', bs: 4096, iodepth: 32, runtime: 5}
-    const report = await api.call<BenchReport>('POST', '/bench', job)
+    const report = await api.call<BenchResult>('POST', '/bench', job)
+    const {ios, iops, bytesPerSecond, errors, latency} = report.total
     return {
       line: textReport(report)
         .join('\n')
         .replaceAll('\n', `\n${' '.repeat(23)}`),
-      facts: {...report},
+      facts: {state: report.state, ios, iops, bytesPerSecond, errors, latency, cpu: report.cpu},
     }
   })
   await steps.run('metrics', async () => {

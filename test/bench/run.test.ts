@@ -1,13 +1,17 @@
 import {once} from 'node:events'
 import {readdir, truncate} from 'node:fs/promises'
+import {release} from 'node:os'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {setFlagsFromString} from 'node:v8'
 import {runInNewContext} from 'node:vm'
 import {Worker} from 'node:worker_threads'
 import test, {type ExecutionContext} from 'ava'
+import {countOf} from '../../src/bench/buckets.js'
 import type {BenchJob} from '../../src/bench/job.js'
-import {jsonReport, textReport} from '../../src/bench/report.js'
-import {type BenchSample, newHistogram, start} from '../../src/bench/run.js'
+import {textReport} from '../../src/bench/report.js'
+import type {TargetResult} from '../../src/bench/result.js'
+import {newHistogram, start} from '../../src/bench/run.js'
+import type {BenchSample} from '../../src/bench/sample.js'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
 import {openLogoutGate, openPortal} from '../fixtures/portals.js'
@@ -61,41 +65,49 @@ test.serial('every read that is reported was done by the target, and none more',
   // INQUIRY and READ CAPACITY count as reads: what a session costs that does nothing else.
   await new LibiscsiInitiator().probe({...target, portal}, expect)
 
-  const run = start({target: {...target, portal}, expect, iodepth: 16, runtime: 1})
+  const run = start({target: {...target, portal, expect}, iodepth: 16, runtime: 1})
   const samples = await collect(run.samples)
   const result = await run.result
+  const {ios, iops, bytes, latency} = result.total
   t.is(result.state, 'finished')
-  t.true(result.ios > 0)
-  t.is(result.bytes, result.ios * 4096)
+  t.true(ios > 0)
+  t.is(bytes, ios * 4096)
   const [login, whole] = reads as [Reads, Reads]
-  t.is(whole.bytes - login.bytes, result.bytes)
-  t.is(whole.commands - login.commands, result.ios)
+  t.is(whole.bytes - login.bytes, bytes)
+  t.is(whole.commands - login.commands, ios)
 
   t.is(
     samples.reduce((sum, {ios}) => sum + ios, 0),
-    result.ios,
+    ios,
     'the samples add up',
+  )
+  t.is(
+    result.series.reduce((sum, {ios}) => sum + ios, 0),
+    ios,
+    'so does the time series',
   )
   t.deepEqual(
     samples.slice(1).map(({fromSeconds}) => fromSeconds),
     samples.slice(0, -1).map(({toSeconds}) => toSeconds),
     'without gaps',
   )
-  const {minNs, p50Ns, p95Ns, p99Ns, p999Ns, maxNs} = result.latency
-  const ordered = [minNs, p50Ns, p95Ns, p99Ns, p999Ns, maxNs]
+  const {minNs, p50Ns, p95Ns, p99Ns, p999Ns, p9999Ns, p99999Ns, maxNs} = latency
+  const ordered = [minNs, p50Ns, p95Ns, p99Ns, p999Ns, p9999Ns, p99999Ns, maxNs]
   t.deepEqual(
     ordered,
     ordered.toSorted((a, b) => a - b),
   )
   // Little's law in closed loop: mean latency × throughput = I/Os in flight.
-  const inFlight = (result.latency.meanNs / 1e9) * result.iops
+  const inFlight = (latency.meanNs / 1e9) * iops
   t.true(Math.abs(inFlight - 16) < 16 * 0.05, `${inFlight} in flight`)
+  const {residual} = result.targets[0]!.little!
+  t.true(Math.abs(residual) < 0.05, `off by ${residual}`)
 })
 
 test.serial('sequential reads of a range go round it', async t => {
   const {target} = await onTgtd(t)
   const {result} = start({target, rw: 'read', bs: '64k', offset: '1m', size: '256k', runtime: 0.2})
-  const {state, errors, ios, sizeBytes, offsetBytes} = await result
+  const [{state, errors, ios, sizeBytes, offsetBytes}] = (await result).targets as [TargetResult]
   t.deepEqual(
     {state, errors, sizeBytes, offsetBytes},
     {state: 'finished', errors: 0, sizeBytes: 2 ** 18, offsetBytes: 2 ** 20},
@@ -115,8 +127,8 @@ test.serial('two runs at once have a session and a result each', async t => {
     ],
   )
   const total = newHistogram()
-  for (const {histogram} of results) total.merge(histogram)
-  t.is(total.count, results[0]!.ios + results[1]!.ios)
+  for (const {total: figures} of results) total.merge(newHistogram(figures.directions.read!.histogram))
+  t.is(total.count, results[0]!.total.ios + results[1]!.total.ios)
 })
 
 test.serial('cancel() and an AbortSignal end a run with what there is', async t => {
@@ -126,7 +138,7 @@ test.serial('cancel() and an AbortSignal end a run with what there is', async t 
   run.cancel()
   const cancelled = await run.result
   t.is(cancelled.state, 'cancelled')
-  t.true(cancelled.ios > 0)
+  t.true(cancelled.total.ios > 0)
   run.cancel()
 
   const controller = new AbortController()
@@ -155,10 +167,10 @@ test.serial('a target that is killed in mid-run: device-lost, with what there is
   tgtd.kill('SIGKILL')
   const result = await run.result
   t.is(result.state, 'device-lost')
-  t.true(result.ios > 0)
-  t.is(result.unanswered, 8)
-  t.truthy(result.error)
-  t.notThrows(() => JSON.stringify(jsonReport(result)))
+  t.true(result.total.ios > 0)
+  t.is(result.targets[0]!.unanswered, 8)
+  t.truthy(result.targets[0]!.error)
+  t.deepEqual(JSON.parse(JSON.stringify(result)), result, 'it is plain JSON')
 })
 
 test.serial('a target that hangs in mid-run: stuck, with what there is', async t => {
@@ -168,8 +180,8 @@ test.serial('a target that hangs in mid-run: stuck, with what there is', async t
   tgtd.kill('SIGSTOP')
   const result = await run.result
   t.is(result.state, 'stuck')
-  t.true(result.ios > 0)
-  t.is(result.unanswered, 8)
+  t.true(result.total.ios > 0)
+  t.is(result.targets[0]!.unanswered, 8)
 })
 
 test.serial('a target that hangs while the run ends: stuck too', async t => {
@@ -189,7 +201,7 @@ test.serial('a target that hangs does not hold a cancel up', async t => {
   run.cancel()
   const result = await run.result
   t.is(result.state, 'cancelled')
-  t.is(result.unanswered, 8)
+  t.is(result.targets[0]!.unanswered, 8)
 })
 
 test.serial('a worker thread may end in mid-run', async t => {
@@ -224,7 +236,7 @@ test.serial('another serial, WWID or size is refused before anything is read', a
   const {portal, reads} = await openCountingPortal(t, tgtd)
   await new LibiscsiInitiator().probe({...target, portal}, expect)
   for (const wrong of [{serial: 'other'}, {wwid: 'naa.6001405'}, {sizeBytes: expect.sizeBytes * 2}]) {
-    const run = start({target: {...target, portal}, expect: {...expect, ...wrong}})
+    const run = start({target: {...target, portal, expect: {...expect, ...wrong}}})
     await t.throwsAsync(run.result, {code: 'IDENTITY_MISMATCH'})
     await t.throwsAsync(collect(run.samples), {code: 'IDENTITY_MISMATCH'})
   }
@@ -248,10 +260,13 @@ test.serial('reads that the target fails are counted, and are no reads', async t
   await truncate(lun.path, lun.sizeBytes / 2)
   const result = await start({target, runtime: 0.3, iodepth: 4}).result
   t.is(result.state, 'finished')
-  t.true(result.errors > 0)
-  t.true(result.ios > 0)
-  t.is(result.histogram.count, result.ios)
-  t.is(result.error?.code, 'SCSI_SENSE')
+  t.true(result.total.errors > 0)
+  t.true(result.total.ios > 0)
+  const [{directions, errorCounts, error}] = result.targets as [TargetResult]
+  t.is(countOf(directions.read!.histogram), result.total.ios)
+  t.is(error?.code, 'SCSI_SENSE')
+  t.like(errorCounts[0], {direction: 'read', code: 'SCSI_SENSE', count: result.total.errors})
+  for (const offset of errorCounts[0]!.firstOffsets) t.true(offset >= lun.sizeBytes / 2)
 })
 
 test.serial('CHAP, and its failure', async t => {
@@ -260,19 +275,18 @@ test.serial('CHAP, and its failure', async t => {
   const result = await start({target: {...target, auth: {incoming}}, runtime: 0.1}).result
   t.is(result.state, 'finished')
   await t.throwsAsync(start({target, runtime: 0.1}).result, {code: 'AUTH_FAILED'})
-  t.false([...textReport(jsonReport(result)), JSON.stringify(jsonReport(result))].join().includes(incoming.secret))
+  t.false([...textReport(result), JSON.stringify(result)].join().includes(incoming.secret))
 })
 
 test.serial('the report has the figures that the demo prints', async t => {
   const {target} = await onTgtd(t)
   const result = await start({target, runtime: 0.2, seed: 5}).result
-  const text = textReport(jsonReport(result)).join('\n')
+  const text = textReport(result).join('\n')
   for (const word of ['IOPS', 'MB/s', 'p50', 'p99 ', 'p99.9', 'max', 'CPU', 'seed 5', 'finished']) {
     t.true(text.includes(word), word)
   }
-  const json = JSON.parse(JSON.stringify(jsonReport(result)))
-  t.like(json, {schema: 1, engine: 'libiscsi', rw: 'randread', bs: 4096, iodepth: 1, seed: '5', error: null})
-  t.is(typeof json.latency.p999Ns, 'number')
-  t.is(typeof json.kernel, 'string')
-  t.true(json.cpuNsPerIo > 0)
+  t.like(result, {schema: 2, kind: 'run', seed: '5', kernel: release()})
+  t.like(result.targets[0], {engine: 'libiscsi', iodepth: 1, error: null})
+  t.like(result.targets[0]!.workload, {rw: 'randread', bs: 4096, iodepth: 1})
+  t.true(result.cpu.nsPerIo > 0)
 })

@@ -1,6 +1,7 @@
 import {open, stat, truncate, writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import anyTest, {type ExecutionContext, type TestFn} from 'ava'
+import type {BenchResult} from '../../src/bench/result.js'
 import {lunpath, start, until} from '../fixtures/cli.js'
 import {Host, LogLines, Node} from '../fixtures/node.js'
 
@@ -304,17 +305,9 @@ test('08 bench reads the exported volume; Ctrl-C ends it and logs out', async t 
     await says(t, ['bench', 'db1', '--bs', '4KiB', '--iodepth', '4', '--runtime', '0.3', '--seed', '7']),
     /IOPS \d+ .*\n.*latency p50 /,
   )
-  const report = await json<Record<string, unknown>>(t, [
-    'bench',
-    'db1',
-    '--rw',
-    'read',
-    '--bs',
-    '64KiB',
-    '--runtime',
-    '0.3',
-  ])
-  t.like(report, {schema: 1, state: 'finished', rw: 'read', bs: 65536, errors: 0})
+  const report = await json<BenchResult>(t, ['bench', 'db1', '--rw', 'read', '--bs', '64KiB', '--runtime', '0.3'])
+  t.like(report, {schema: 2, kind: 'run', state: 'finished'})
+  t.like(report.targets[0], {workload: {rw: 'read', bs: '64KiB'}, errors: 0, target: {volume: 'db1', driver: 'tgt'}})
   await refused(t, ['bench', 'nothing'], 3, 'VOLUME_NOT_FOUND', /There is no volume/)
 
   const running = start(['--socket', node.socket, 'bench', 'db1', '--runtime', '60'])

@@ -1,15 +1,10 @@
 import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
-import {jsonReport} from '../../bench/report.js'
-import {start as startBench} from '../../bench/run.js'
-import {StorageError} from '../../errors.js'
 import {parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
-import {lineAnswer} from '../lines.js'
-import {BenchBody, DiscoverBody} from '../schema.js'
-import {askedOfLongWork} from '../server.js'
+import {DiscoverBody} from '../schema.js'
 
-/** What concerns the node as a whole: domains, discovery, benchmark, doctor, status. */
+/** What concerns the node as a whole: domains, discovery, doctor, status. */
 export function nodeRoutes({operations, version, doctor, problems}: Service) {
   const {rooms} = operations
   return async (api: FastifyInstance) => {
@@ -35,28 +30,5 @@ export function nodeRoutes({operations, version, doctor, problems}: Service) {
       async ({body: {portal, auth}}) =>
         rooms.initiator.discover(parsePortal(portal), {initiatorName: rooms.initiatorName, auth}),
     )
-
-    api.post<{Body: Static<typeof BenchBody>}>('/bench', {schema: {body: BenchBody}}, async (request, reply) => {
-      const {volume, ...job} = request.body
-      const {id} = rooms.store.volume(volume)
-      const exported = rooms.store.exports.get(id)
-      if (!exported) {
-        throw new StorageError(
-          'EXPORT_NOT_FOUND',
-          `${id} is not exported: run lunpath export create --volume ${id} first`,
-          {info: {id}},
-        )
-      }
-      const {signal} = askedOfLongWork(request, reply)
-      const {iqn, lun, wwid, serial, sizeBytes, portals} = exported
-      const {initiatorName} = rooms
-      const target = {portal: portals[0]!, iqn, lun, initiatorName, auth: rooms.store.secrets.get(id)}
-      const run = startBench({target, expect: {wwid, serial, sizeBytes}, ...job}, {signal})
-      const {sendLine, end} = lineAnswer(reply)
-      const samples = (async () => {
-        for await (const sample of run.samples) sendLine({sample})
-      })()
-      await end(samples.then(async () => jsonReport(await run.result)))
-    })
   }
 }

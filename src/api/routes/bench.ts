@@ -1,0 +1,110 @@
+import {type Static, Type} from '@sinclair/typebox'
+import type {FastifyInstance, FastifyReply} from 'fastify'
+import {proveWritable, resolveTargets, volumeAt} from '../../attach/bench-targets.js'
+import {type BenchJob, settleJob} from '../../bench/job.js'
+import {JobSchema, type JobSpec} from '../../bench/job-schema.js'
+import {type BenchRun, type StartOptions, start} from '../../bench/run.js'
+import type {RunningBench} from '../../bench/running.js'
+import {untilSteady} from '../../bench/steady-run.js'
+import {type RoundOptions, sweep} from '../../bench/sweep.js'
+import {StorageError} from '../../errors.js'
+import type {Service} from '../../service.js'
+import type {KeptReport} from '../../state/bench-results.js'
+import {formOf, lineAnswer} from '../lines.js'
+import {askedOfLongWork} from '../server.js'
+
+const ListQuery = Type.Object({label: Type.Optional(Type.String())}, {additionalProperties: false})
+
+/** Benchmarks: run one, look on, and what is kept of them. */
+export function benchRoutes({operations, benches, benchResults}: Service) {
+  const {rooms} = operations
+
+  return async (api: FastifyInstance) => {
+    api.post<{Body: JobSpec}>('/bench', {schema: {body: JobSchema}}, async (request, reply) => {
+      const spec = request.body
+      const {targets, facts, written} = resolveTargets(rooms, spec)
+      const unlock = operations.lock(...written.map(({volume}) => volume.id))
+      try {
+        for (const one of written) await proveWritable(rooms, one)
+        const {signal} = askedOfLongWork(request, reply)
+        const options: StartOptions = {signal, facts, ownedBy: (path, stats) => volumeAt(rooms, path, stats)}
+        const job = jobOf(spec, targets)
+        settleJob(job)
+        const {sendLine, end} = lineAnswer(reply, formOf(request))
+        const watched: Promise<void>[] = []
+        const watch = (run: BenchRun, step: string) => {
+          const name = spec.name ?? 'bench'
+          watched.push(benches.watch(run, {name, step}, sample => sendLine({sample})))
+        }
+        const onRun: RoundOptions['onRun'] = (run, step) => {
+          sendLine({step})
+          watch(run, step.label)
+        }
+        await end(
+          measure(spec, job, {...options, onRun}, run => watch(run, '')).then(async report => {
+            await Promise.all(watched)
+            const id = spec.keep === false ? null : await benchResults.keep(report, spec.label ?? null)
+            return {id, ...report}
+          }),
+        )
+      } finally {
+        unlock()
+      }
+    })
+
+    api.get('/bench/running', async () => benches.list())
+    api.get('/bench/events', async (request, reply) => watchAll(reply, request.server.stopping))
+
+    api.get<{Querystring: Static<typeof ListQuery>}>(
+      '/bench/results',
+      {schema: {querystring: ListQuery}},
+      async ({query}) => benchResults.list(query.label),
+    )
+    api.get<{Params: {id: string}}>('/bench/results/:id', async ({params}) => benchResults.read(params.id))
+    api.delete<{Params: {id: string}}>('/bench/results/:id', async ({params}, reply) => {
+      await benchResults.delete(params.id)
+      return reply.status(204).send()
+    })
+  }
+
+  /** Samples of all benchmarks, as server-sent events, until the client goes. */
+  function watchAll(reply: FastifyReply, stopping: AbortSignal): void {
+    const {sendLine} = lineAnswer(reply, 'events')
+    const onSample = (running: RunningBench) => sendLine({sample: running})
+    const onEnd = (ended: Pick<RunningBench, 'number' | 'name'>) => sendLine({end: ended})
+    sendLine({running: benches.list()})
+    benches.on('sample', onSample)
+    benches.on('end', onEnd)
+    const gone = new Promise<void>(resolve => {
+      reply.raw.once('close', resolve)
+      stopping.addEventListener('abort', () => resolve(), {once: true})
+    })
+    void gone.then(() => {
+      benches.off('sample', onSample)
+      benches.off('end', onEnd)
+      reply.raw.end()
+    })
+  }
+}
+
+async function measure(
+  spec: JobSpec,
+  job: BenchJob,
+  options: RoundOptions,
+  onSingle: (run: BenchRun) => void,
+): Promise<KeptReport> {
+  if (spec.sweep) return sweep(job, spec.sweep.over, spec.sweep.values, options)
+  if (spec.steady) return untilSteady(job, {...options, rounds: spec.steady.rounds})
+  const run = start(job, options)
+  onSingle(run)
+  return run.result
+}
+
+/** What a job says of itself and of all its targets: what names a target is looked up, and the rest is the daemon's. */
+function jobOf(spec: JobSpec, target: BenchJob['target']): BenchJob {
+  const {volume: _v, filename: _f, ioengine: _i, direct: _d, sizeBytes: _b, writeTo: _w, ...rest} = spec
+  const {sweep: bySweep, steady, label: _l, keep: _k, target: _t, ...job} = rest
+  if (bySweep && steady)
+    throw new StorageError('INVALID_ARGUMENT', 'A job has a sweep or goes on until steady, not both')
+  return {...job, target}
+}

@@ -1,0 +1,153 @@
+import type {Stats} from 'node:fs'
+import {constants} from 'node:fs'
+import {open, stat} from 'node:fs/promises'
+import {type BenchTarget, workloadOf} from '../bench/job.js'
+import type {JobSpec, TargetSpec} from '../bench/job-schema.js'
+import type {TargetFacts} from '../bench/result.js'
+import {checkIdentity, type WriteTo} from '../bench/safety.js'
+import {settleWorkload, writes} from '../bench/workload.js'
+import {StorageError} from '../errors.js'
+import {signatureOf} from '../signatures.js'
+import {parseSize} from '../size.js'
+import type {ExportRecord, VolumeRecord} from '../state/store.js'
+import type {Rooms} from './rooms.js'
+
+/** What a written-down job measures, looked up in the store. */
+export interface ResolvedTargets {
+  targets: BenchTarget[]
+  facts: TargetFacts[]
+  /** Volumes that the job writes to: nothing else may happen to them meanwhile, and each has to be proven. */
+  written: WrittenVolume[]
+}
+
+export interface WrittenVolume {
+  volume: VolumeRecord
+  exported: ExportRecord
+  writeTo: WriteTo | undefined
+}
+
+const op = 'bench.start'
+
+/**
+ * Finds the targets that a job names.
+ * @throws VOLUME_NOT_FOUND, EXPORT_NOT_FOUND, INVALID_ARGUMENT, SIZE_INVALID
+ */
+export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
+  const {target, volume, filename, ioengine, direct, sizeBytes, writeTo} = job
+  const own = {volume, filename, ioengine, direct, sizeBytes, writeTo}
+  const isNamed = volume !== undefined || filename !== undefined || ioengine === 'null'
+  if (isNamed === (target !== undefined)) {
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      'Say what to measure: a volume, a filename, ioengine null, or a list of targets',
+      {op},
+    )
+  }
+  const resolved: ResolvedTargets = {targets: [], facts: [], written: []}
+  for (const spec of target ?? [withoutUndefined(own)]) {
+    const {volume, filename, ioengine, writeTo: repeated, ...workload} = spec
+    const given = [volume, filename, ioengine === 'null' || undefined].filter(one => one !== undefined)
+    if (given.length !== 1) {
+      throw new StorageError('INVALID_ARGUMENT', 'A target has one of volume, filename and ioengine null', {op})
+    }
+    const writeTo = repeated && {identity: repeated.identity, sizeBytes: parseSize(String(repeated.size))}
+    if (volume !== undefined) {
+      const changes = writes(settleWorkload(workloadOf(job, workload)))
+      const {found, exported} = lookUp(rooms, volume)
+      if (resolved.written.some(one => one.volume.id === found.id) || (changes && isNamedBefore(resolved, found))) {
+        throw new StorageError('INVALID_ARGUMENT', `The job writes to ${found.id} and has it as a target twice`, {op})
+      }
+      if (changes) resolved.written.push({volume: found, exported, writeTo})
+      resolved.targets.push({...volumeTarget(rooms, found, exported), ...workload, writeTo})
+      resolved.facts.push({volume: found.name ?? found.id, driver: exported.driver})
+    } else {
+      const {direct, sizeBytes, ...words} = workload
+      resolved.targets.push(
+        filename === undefined
+          ? {...words, ioengine: 'null', sizeBytes}
+          : {...words, filename, ioengine: ioengine as Exclude<TargetSpec['ioengine'], 'null'>, direct, writeTo},
+      )
+      resolved.facts.push({})
+    }
+  }
+  return resolved
+}
+
+/** Who of lunpath's volumes lies on a path: for paths that a job wants to write to. */
+export async function volumeAt({store}: Rooms, path: string, stats: Stats): Promise<string | undefined> {
+  for (const volume of store.volumes.values()) {
+    const other = await stat(volume.path).catch(() => undefined)
+    const isSame =
+      other?.isBlockDevice() && stats.isBlockDevice()
+        ? other.rdev === stats.rdev
+        : other?.dev === stats.dev && other.ino === stats.ino
+    if (isSame || volume.path === path)
+      return `is the volume ${volume.name ?? volume.id}: export it and name the volume, not its path`
+  }
+  return undefined
+}
+
+function lookUp({store}: Rooms, name: string): {found: VolumeRecord; exported: ExportRecord} {
+  const found = store.volume(name)
+  const exported = store.exports.get(found.id)
+  if (exported) return {found, exported}
+  throw new StorageError(
+    'EXPORT_NOT_FOUND',
+    `${found.id} is not exported: run lunpath export create --volume ${found.id} first`,
+    {info: {id: found.id}},
+  )
+}
+
+function volumeTarget({store, initiatorName}: Rooms, volume: VolumeRecord, exported: ExportRecord) {
+  const {iqn, lun, wwid, serial, sizeBytes, portals} = exported
+  const auth = store.secrets.get(volume.id)
+  return {
+    name: volume.name ?? volume.id,
+    portal: portals[0]!,
+    iqn,
+    lun,
+    initiatorName,
+    auth,
+    expect: {wwid, serial, sizeBytes},
+  }
+}
+
+/**
+ * Proves that a volume may be written to: by a benchmark that has locked it.
+ * @throws VOLUME_IN_USE (attached), TARGET_IN_USE (a session is logged in), DEVICE_IN_USE (it holds something),
+ * UNSUPPORTED (exported read-only), INVALID_ARGUMENT and IDENTITY_MISMATCH (what it is has to be repeated)
+ */
+export async function proveWritable(
+  {store, targets}: Rooms,
+  {volume, exported, writeTo}: WrittenVolume,
+): Promise<void> {
+  const {iqn, serial, sizeBytes, readOnly} = exported
+  const name = volume.name ?? volume.id
+  const refuse = (code: 'VOLUME_IN_USE' | 'TARGET_IN_USE' | 'DEVICE_IN_USE' | 'UNSUPPORTED', why: string, info = {}) =>
+    new StorageError(code, `A benchmark must not write to ${name}: ${why}`, {op, info: {id: volume.id, iqn, ...info}})
+  if (readOnly) throw refuse('UNSUPPORTED', 'it is exported read-only')
+  const attached = [...store.attachments.values()].find(({volumeId}) => volumeId === volume.id)
+  if (attached) throw refuse('VOLUME_IN_USE', `it is attached to ${attached.domain} as ${attached.target}`)
+  const session = (await targets.sessions()).find(one => one.iqn === iqn)
+  if (session) throw refuse('TARGET_IN_USE', `${session.initiator} is logged in`, {initiator: session.initiator})
+  const signature = await signatureAt(volume.path)
+  if (signature) throw refuse('DEVICE_IN_USE', `it holds ${signature.type} (${signature.usage})`, {signature})
+  checkIdentity({given: name, path: name, identity: serial, sizeBytes}, writeTo)
+}
+
+async function signatureAt(path: string) {
+  const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  try {
+    return await signatureOf(handle.fd)
+  } finally {
+    await handle.close()
+  }
+}
+
+function isNamedBefore({facts}: ResolvedTargets, {id, name}: VolumeRecord): boolean {
+  return facts.some(({volume}) => volume === (name ?? id))
+}
+
+function withoutUndefined(spec: TargetSpec): TargetSpec {
+  return Object.fromEntries(Object.entries(spec).filter(([, value]) => value !== undefined))
+}

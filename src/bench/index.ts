@@ -1,0 +1,12 @@
+// The benchmark's part of the package's API: docs/benchmarking.md shows how it is used.
+export type {BenchJob, BenchTarget, IscsiTarget, NullTarget, PathTarget} from './job.js'
+export {type JobFile, readJobFile} from './job-file.js'
+export type {JobSpec, TargetSpec, Workload} from './job-schema.js'
+export type {Histogram, HistogramData} from './native.js'
+export {textReport} from './report.js'
+export type {BenchResult, LatencySummary, TargetResult} from './result.js'
+export {type BenchRun, newHistogram, type StartOptions, start} from './run.js'
+export type {WriteTo} from './safety.js'
+export type {BenchSample} from './sample.js'
+export {type SteadyReport, untilSteady} from './steady-run.js'
+export {type SweepReport, sweep} from './sweep.js'

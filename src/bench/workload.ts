@@ -1,0 +1,159 @@
+import {StorageError} from '../errors.js'
+import {type Pattern, patterns, type Workload} from './job-schema.js'
+import type {NativeBlockSize, NativeDistribution, NativeTarget} from './native.js'
+import {type Grammar, ourGrammar, parseTime} from './quantity.js'
+
+const maxBufferBytes = 2 ** 30
+const maxBlockBytes = 16 * 2 ** 20
+const directions = ['read', 'write', 'trim'] as const
+const none = {read: 0, write: 0, trim: 0}
+
+/** The part of a target that says what is done to it. */
+export type SettledWorkload = Omit<
+  NativeTarget,
+  'name' | 'device' | 'expectedWwid' | 'expectedSerial' | 'expectedSizeBytes'
+>
+
+/**
+ * Checks what is to be done and fills in the defaults.
+ * @throws StorageError INVALID_ARGUMENT, SIZE_INVALID; UNSUPPORTED for a pattern of fio's that lunpath does not have
+ */
+export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): SettledWorkload {
+  const rw = checkPattern(given.rw ?? 'randread')
+  const mix = mixOf(rw, given.rwmixread ?? 50)
+  const blockSizes = blockSizesOf(given, mix, grammar)
+  const iodepth = checkInteger('iodepth', given.iodepth ?? 1, 1, 1024)
+  const numjobs = checkInteger('numjobs', given.numjobs ?? 1, 1, 128)
+  const largest = Math.max(...Object.values(blockSizes).flatMap(list => list.map(({bytes}) => bytes)))
+  if (largest * iodepth * numjobs > maxBufferBytes)
+    throw invalid('bs × iodepth × numjobs is at most 1 GiB', {bs: largest, iodepth, numjobs})
+  const verify = given.verify ?? 'none'
+  if (verify === 'crc32c') checkVerifiable(mix, blockSizes)
+  return {
+    mix,
+    distribution: distributionOf(rw, given.random_distribution),
+    blockSizes,
+    iodepth,
+    numjobs,
+    offsetBytes: toBytes('offset', given.offset ?? 0, grammar),
+    sizeBytes: toBytes('size', given.size ?? 0, grammar),
+    rate: rateOf(given),
+    thinkTime: thinkTimeOf(given),
+    verify,
+    onError: errorPolicyOf(given),
+  }
+}
+
+/** True where the job changes what is on the target. */
+export function writes({mix}: Pick<NativeTarget, 'mix'>): boolean {
+  return mix.write > 0 || mix.trim > 0
+}
+
+function checkPattern(rw: string): Pattern {
+  if (rw === 'trimwrite' || rw === 'randtrimwrite')
+    throw new StorageError('UNSUPPORTED', `rw=${rw} is not supported`, {op: 'bench.start', info: {rw}})
+  if (!patterns.includes(rw as Pattern))
+    throw invalid(`rw is one of ${patterns.join(', ')}, not ${JSON.stringify(rw)}`, {rw})
+  return rw as Pattern
+}
+
+function mixOf(rw: Pattern, rwmixread: number): NativeTarget['mix'] {
+  if (!(rwmixread >= 0 && rwmixread <= 100)) throw invalid('rwmixread is a percentage', {rwmixread})
+  if (rw === 'rw' || rw === 'readwrite' || rw === 'randrw') return {read: rwmixread, write: 100 - rwmixread, trim: 0}
+  return {...none, [rw.replace(/^rand/, '')]: 100}
+}
+
+function distributionOf(rw: Pattern, given: string | undefined): NativeDistribution {
+  const [name = '', parameter, ...rest] = (given ?? 'random').split(':')
+  const value = Number(parameter)
+  if (!rw.startsWith('rand')) {
+    if (given !== undefined) throw invalid(`random_distribution is for random patterns, not for rw=${rw}`, {rw})
+    return {kind: 'sequential'}
+  }
+  if ((name === 'random' || name === 'uniform') && parameter === undefined) return {kind: 'uniform'}
+  if (name === 'zipf' && rest.length === 0 && value > 0 && value <= 10) return {kind: 'zipf', theta: value}
+  if (name === 'pareto' && rest.length === 0 && value > 0 && value < 1) return {kind: 'pareto', h: value}
+  throw invalid(`random_distribution is random, zipf:THETA (above 0, at most 10) or pareto:H (0 to 1), not ${given}`, {
+    random_distribution: given,
+  })
+}
+
+function blockSizesOf({bs, bssplit}: Workload, mix: NativeTarget['mix'], grammar: Grammar): NativeTarget['blockSizes'] {
+  if (bs !== undefined && bssplit !== undefined) throw invalid('Give bs or bssplit, not both', {bs, bssplit})
+  const parts = bssplit?.split(',') ?? String(bs ?? 4096).split(',')
+  if (parts.length > 3) throw invalid('Sizes are given for reads, writes and trims: three at most', {bs, bssplit})
+  const sizes: NativeTarget['blockSizes'] = {read: [], write: [], trim: []}
+  for (const [index, direction] of directions.entries()) {
+    // As fio: what is left out is as the one before it.
+    const part = parts[Math.min(index, parts.length - 1)]!
+    const list = bssplit === undefined ? [{bytes: blockBytes(part, grammar), percent: 100}] : splitOf(part, grammar)
+    if (mix[direction] > 0) sizes[direction] = list
+  }
+  return sizes
+}
+
+/** `4k/60:64k/40`: an entry without a percentage takes its part of what the others leave, as in fio. */
+function splitOf(text: string, grammar: Grammar): NativeBlockSize[] {
+  const entries = text.split(':').map(entry => {
+    const [size = '', percent = '', ...rest] = entry.split('/')
+    if (rest.length > 0 || !/^\d*(\.\d+)?$/.test(percent)) throw badSplit(text)
+    return {bytes: blockBytes(size, grammar), percent: percent === '' ? undefined : Number(percent)}
+  })
+  const given = entries.reduce((sum, {percent = 0}) => sum + percent, 0)
+  const open = entries.filter(({percent}) => percent === undefined).length
+  const share = open === 0 ? 0 : (100 - given) / open
+  if (given > 100 + 1e-9 || (open === 0 && Math.abs(given - 100) > 1e-9)) throw badSplit(text)
+  return entries.map(({bytes, percent = share}) => ({bytes, percent})).filter(({percent}) => percent > 0)
+}
+
+function badSplit(text: string): StorageError {
+  return invalid(`bssplit is SIZE/PERCENT:SIZE/PERCENT… with percents that sum up to 100, not ${text}`, {bssplit: text})
+}
+
+function blockBytes(text: string, grammar: Grammar): number {
+  const bytes = toBytes('bs', text, grammar)
+  if (bytes < 512 || bytes > maxBlockBytes) throw invalid('bs is from 512 bytes to 16 MiB', {bs: bytes})
+  return bytes
+}
+
+function rateOf({rate_iops, rate_process = 'linear', thinktime}: Workload): NativeTarget['rate'] {
+  if (rate_iops === undefined) return {kind: 'closed'}
+  if (!(rate_iops > 0 && rate_iops <= 1e8)) throw invalid('rate_iops is above 0 and at most 100,000,000', {rate_iops})
+  if (thinktime !== undefined) throw invalid('thinktime is for closed loop: give it or rate_iops', {thinktime})
+  return {kind: rate_process === 'poisson' ? 'poisson' : 'fixed', iops: rate_iops}
+}
+
+function thinkTimeOf({thinktime = 0, thinktime_blocks = 1}: Workload): NativeTarget['thinkTime'] {
+  const us = parseTime(String(thinktime), 'us')
+  if (us === undefined || us > 3600e6) throw invalid('thinktime is in microseconds, at most an hour', {thinktime})
+  return {us: Math.round(us), blocks: checkInteger('thinktime_blocks', thinktime_blocks, 1, 1e9)}
+}
+
+function errorPolicyOf({continue_on_error = 'all', max_errors}: Workload): NativeTarget['onError'] {
+  if (max_errors === undefined) return {kind: continue_on_error === 'all' ? 'continue' : 'stop'}
+  if (continue_on_error === 'none') throw invalid('max_errors is for continue_on_error=all', {max_errors})
+  return {kind: 'limit', count: checkInteger('max_errors', max_errors, 1, 1e9)}
+}
+
+function checkVerifiable(mix: NativeTarget['mix'], blockSizes: NativeTarget['blockSizes']): void {
+  if (mix.trim > 0 || mix.write === 0) throw invalid('verify is for jobs that write and do not trim', {})
+  const sizes = new Set([...blockSizes.read, ...blockSizes.write].map(({bytes}) => bytes))
+  if (sizes.size > 1) throw invalid('verify needs one block size for reads and writes', {sizes: [...sizes]})
+}
+
+/** @throws SIZE_INVALID; INVALID_ARGUMENT for anything but a number or text */
+function toBytes(name: string, value: number | string, grammar: Grammar): number {
+  if (typeof value !== 'number' && typeof value !== 'string') throw invalid(`${name} is a size`, {[name]: value})
+  return grammar.size(String(value))
+}
+
+export function checkInteger(name: string, value: number, least: number, most: number): number {
+  if (!Number.isInteger(value) || value < least || value > most) {
+    throw invalid(`${name} is a whole number from ${least} to ${most}`, {[name]: value})
+  }
+  return value
+}
+
+export function invalid(message: string, info: Record<string, unknown>): StorageError {
+  return new StorageError('INVALID_ARGUMENT', message, {op: 'bench.start', info})
+}
