@@ -1,9 +1,13 @@
 // The benchmark's part of the package's API: docs/benchmarking.md shows how it is used.
+export {type Comparison, compare} from './compare.js'
 export type {BenchJob, BenchTarget, IscsiTarget, NullTarget, PathTarget} from './job.js'
 export {type JobFile, readJobFile} from './job-file.js'
 export type {JobSpec, TargetSpec, Workload} from './job-schema.js'
 export type {Histogram, HistogramData} from './native.js'
 export {textReport} from './report.js'
+export {csvReport} from './report-csv.js'
+export {fioReport} from './report-fio.js'
+export {htmlReport, htmlSteady, htmlSweep} from './report-html.js'
 export type {BenchResult, LatencySummary, TargetResult} from './result.js'
 export {type BenchRun, newHistogram, type StartOptions, start} from './run.js'
 export type {WriteTo} from './safety.js'

@@ -45,6 +45,7 @@ const options: Record<string, string[]> = {
     '--until-steady',
     '--label',
   ],
+  'bench show': ['--format'],
   serve: ['--config'],
   doctor: ['--config'],
   demo: ['--keep'],

@@ -12,6 +12,7 @@ import {parseSize} from '../../size.js'
 import type {KeptReport} from '../../state/bench-results.js'
 import {endProgress, printJson, showProgress} from '../output.js'
 import {type Session, withDaemon} from '../session.js'
+import {benchResultCommands} from './bench-results.js'
 
 const sparkWidth = 24
 
@@ -28,7 +29,7 @@ interface Options extends Omit<JobSpec, 'writeTo' | 'sweep' | 'steady' | 'target
 
 /** `lunpath bench VOLUME`: measures an exported volume over iSCSI, or a device. Ctrl-C ends it. */
 export function benchCommand(program: Command): void {
-  program
+  const bench = program
     .command('bench [volume]')
     .description('measure an exported volume over iSCSI, or a device of the node; reads unless told otherwise')
     .addOption(new Option('--rw <pattern>', 'what to do (default: randread)').choices(patterns))
@@ -81,7 +82,8 @@ Examples:
   lunpath bench db1 --sweep iodepth=1,2,4,8,16,32,64
   lunpath bench scratch --rw randrw --write-to 3f2a99c01b7d4e55 --size-is 2GiB
   lunpath bench --filename /dev/nvme1n1 --runs 5 --label before
-  lunpath bench --job mixed.toml`,
+  lunpath bench --job mixed.toml
+  lunpath bench compare before after`,
     )
     .action((volume: string | undefined, options: Options, command: Command) =>
       withDaemon(command, async session => {
@@ -99,6 +101,7 @@ Examples:
         process.exitCode = exitCodeOfReports(reports)
       }),
     )
+  benchResultCommands(bench)
 }
 
 /** What the command line and the job file ask for; the command line's words stand before those of the file's job. */
