@@ -14,6 +14,7 @@ export default {
     '!dist/test/initiators/open-iscsi.test.js',
     '!dist/test/targets/iet.test.js',
     '!dist/test/targets/iet-import.test.js',
+    '!dist/test/bench/safety.test.js',
   ],
   workerThreads: false,
   concurrency: 2,
