@@ -3,6 +3,7 @@ import {dirname, join} from 'node:path'
 import test from 'ava'
 import {LibvirtDriver} from '../src/compute/libvirt.js'
 import {configSchema} from '../src/config.js'
+import {run} from '../src/exec.js'
 import {OpenIscsiInitiator} from '../src/initiators/open-iscsi.js'
 import {registerBenchMetrics} from '../src/metrics/bench.js'
 import {registerDiskMetrics} from '../src/metrics/disks.js'
@@ -54,6 +55,14 @@ test('paths of this repository that the documents name exist', async t => {
       await t.notThrowsAsync(access(path), `${document}: ${path}`)
     }
   }
+})
+
+test('docs/benchmarking.md has every bench, and the program that runs them starts', async t => {
+  const {stdout} = await run(process.execPath, ['dist/bench/run.js', '--help'])
+  const names = /^ {2}NAME +(.*)$/m.exec(stdout)![1]!.split(', ').sort()
+  const text = await readFile('docs/benchmarking.md', 'utf8')
+  const [, table] = text.split('against others: `npm run bench`\n')
+  t.deepEqual([...table!.matchAll(/^\| `(\w+)` \|/gm)].map(([, name]) => name!).sort(), names)
 })
 
 interface Schema {

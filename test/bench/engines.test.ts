@@ -13,8 +13,8 @@ import {
   onlyDirection,
   pathDevice,
   startNative,
-  withLoop,
 } from '../fixtures/native-bench.js'
+import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
 const sizeBytes = 16 * MiB

@@ -10,7 +10,8 @@ import {runInNewContext} from 'node:vm'
 import test from 'ava'
 import {DataType, load, open} from 'ffi-rs'
 import {attachLoop, MiB} from '../contract/observe.js'
-import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative, withLoop} from '../fixtures/native-bench.js'
+import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative} from '../fixtures/native-bench.js'
+import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
 setFlagsFromString('--expose_gc')
