@@ -66,11 +66,11 @@ test.serial('a thousand runs that are started and cancelled leave nothing behind
     gc()
     await sleep(10)
   }
-  // A run holds more than 200 kB of histograms: a thousand that leaked would be 200 MB.
+  // A run holds more than 200 kB of histograms: a thousand that leaked would be 200 MB. V8's own heap grows by some 10.
   const grown = (await residentBytes()) - before.rss
   t.log(`${(grown / MiB).toFixed(1)} MiB more`)
   // AddressSanitizer keeps what was freed for a while, so that a use of it is found.
-  if (process.env.ASAN_OPTIONS === undefined) t.true(grown < 10 * MiB, `${grown} bytes`)
+  if (process.env.ASAN_OPTIONS === undefined) t.true(grown < 40 * MiB, `${grown} bytes`)
 })
 
 test.serial('a cancel ends a run soon, with what there is', async t => {
