@@ -50,6 +50,12 @@ export interface AccessRules {
   names: string[]
 }
 
+/**
+ * What IET does with a command: through the page cache, around it (block devices alone), or nothing at all. `nullio` has the
+ * volume's size and identity, and neither reads nor writes it: what is read is no data, what is written is gone.
+ */
+export type IoType = 'fileio' | 'blockio' | 'nullio'
+
 /** How a volume is offered: what `targets.export` is asked for. One target per volume. */
 export interface ExportSpec {
   volume: Pick<Volume, 'id' | 'path' | 'kind' | 'sizeBytes'>
@@ -59,6 +65,8 @@ export interface ExportSpec {
   /** `through`: a write is on stable storage when it is acknowledged (the default everywhere in lunpath). */
   writeCache: 'through' | 'back'
   readOnly: boolean
+  /** IET: how the volume is kept. Absent: files `fileio`, block devices as configured. */
+  ioType?: IoType
   /** IET: parameters that were set of it, by their names in RFC 7143, 13, and ietd.conf(5). */
   parameters?: Record<string, boolean | number | string>
   /** IET: ADDRESS:PORT to which its initiators are sent. */

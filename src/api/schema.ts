@@ -15,6 +15,10 @@ export const Access = Type.Object(
 
 const sizeBytes = Type.Number({description: 'Bytes, a positive multiple of 512.'})
 const writeCache = Type.Union([Type.Literal('through'), Type.Literal('back')])
+const ioType = Type.Union([Type.Literal('fileio'), Type.Literal('blockio'), Type.Literal('nullio')], {
+  description:
+    'IET alone. nullio keeps no data: it is for measuring. Default: files fileio, block devices as configured.',
+})
 
 const pool = Type.Optional(Type.String({description: 'Default: the default pool; of a clone its source’s.'}))
 const preallocate = Type.Optional(
@@ -71,6 +75,7 @@ export const NewExportBody = Type.Object(
     auth: Type.Optional(Auth),
     writeCache: Type.Optional(writeCache),
     readOnly: Type.Optional(Type.Boolean()),
+    ioType: Type.Optional(ioType),
   },
   strict,
 )
@@ -168,6 +173,7 @@ export const ExportSchema = Type.Object({
   access: Type.Optional(Access),
   writeCache: Type.Optional(Type.String()),
   readOnly: Type.Optional(Type.Boolean()),
+  ioType: Type.Optional(Type.String()),
   hasAuth: Type.Optional(Type.Boolean()),
   parameters: Type.Optional(Type.Record(Type.String(), parameterValue)),
   redirect: Type.Optional(Type.String()),

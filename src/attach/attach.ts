@@ -5,7 +5,8 @@ import {StorageError} from '../errors.js'
 import {checkAddressRule, checkIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
-import type {AccessRules, ChapAuth, DiskSource, VolumeId} from '../types.js'
+import {refuseIoType} from '../targets/spec.js'
+import type {AccessRules, ChapAuth, DiskSource, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Rooms, Route} from './rooms.js'
@@ -28,6 +29,8 @@ export interface ExportOptions {
   auth?: ChapAuth
   writeCache?: 'through' | 'back'
   readOnly?: boolean
+  /** IET alone. */
+  ioType?: IoType
 }
 
 /** Exactly one of a volume that exists (id or name) and a size for a new one. */
@@ -188,6 +191,8 @@ export function createExport(
 ): Promise<Answer> {
   return operations.perform('export.create', asked, options, () => {
     const {rooms} = operations
+    // A new volume would be made before the driver is asked.
+    if (!rooms.targets.supports.ioTypes) refuseIoType(rooms.targets.name, asked)
     const volume = chooseVolume(rooms, asked)
     const known = rooms.store.exports.get(volume.id)
     if (known)
@@ -231,6 +236,13 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
         'EXPORT_EXISTS',
         `${volume.id} is exported already, with its own credentials: attach it without CHAP credentials`,
         {info: {id: volume.id}},
+      )
+    }
+    if (exported?.ioType === 'nullio') {
+      throw new StorageError(
+        'UNSUPPORTED',
+        `${volume.id} is exported with nullio, which keeps nothing that a guest writes: it is not attached. First run: lunpath export delete ${volume.id}`,
+        {op: 'attach', info: {id: volume.id, iqn: exported.iqn, ioType: exported.ioType}},
       )
     }
     const access = {addresses: [], names: [rooms.initiatorName]}
@@ -302,7 +314,11 @@ function checkName(rooms: Rooms, name: string | undefined): string | null {
   return name
 }
 
-function exportRequest(rooms: Rooms, id: VolumeId, {access, auth, writeCache, readOnly}: ExportOptions): ExportRequest {
+function exportRequest(
+  rooms: Rooms,
+  id: VolumeId,
+  {access, auth, writeCache, readOnly, ioType}: ExportOptions,
+): ExportRequest {
   const rules = access ?? {addresses: [], names: [rooms.initiatorName]}
   for (const name of rules.names) checkIscsiName(name)
   for (const address of rules.addresses) checkAddressRule(address)
@@ -312,6 +328,7 @@ function exportRequest(rooms: Rooms, id: VolumeId, {access, auth, writeCache, re
     access: rules,
     writeCache: writeCache ?? 'through',
     readOnly: readOnly ?? false,
+    ...(ioType && {ioType}),
   }
 }
 

@@ -121,7 +121,7 @@ export async function proveWritable(
   {store, targets}: Rooms,
   {volume, exported, writeTo}: WrittenVolume,
 ): Promise<void> {
-  const {iqn, serial, sizeBytes, readOnly} = exported
+  const {iqn, serial, sizeBytes, readOnly, ioType} = exported
   const name = volume.name ?? volume.id
   const refuse = (code: 'VOLUME_IN_USE' | 'TARGET_IN_USE' | 'DEVICE_IN_USE' | 'UNSUPPORTED', why: string, info = {}) =>
     new StorageError(code, `A benchmark must not write to ${name}: ${why}`, {op, info: {id: volume.id, iqn, ...info}})
@@ -130,7 +130,8 @@ export async function proveWritable(
   if (attached) throw refuse('VOLUME_IN_USE', `it is attached to ${attached.domain} as ${attached.target}`)
   const session = (await targets.sessions()).find(one => one.iqn === iqn)
   if (session) throw refuse('TARGET_IN_USE', `${session.initiator} is logged in`, {initiator: session.initiator})
-  const signature = await signatureAt(volume.path)
+  // Writes to nullio reach no volume.
+  const signature = ioType === 'nullio' ? null : await signatureAt(volume.path)
   if (signature) throw refuse('DEVICE_IN_USE', `it holds ${signature.type} (${signature.usage})`, {signature})
   checkIdentity({given: name, path: name, identity: serial, sizeBytes}, writeTo)
 }

@@ -34,6 +34,7 @@ export interface ExportRequest {
   access: AccessRules
   writeCache: 'through' | 'back'
   readOnly: boolean
+  ioType?: ExportSpec['ioType']
   /** Of a target that is taken over. */
   taken?: TakenTarget
   tid?: number
@@ -157,11 +158,12 @@ export function exportSpec(
   record: ExportRequest & Pick<ExportRecord, 'volumeId' | 'redirect'>,
   volume: Volume,
 ): ExportSpec {
-  const {iqn, access, writeCache, readOnly, parameters, redirect, taken, tid} = record
+  const {iqn, access, writeCache, readOnly, ioType, parameters, redirect, taken, tid} = record
   const auth = rooms.store.secrets.get(record.volumeId)
   return {
     ...{volume, iqn, access, writeCache, readOnly},
     ...(auth && {auth}),
+    ...(ioType && {ioType}),
     ...(parameters && {parameters}),
     ...(redirect !== undefined && {redirect}),
     ...(taken && {taken}),

@@ -87,9 +87,10 @@ export function registerTargetMetrics(
       info.set({target: iqn, driver: targets.name, tid}, 1)
       sessionCount.set({target: iqn}, sessions.length)
       enabled.set({target: iqn}, luns.some(({online}) => online) ? 1 : 0)
-      for (const {lun, path, sizeBytes, readOnly} of luns) {
+      for (const {lun, path, sizeBytes, readOnly, ioType} of luns) {
         const device = devices.get(path) ?? ''
-        const backstore = device === '' ? 'file' : 'block'
+        const kept = device === '' ? 'file' : 'block'
+        const backstore = ioType === 'nullio' ? 'none' : kept
         lunInfo.set({target: iqn, lun, device, path, backstore, mode: readOnly ? 'ro' : 'rw'}, 1)
         lunSize.set({target: iqn, lun}, sizeBytes)
       }

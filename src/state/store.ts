@@ -19,6 +19,8 @@ export interface ExportRecord extends Export {
   access: AccessRules
   writeCache: 'through' | 'back'
   readOnly: boolean
+  /** IET: as it was asked for. */
+  ioType?: ExportSpec['ioType']
   /** The CHAP credentials lie in the `secrets` table under the volume's id. */
   hasAuth: boolean
   /** IET: what `iet param set` and `iet redirect` have set. */

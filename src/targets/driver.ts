@@ -15,6 +15,8 @@ export interface TargetSupports {
   /** Two exports may give one CHAP user two secrets; else the second is refused with CONFLICT. */
   chapUserPerTarget: boolean
   ipv6: boolean
+  /** An export can say how its volume is kept (`ioType`); else that is refused with UNSUPPORTED. */
+  ioTypes: boolean
   /** resize() works under sessions: initiators see the new size when they ask again. */
   resizeInUse: boolean
   /** Number, address and counters also of a session that no rule by name has let in. */
@@ -99,7 +101,7 @@ export interface TargetDriver {
   /**
    * Offers the volume: target, LUN 1, serial and SCSI id, accounts, and the access rule last, so that nobody sees a
    * half-made target. A failure removes what this call made.
-   * @throws NAME_INVALID, UNSUPPORTED (a rule that the driver cannot keep), TARGET_EXISTS (a foreign target has that
+   * @throws NAME_INVALID, UNSUPPORTED (a rule or an ioType that the driver cannot keep), TARGET_EXISTS (a foreign target has that
    * name), TARGET_FAILED, TARGET_UNAVAILABLE
    */
   export(spec: ExportSpec): Promise<Export>

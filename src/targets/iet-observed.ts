@@ -1,6 +1,6 @@
 import type {ExportSpec, ObservedTarget, TargetSession} from '../types.js'
 import type {IetSession, IetTargetVolumes} from './iet-procfs.js'
-import {idsOf, lunOf} from './iet-spec.js'
+import {idsOf, lunOf, pathOf} from './iet-spec.js'
 import {ruleAddress} from './spec.js'
 
 /** One target as it is shown. Of an export of ours the rules and accounts are those that were set. */
@@ -15,7 +15,7 @@ export function observed(
     iqn,
     tid,
     luns: volumes.map(({lun, deleted, ioType, ioMode, blocks = 0, blockSizeBytes = 0, path}) => {
-      const own = spec && lun === lunOf(spec) && path === spec.volume.path ? idsOf(spec) : {serial: '', scsiId: ''}
+      const own = spec && lun === lunOf(spec) && path === pathOf(spec) ? idsOf(spec) : {serial: '', scsiId: ''}
       const sizeBytes = blocks * blockSizeBytes
       const shown = {lun, path, sizeBytes, ...own, readOnly: ioMode === 'ro', online: !deleted}
       return {...shown, ioType, ioMode, blockSizeBytes}

@@ -28,6 +28,11 @@ export function ietWwid(id: string): string {
   return `t10.IET${'\\0'.repeat(5)}${id}`
 }
 
+/** The path of an export's logical unit as IET lists it: nullio has none. */
+export function pathOf({volume, ioType}: Pick<ExportSpec, 'volume' | 'ioType'>): string {
+  return ioType === 'nullio' ? '' : volume.path
+}
+
 /** The number of an export's logical unit. */
 export function lunOf({taken}: Pick<ExportSpec, 'taken'>): number {
   return taken?.lun ?? firstLun
@@ -39,10 +44,11 @@ export function idsOf({volume, taken}: ExportSpec): {serial: string; scsiId: str
 }
 
 function ioTypeOf(
-  {volume, taken}: Pick<ExportSpec, 'volume' | 'taken'>,
+  {volume, ioType, taken}: Pick<ExportSpec, 'volume' | 'ioType' | 'taken'>,
   {blockDevices}: Pick<IetVolumeOptions, 'blockDevices'>,
 ): IetVolume['ioType'] {
   if (taken) return taken.ioType
+  if (ioType) return ioType
   return volume.kind === 'block' ? blockDevices : 'fileio'
 }
 
@@ -53,27 +59,30 @@ function ioModeOf({readOnly, writeCache}: Pick<ExportSpec, 'readOnly' | 'writeCa
 
 /**
  * The arguments of ADD_VOLUME. A valid key makes IET forget the error of one before it, so those that can fail in the kernel
- * (Type, Path) come last. Without ScsiId and ScsiSN the identity hangs on the target's name, which is as it shall be for one
- * that was made so.
+ * (Type, Path, Sectors) come last. Without ScsiId and ScsiSN the identity hangs on the target's name, which is as it shall be
+ * for one that was made so.
  */
 export function volumeArguments(
-  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'taken'>,
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'ioType' | 'taken'>,
   options: IetVolumeOptions,
 ): string {
+  const ioType = ioTypeOf(spec, options)
+  const blockSizeBytes = blockSizeOf(spec, options)
   const {scsiId, scsiSn} = spec.taken ?? {scsiId: spec.volume.id, scsiSn: spec.volume.id}
   return [
     ...(scsiId === null ? [] : [`ScsiId=${scsiId}`]),
     `ScsiSN=${scsiSn}`,
-    `IOMode=${ioModeOf(spec)}`,
-    `BlockSize=${blockSizeOf(spec, options)}`,
-    `Type=${ioTypeOf(spec, options)}`,
-    `Path=${spec.volume.path}`,
+    ...(ioType === 'nullio' ? [] : [`IOMode=${ioModeOf(spec)}`]),
+    `BlockSize=${blockSizeBytes}`,
+    `Type=${ioType}`,
+    // Counted in blocks of BlockSize bytes, whatever its name says (IET's kernel/null-io.c, parse_nullio_params).
+    ioType === 'nullio' ? `Sectors=${spec.volume.sizeBytes / blockSizeBytes}` : `Path=${spec.volume.path}`,
   ].join(',')
 }
 
 /** The line of the listing that a LUN with those arguments must have. */
 export function expectedVolume(
-  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'taken'>,
+  spec: Pick<ExportSpec, 'volume' | 'readOnly' | 'writeCache' | 'ioType' | 'taken'>,
   options: IetVolumeOptions,
 ): IetVolume {
   const blockSizeBytes = blockSizeOf(spec, options)
@@ -84,7 +93,7 @@ export function expectedVolume(
     ioMode: ioModeOf(spec),
     blocks: spec.volume.sizeBytes / blockSizeBytes,
     blockSizeBytes,
-    path: spec.volume.path,
+    path: pathOf(spec),
   }
 }
 
@@ -111,6 +120,7 @@ export function checkIetSpec(
     )
   }
   if (spec.taken) return
+  checkKept(spec)
   for (const address of access.addresses) {
     // ietd compares the addresses of the two families without a look at which is which, and the other's bytes are zeros.
     if (address !== 'ALL' && isNull(ruleAddress(address))) {
@@ -123,6 +133,20 @@ export function checkIetSpec(
       'IET keeps access rules only in initiators.allow, which lunpath may not write (iet.accessFiles = false): allow ALL, and use CHAP',
       iqn,
     )
+  }
+}
+
+/** How the volume is kept, where the export says that. @throws StorageError UNSUPPORTED */
+function checkKept({iqn, volume, ioType, readOnly, writeCache}: ExportSpec): void {
+  if (ioType === 'blockio' && volume.kind !== 'block') {
+    throw refuse(
+      'UNSUPPORTED',
+      `${volume.path} is a file, and IET's blockio takes block devices alone: use fileio`,
+      iqn,
+    )
+  }
+  if (ioType === 'nullio' && (readOnly || writeCache === 'back')) {
+    throw refuse('UNSUPPORTED', 'nullio keeps nothing, and IET takes neither read-only nor write-back for it', iqn)
   }
 }
 

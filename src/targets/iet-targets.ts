@@ -11,7 +11,7 @@ import {changedParameters} from './iet-parameters.js'
 import type {IetTargetVolumes} from './iet-procfs.js'
 import {type Doing, IetSessions, inUse} from './iet-sessions.js'
 import {applySettings, readParameters, type Settings, settingsOf} from './iet-settings.js'
-import {checkIetSpec, expectedVolume, type IetVolumeOptions, lunOf, volumeArguments} from './iet-spec.js'
+import {checkIetSpec, expectedVolume, type IetVolumeOptions, lunOf, pathOf, volumeArguments} from './iet-spec.js'
 import {IetUnits, refuseUnfitVolume} from './iet-units.js'
 
 /** An export that is wanted. Without a tid it was never in the kernel. */
@@ -176,7 +176,7 @@ export class IetTargets {
     const {iqn, tid} = present
     if (spec.taken) return this.#takeOver(link, wanted, present)
     const ours = this.#access ? this.#access.has(iqn) : true
-    const others = present.volumes.some(({lun, path}) => lun !== lunOf(spec) || path !== spec.volume.path)
+    const others = present.volumes.some(({lun, path}) => lun !== lunOf(spec) || path !== pathOf(spec))
     if (!ours || others) throw this.#notOurs(iqn, present)
     const expected = expectedVolume(spec, this.#volumeOptions)
     const isSame = isDeepStrictEqual(present.volumes, [expected])

@@ -79,7 +79,9 @@ export class IetUnits {
 }
 
 /** IET would export a file that is too short, and a directory it would refuse without a word. @throws TARGET_FAILED */
-export async function refuseUnfitVolume({iqn, volume}: ExportSpec): Promise<void> {
+export async function refuseUnfitVolume({iqn, volume, ioType}: ExportSpec): Promise<void> {
+  // IET never looks at the volume.
+  if (ioType === 'nullio') return
   const refuse = (why: string, cause?: unknown) =>
     new StorageError('TARGET_FAILED', `IET cannot export ${volume.path} as ${iqn}: ${why}`, {
       op: 'target.export',

@@ -57,6 +57,7 @@ export const ietSupports: TargetSupports = {
   mutualChap: true,
   chapUserPerTarget: true,
   ipv6: true,
+  ioTypes: true,
   resizeInUse: false,
   sessionsOfAnybody: true,
   byteCounters: false,

@@ -3,7 +3,7 @@ import {formatPortal} from '../iqn.js'
 import type {ChapAuth, ExportSpec, Portal} from '../types.js'
 import {type Operation, op} from './configfs.js'
 import {firstLun} from './driver.js'
-import {checkExportSpec} from './spec.js'
+import {checkExportSpec, refuseIoType} from './spec.js'
 
 /** How LIO writes the parts of an export: paths below configfs' root, and the order in which they are made. */
 
@@ -73,6 +73,7 @@ export function ruleNames({access}: Pick<ExportSpec, 'access'>): string[] {
 /** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED */
 export function checkLioSpec(spec: ExportSpec): void {
   checkExportSpec(spec)
+  refuseIoType('lio', spec)
   const byAddress = spec.access.addresses.find(address => address !== 'ALL')
   if (byAddress !== undefined) {
     throw new StorageError(

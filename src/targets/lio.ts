@@ -80,6 +80,7 @@ export class LioDriver implements TargetDriver {
     mutualChap: true,
     chapUserPerTarget: true,
     ipv6: true,
+    ioTypes: false,
     resizeInUse: true,
     sessionsOfAnybody: false,
     byteCounters: true,

@@ -32,6 +32,16 @@ export function checkExportSpec(spec: ExportSpec): void {
   }
 }
 
+/** For a driver that leaves no choice of how a volume is kept. @throws StorageError UNSUPPORTED */
+export function refuseIoType(driver: string, {ioType}: Pick<ExportSpec, 'ioType'>): void {
+  if (ioType === undefined) return
+  throw new StorageError(
+    'UNSUPPORTED',
+    `The target driver ${driver} has no ${ioType}: only IET lets an export choose how its volume is kept`,
+    {op: 'target.export', info: {ioType}},
+  )
+}
+
 function checkPath(path: string): void {
   if (!isAbsolute(path)) throw invalid('NAME_INVALID', `The path ${quote(path)} of the volume is not absolute`)
   if (unsafe.test(path) || path.trim() !== path) {

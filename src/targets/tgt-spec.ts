@@ -1,6 +1,6 @@
 import {StorageError} from '../errors.js'
 import type {ExportSpec} from '../types.js'
-import {checkExportSpec, ruleAddress} from './spec.js'
+import {checkExportSpec, refuseIoType, ruleAddress} from './spec.js'
 
 /** How tgt writes the parts of an export. */
 
@@ -42,9 +42,10 @@ export function ruleTexts({access}: Pick<ExportSpec, 'access'>): string[] {
   return [...new Set([...access.addresses.map(ruleAddress), ...access.names])]
 }
 
-/** @throws StorageError NAME_INVALID, INVALID_ARGUMENT */
+/** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED */
 export function checkSpec(spec: ExportSpec): void {
   checkExportSpec(spec)
+  refuseIoType('tgt', spec)
   const {incoming, outgoing} = spec.auth ?? {}
   // tgtd has one list of accounts.
   if (outgoing && outgoing.user === incoming?.user) {

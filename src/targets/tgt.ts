@@ -108,6 +108,7 @@ export class TgtDriver implements TargetDriver {
     mutualChap: true,
     chapUserPerTarget: false,
     ipv6: true,
+    ioTypes: false,
     resizeInUse: false,
     sessionsOfAnybody: true,
     byteCounters: true,

@@ -435,6 +435,20 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     t.is((await login({portal, iqn: spec.iqn, initiator: stranger})).sizeBytes, 32 * mebibyte)
   })
 
+  test(`${name}: how a volume is kept is chosen, or refused before anything is made`, async t => {
+    const {driver, directory} = await setUp(t)
+    const spec = await volumeSpec(directory, {ioType: 'fileio'})
+    if (driver.supports.ioTypes) {
+      await driver.export(spec)
+      t.is((await driver.get(spec.iqn))?.luns.find(({lun}) => lun === 1)?.ioType, 'fileio')
+      return
+    }
+    for (const ioType of ['fileio', 'blockio', 'nullio'] as const) {
+      await refusedWith(t, 'UNSUPPORTED', driver.export({...spec, ioType}))
+    }
+    t.deepEqual(await driver.list(), [])
+  })
+
   test(`${name}: a volume that cannot be opened leaves no target behind`, async t => {
     const {driver, directory, portal} = await setUp(t)
     const auth = {incoming: {user: 'guest', secret: 'a-good-secret-01'}}

@@ -371,6 +371,8 @@ lab('11. what ADD_VOLUME takes and refuses', async t => {
     'Type=blockio,Path=/run/f.img': 'ENOTBLK',
     'Type=nullio,IOMode=ro': 'EINVAL',
     'Type=nullio,Path=/run/f.img': 'EINVAL',
+    'Type=nullio,Sectors=many': 'EINVAL',
+    'Path=/run/f.img,Sectors=8': 'EINVAL',
     'Path=/run/f.img,IOMode=rw': 'EINVAL',
     'Path=/run/f.img,BlockSize=513': 'EINVAL',
     'Path=/run/f.img,BlockSize=256': 'EINVAL',
@@ -384,6 +386,7 @@ lab('11. what ADD_VOLUME takes and refuses', async t => {
     'Path=/run/f.img',
     'pAtH=/run/f.img,tYpE=fileio,iomode=wb,BLOCKSIZE=4096',
     'Path=/dev/vda,Type=fileio',
+    'BlockSize=4096,Type=nullio,Sectors=8',
     `Path=/run/f.img,ScsiId=1234567890123456,ScsiSN=${'1'.repeat(32)}`,
   ]
   for (const [lun, args] of taken.entries()) t.is(await raw.addVolume(fd, 1, lun, args), '0', args)

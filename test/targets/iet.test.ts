@@ -218,6 +218,95 @@ lab('a volume has its id as ScsiId and serial, and the mode that was asked for',
   t.is((await failure(driver.export(uneven))).code, 'SIZE_INVALID')
 })
 
+lab(
+  'nullio: the volume’s size and ids without the volume; it is put back, adopted, and changed to another type',
+  async t => {
+    const {driver, directory, iet} = await setUp(t, {blockSizeBytes: 4096, keepOnClose: true})
+    const disk = {id: 'fedcba9876543210', path: '/dev/vda', kind: 'block', sizeBytes: 16 * mebibyte} as const
+    const spec = await volumeSpec(directory, {ioType: 'nullio'})
+    const cached = await volumeSpec(directory, {volume: disk, ioType: 'fileio'})
+    // Nothing of the volume is looked at, not even whether it is there.
+    await rm(spec.volume.path)
+    const made = await driver.export(spec)
+    t.like(made, {lun: 1, sizeBytes: 16 * mebibyte, serial: spec.volume.id})
+    await driver.export(cached)
+    const unit = {lun: 1, ioType: 'nullio', ioMode: 'wt', path: '', serial: spec.volume.id, sizeBytes: 16 * mebibyte}
+    t.like((await driver.get(spec.iqn))!.luns[0], {...unit, blockSizeBytes: 4096})
+    t.is((await driver.get(cached.iqn))!.luns[0]!.ioType, 'fileio')
+    t.true(
+      (await readFile(join(iet.procDir, 'volume'), 'utf8')).includes(
+        'iotype:nullio iomode:wt blocks:4096 blocksize:4096\n',
+      ),
+    )
+    const before = await worth(iet)
+    t.is(Buffer.from(before[0]!.volumes[0]!.scsiId, 'hex').toString('latin1'), spec.volume.id)
+
+    const returned = back(driver)
+    await iet.restartDaemon()
+    t.like(await returned, {exports: 2, failed: []})
+    t.deepEqual(await worth(iet), before)
+    await driver.close()
+    const next = await opened(t, iet, {blockSizeBytes: 4096})
+    await next.restore([spec, cached])
+    t.deepEqual(await worth(iet), before)
+    const grown = await next.resize({...spec, volume: {...spec.volume, sizeBytes: 32 * mebibyte}})
+    t.is(grown.sizeBytes, 32 * mebibyte)
+    t.is((await next.get(spec.iqn))!.luns[0]!.sizeBytes, 32 * mebibyte)
+    await next.export({...cached, ioType: 'nullio'})
+    t.like((await next.get(cached.iqn))!.luns[0], {...unit, serial: disk.id})
+    await next.export(cached)
+    t.like((await next.get(cached.iqn))!.luns[0], {ioType: 'fileio', path: '/dev/vda'})
+
+    const refused: Partial<ExportSpec>[] = [
+      {ioType: 'blockio'},
+      {ioType: 'nullio', readOnly: true},
+      {ioType: 'nullio', writeCache: 'back'},
+    ]
+    for (const change of refused) {
+      const other = await volumeSpec(directory, change)
+      t.is((await failure(next.export(other))).code, 'UNSUPPORTED', JSON.stringify(change))
+    }
+    t.is((await worth(iet)).length, 2)
+  },
+)
+
+lab('an export with nullio is recorded, listed, put back by the next daemon, and not attached', async t => {
+  const iet = await startDouble(t)
+  const node = await Node.make({
+    targets: {driver: 'iet', endWithDaemon: false},
+    iet: {procDir: iet.procDir, accessDirs: [iet.configDir]},
+    compute: {uri: 'test:///default'},
+  })
+  t.teardown(() => node.stop())
+  await node.start()
+  const cli = (...args: string[]) => lunpath(args, {env: {LUNPATH_SOCKET: node.socket}})
+  const {exitCode, stderr} = await cli('export', 'create', '--size', '16MiB', '--name', 'bare', '--io-type', 'nullio')
+  t.is(exitCode, 0, stderr)
+  const [record] = await node.api.call<{volumeId: string; iqn: string; ioType: string}[]>('GET', '/exports')
+  t.is(record!.ioType, 'nullio')
+  t.regex((await cli('export', 'list')).stdout, /IOTYPE[\s\S]* nullio /)
+  t.regex((await cli('target', 'show', record!.iqn)).stdout, new RegExp(`nullio +wt +online +${record!.volumeId}`))
+  const before = await worth(iet)
+  t.is(before[0]!.volumes[0]!.type, 'nullio')
+  const {samples} = await scrape(node.metricsPort)
+  t.is(samples.find(({name}) => name === 'iscsi_lun_info')?.labels.backstore, 'none')
+
+  const attached = await failure(node.api.call('POST', '/attachments', {volume: 'bare', domain: 'test'}))
+  t.is(attached.code, 'UNSUPPORTED', attached.message)
+  t.regex(attached.message, /nullio/)
+  t.deepEqual(await node.api.call('GET', '/attachments'), [])
+  const onFile = await failure(node.api.call('POST', '/exports', {sizeBytes: 16 * mebibyte, ioType: 'blockio'}))
+  t.is(onFile.code, 'UNSUPPORTED', onFile.message)
+  t.is((await node.api.call<unknown[]>('GET', '/volumes')).length, 1, 'what was made for it is gone')
+
+  await node.stopDaemon()
+  await iet.restartDaemon()
+  t.deepEqual(await worth(iet), [])
+  await node.start()
+  t.deepEqual(await worth(iet), before)
+  await node.api.call('DELETE', `/exports/${record!.volumeId}`)
+})
+
 lab('rules let in whom they name; CHAP and its secrets are asked for; nobody else gets in', async t => {
   const {driver, directory, iet} = await setUp(t)
   const name = {initiator}

@@ -1,8 +1,8 @@
 import {isIP} from 'node:net'
-import {type Command, InvalidArgumentError} from 'commander'
+import {type Command, InvalidArgumentError, Option} from 'commander'
 import {formatPortal} from '../../iqn.js'
 import {parseSize} from '../../size.js'
-import type {AccessRules, Export} from '../../types.js'
+import type {AccessRules, Export, IoType} from '../../types.js'
 import {printJson, printTable} from '../output.js'
 import {addChapOption, readChap, requireOne, withDaemon} from '../session.js'
 
@@ -25,18 +25,25 @@ export function exportCommands(program: Command): void {
       )
       .option('--read-only', 'refuse writes')
       .option('--write-back', 'acknowledge writes before they are on stable storage (default: write-through)')
+      .addOption(
+        new Option(
+          '--io-type <type>',
+          'IET: through the page cache, around it (block devices), or nullio, which keeps no data: it measures the target and the network without a disk',
+        ).choices(['fileio', 'blockio', 'nullio']),
+      )
       .addHelpText(
         'after',
         `
 Examples:
   lunpath export create --volume db1
   lunpath export create --size 2GiB --name db2 --allow 10.0.0.0/8 iqn.2004-10.com.example:host1
-  lunpath export create --volume db3 --allow ALL --chap-file ./chap`,
+  lunpath export create --volume db3 --allow ALL --chap-file ./chap
+  lunpath export create --size 64GiB --name bare --io-type nullio`,
       ),
   ).action((options, command: Command) => {
     requireOne(options, ['volume', 'size'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, name, pool, allow, readOnly, writeBack} = options
+      const {volume, size, name, pool, allow, readOnly, writeBack, ioType} = options
       const body = {
         volume,
         sizeBytes: size,
@@ -45,6 +52,7 @@ Examples:
         readOnly,
         access: allow ? accessRules(allow) : undefined,
         writeCache: writeBack ? 'back' : undefined,
+        ioType,
         auth: await readChap(options),
       }
       const made = await call<{volume: unknown; export: Export}>('POST', '/exports', body)
@@ -61,10 +69,9 @@ Examples:
     .description('all exports')
     .action((_options, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        const listed = await call<(Export & {access: AccessRules; taken?: object; hasAuth: boolean})[]>(
-          'GET',
-          '/exports',
-        )
+        const listed = await call<
+          (Export & {access: AccessRules; ioType?: IoType; taken?: {ioType: IoType}; hasAuth: boolean})[]
+        >('GET', '/exports')
         if (json) return printJson(listed)
         printTable(
           listed,
@@ -72,6 +79,7 @@ Examples:
             VOLUME: ({volumeId}) => volumeId,
             IQN: ({iqn}) => iqn,
             LUN: ({lun}) => lun,
+            IOTYPE: ({ioType, taken}) => ioType ?? taken?.ioType ?? null,
             PORTALS: ({portals}) => portals.map(formatPortal).join(','),
             // The rules of a target that was taken over are not lunpath's.
             ALLOWED: ({access, taken}) =>

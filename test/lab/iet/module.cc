@@ -176,6 +176,7 @@ int parse_arguments(const std::string& text, Volume& volume) {
   int error = 0;
   int paths = 0;
   bool has_mode = false;
+  bool has_sectors = false;
   std::istringstream items(text);
   for (std::string item; std::getline(items, item, ',');) {
     if (item.empty()) continue;
@@ -201,6 +202,11 @@ int parse_arguments(const std::string& text, Volume& volume) {
       const bool good = *end == 0 && size >= 512 && size <= 4096 && (size & (size - 1)) == 0;
       error = good ? 0 : EINVAL;
       if (good) volume.block_size = static_cast<uint32_t>(size);
+    } else if (same_key(key, "Sectors")) {
+      const bool digits = std::all_of(value.begin(), value.end(), [](char c) { return c >= '0' && c <= '9'; });
+      if (value.empty() || !digits) return EINVAL;
+      has_sectors = true;
+      volume.blocks = std::strtoull(value.c_str(), nullptr, 10);
     } else if (same_key(key, "ScsiId")) {
       error = !value.empty() && value.size() <= 16 ? 0 : EINVAL;
       if (error == 0) volume.scsi_id = value;
@@ -214,7 +220,7 @@ int parse_arguments(const std::string& text, Volume& volume) {
   }
   if (error != 0) return error;
   if (volume.type == "nullio") return paths > 0 || has_mode ? EINVAL : 0;
-  return paths == 1 && !volume.path.empty() ? 0 : EINVAL;
+  return paths == 1 && !volume.path.empty() && !has_sectors ? 0 : EINVAL;
 }
 
 /** Whose working directory, root and rights count. */
@@ -269,7 +275,8 @@ class InPlaceOf {
 
 int attach(Volume& volume, const Caller& caller) {
   if (volume.type == "nullio") {
-    volume.blocks = uint64_t{1} << 27;
+    // 64 GiB where no number of blocks is asked for.
+    if (volume.blocks == 0) volume.blocks = (uint64_t{1} << 36) / volume.block_size;
     return 0;
   }
   const InPlaceOf place(caller);
