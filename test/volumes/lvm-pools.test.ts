@@ -72,8 +72,8 @@ lab('pools in LVM: made, listed, used, exported, measured, and there again after
   t.is((await json<Volume>('volume', 'extend', 'copy', '--size', '80MiB')).sizeBytes, 80 * MiB)
 
   await json('export', 'create', '--volume', 'copy')
-  const bench = await json<{ios: number; errors: number}>('bench', 'copy', '--runtime', '1', '--iodepth', '2')
-  t.true(bench.ios > 0)
+  const bench = await json<{total: {ios: number; errors: number}}>('bench', 'copy', '--runtime', '1', '--iodepth', '2')
+  t.true(bench.total.ios > 0)
   await refused('VOLUME_IN_USE', 'volume', 'delete', 'copy')
   await json('export', 'delete', 'copy')
 
