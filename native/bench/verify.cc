@@ -27,7 +27,7 @@ struct Header {
 
 static_assert(sizeof(Header) == 32);
 
-constexpr auto kTable = [] {
+constexpr std::array<uint32_t, 256> MakeTable() {
   std::array<uint32_t, 256> table{};
   for (uint32_t i = 0; i < table.size(); ++i) {
     uint32_t value = i;
@@ -35,7 +35,9 @@ constexpr auto kTable = [] {
     table[i] = value;
   }
   return table;
-}();
+}
+
+constexpr auto kTable = MakeTable();
 
 uint32_t CrcByTable(uint32_t crc, const uint8_t* data, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) crc = crc >> 8 ^ kTable[(crc ^ data[i]) & 0xff];
