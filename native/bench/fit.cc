@@ -37,15 +37,16 @@ Result<Range> FitToDevice(const TargetSpec& spec, const DeviceFacts& device, uin
   }
   const uint64_t available = device.size_bytes > spec.offset ? device.size_bytes - spec.offset : 0;
   Range range{.offset = spec.offset, .size = spec.size == 0 ? available : spec.size};
-  if (range.size > available || range.size < spec.LargestBlock()) {
+  const uint32_t block = spec.LargestBlock();
+  if (block == 0 || range.size > available || range.size < block) {
     return DoesNotFit("The range does not lie in the device of " + std::to_string(device.size_bytes) +
-                      " bytes, or is smaller than one block of " + std::to_string(spec.LargestBlock()));
+                      " bytes, or is smaller than one block of " + std::to_string(block));
   }
   if (!spec.verify) return range;
   // What one thread writes no other may: it could not know the generation that is there.
-  const uint64_t blocks = range.size / spec.LargestBlock() / spec.numjobs;
+  const uint64_t blocks = range.size / block / spec.numjobs;
   if (blocks == 0) return DoesNotFit("The range has fewer blocks than there are threads to verify them");
-  range.size = blocks * spec.LargestBlock();
+  range.size = blocks * block;
   range.offset += thread * range.size;
   return range;
 }

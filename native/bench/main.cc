@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -117,7 +118,7 @@ int RunOnce(const JobSpec& job, uint64_t cancel_after_ms) {
   std::condition_variable ended;
   std::optional<Result<Report>> result;
   auto run = std::make_shared<Run>(
-      job, [](Sample) {},
+      job, [](const Sample&) {},
       [&](Result<Report> outcome) {
         std::lock_guard lock(mutex);
         result = std::move(outcome);
@@ -142,15 +143,20 @@ int RunOnce(const JobSpec& job, uint64_t cancel_after_ms) {
 }  // namespace lunpath::bench
 
 int main(int argc, char** argv) {
-  const lunpath::bench::Flags flags(argc, argv);
-  const auto job = lunpath::bench::ToJob(flags);
-  if (!job) {
-    fprintf(stderr, "lunpath-bench: no such engine; native/bench/main.cc lists the flags\n");
-    return 2;
+  try {
+    const lunpath::bench::Flags flags(argc, argv);
+    const auto job = lunpath::bench::ToJob(flags);
+    if (!job) {
+      fprintf(stderr, "lunpath-bench: no such engine; native/bench/main.cc lists the flags\n");
+      return 2;
+    }
+    int code = 0;
+    for (uint64_t i = flags.Number("--repeat", 1); i > 0 && code == 0; --i) {
+      code = lunpath::bench::RunOnce(*job, flags.Number("--cancel-after-ms", 0));
+    }
+    return code;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "lunpath-bench: %s\n", error.what());
+    return 1;
   }
-  int code = 0;
-  for (uint64_t i = flags.Number("--repeat", 1); i > 0 && code == 0; --i) {
-    code = lunpath::bench::RunOnce(*job, flags.Number("--cancel-after-ms", 0));
-  }
-  return code;
 }
