@@ -1,4 +1,5 @@
 import {type Static, type TSchema, Type} from '@sinclair/typebox'
+import {patterns} from './patterns.js'
 
 // One vocabulary for the package, the API, TOML job files and the command line. Words that fio has are fio's, as fio writes
 // them and in fio's units; what is lunpath's own is written as everywhere in lunpath.
@@ -9,19 +10,6 @@ const optional = <T extends TSchema>(schema: T, description: string) => Type.Opt
 const size = Type.Union([Type.Integer({minimum: 0}), Type.String()])
 const time = Type.Union([Type.Number({minimum: 0}), Type.String()])
 const oneOf = <const W extends string>(...words: W[]) => Type.Union(words.map(word => Type.Literal(word)))
-
-export const patterns = [
-  'read',
-  'write',
-  'trim',
-  'randread',
-  'randwrite',
-  'randtrim',
-  'rw',
-  'readwrite',
-  'randrw',
-] as const
-export type Pattern = (typeof patterns)[number]
 
 /** What is done to a target. Given for the job it holds for each target that does not say otherwise. */
 export const workloadFields = {

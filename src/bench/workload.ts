@@ -1,6 +1,7 @@
 import {StorageError} from '../errors.js'
-import {type Pattern, patterns, type Workload} from './job-schema.js'
+import type {Workload} from './job-schema.js'
 import type {NativeBlockSize, NativeDistribution, NativeTarget} from './native.js'
+import {type Pattern, patterns} from './patterns.js'
 import {type Grammar, ourGrammar, parseTime} from './quantity.js'
 
 const maxBufferBytes = 2 ** 30

@@ -140,7 +140,7 @@ test('04 export create, list, delete, discover and session list', async t => {
     '--read-only',
   ])
   const table = await says(t, ['export', 'list'])
-  t.regex(table, /^VOLUME +IQN +LUN +PORTALS +ALLOWED +CHAP\n/)
+  t.regex(table, /^VOLUME +IQN +LUN +IOTYPE +PORTALS +ALLOWED +CHAP\n/)
   t.regex(table, /10\.0\.0\.0\/8,iqn\.2004-10\.com\.example:host +no\n/)
   t.regex(await says(t, ['discover', node.portal]), new RegExp(`${node.portal},1 +${iqn}`))
   t.true((await json<{iqn: string}[]>(t, ['discover', node.portal])).some(found => found.iqn === iqn))

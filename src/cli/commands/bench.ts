@@ -1,7 +1,7 @@
 import {resolve} from 'node:path'
 import {type Command, InvalidArgumentError, Option} from 'commander'
-import {readJobFile} from '../../bench/job-file.js'
-import {type JobSpec, patterns, type TargetSpec} from '../../bench/job-schema.js'
+import type {JobSpec, TargetSpec} from '../../bench/job-schema.js'
+import {patterns} from '../../bench/patterns.js'
 import {parseTime} from '../../bench/quantity.js'
 import {formatNs, megabytes, textReport} from '../../bench/report.js'
 import {textSteady, textSweep} from '../../bench/report-rounds.js'
@@ -120,6 +120,7 @@ async function jobsOf(volume: string | undefined, options: Options): Promise<{jo
     throw new StorageError('INVALID_ARGUMENT', 'Give --write-to and --size-is together, once for each target')
   const repeated = writeTo.map((identity, index) => ({identity, size: sizeIs[index]!}))
   if (job === undefined) return {jobs: [withRepeated({iodepth: 32, ...flags}, repeated)], notes: []}
+  const {readJobFile} = await import('../../bench/job-file.js')
   const file = await readJobFile(job)
   return {jobs: file.jobs.map(one => withRepeated({...one, ...flags}, repeated)), notes: file.notes}
 }
