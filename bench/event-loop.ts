@@ -1,7 +1,6 @@
 import {mkdtemp, rm} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
-import {monitorEventLoopDelay} from 'node:perf_hooks'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {Worker} from 'node:worker_threads'
 import {destination} from 'pino'
@@ -10,7 +9,7 @@ import {Daemon} from '../src/daemon.js'
 import {Guest} from '../src/sandbox/guest.js'
 import {PrivateLibvirtd} from '../src/sandbox/libvirtd.js'
 import {freePort} from '../src/sandbox/ports.js'
-import {type Comparison, countExecve} from './measure.js'
+import {type Comparison, countExecve, delayP99Ms} from './measure.js'
 import type {Release} from './trials.js'
 
 const attaches = 16
@@ -50,14 +49,6 @@ export async function eventLoopComparison(release: Release): Promise<Comparison>
     })
   const attach = () => tell({attach: attaches})
   const detach = () => tell({detach: true})
-
-  async function delayP99Ms(task: () => Promise<unknown>): Promise<number> {
-    const delay = monitorEventLoopDelay({resolution: 1})
-    delay.enable()
-    await task()
-    delay.disable()
-    return delay.percentile(99) / 1e6
-  }
   return {
     ours: async () => {
       const idle = await delayP99Ms(() => sleep(1000))

@@ -1,8 +1,7 @@
-import {monitorEventLoopDelay} from 'node:perf_hooks'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {nativeTarget, nullDevice, pathDevice, startNative} from '../test/fixtures/native-bench.js'
 import {prepareDevice} from './io.js'
-import type {Comparison} from './measure.js'
+import {type Comparison, delayP99Ms} from './measure.js'
 import type {Release} from './trials.js'
 
 const startLimitMs = 10
@@ -27,13 +26,6 @@ export async function startComparison(release: Release): Promise<Comparison> {
  * its delay in milliseconds (perf_hooks.monitorEventLoopDelay, resolution 1 ms), the idle one subtracted, against a limit.
  */
 export async function benchDelayComparison(): Promise<Comparison> {
-  const delayP99Ms = async (task: () => Promise<unknown>) => {
-    const delay = monitorEventLoopDelay({resolution: 1})
-    delay.enable()
-    await task()
-    delay.disable()
-    return delay.percentile(99) / 1e6
-  }
   return {
     ours: async () => {
       const idle = await delayP99Ms(() => sleep(500))

@@ -1,12 +1,11 @@
-import {execFile, spawn} from 'node:child_process'
+import {spawn} from 'node:child_process'
 import {once} from 'node:events'
 import {closeSync, fdatasyncSync, openSync, writeSync} from 'node:fs'
-import {mkdir, mkdtemp, readFile, rm, stat} from 'node:fs/promises'
+import {mkdtemp, readFile, rm} from 'node:fs/promises'
 import {arch, cpus, loadavg, release, tmpdir, totalmem} from 'node:os'
 import {join} from 'node:path'
-import {promisify} from 'node:util'
-
-const run = promisify(execFile)
+import {monitorEventLoopDelay} from 'node:perf_hooks'
+import {compiled} from '../test/fixtures/compiled.js'
 
 /** What a row of the table has to say about one side: one number a sample, in the trial's unit. */
 export type Sample = () => Promise<number>
@@ -110,14 +109,18 @@ export async function countExecve(task: () => Promise<void>, pid = process.pid):
   }
 }
 
+/** The 99th percentile of the event loop's delay while `task` runs, in milliseconds; resolution 1 ms. */
+export async function delayP99Ms(task: () => Promise<unknown>): Promise<number> {
+  const delay = monitorEventLoopDelay({resolution: 1})
+  delay.enable()
+  await task()
+  delay.disable()
+  return delay.percentile(99) / 1e6
+}
+
 /** Compiles a C file of bench/c with the system's compiler into .cache/bench, unless that is newer. Returns the program. */
-export async function compile(source: string, program: string): Promise<string> {
-  const output = join('.cache', 'bench', program)
-  const built = await stat(output).catch(() => undefined)
-  if (built && built.mtimeMs > (await stat(source)).mtimeMs) return output
-  await mkdir(join('.cache', 'bench'), {recursive: true})
-  await run('cc', ['-O2', '-Wall', '-Wextra', '-o', output, source])
-  return output
+export function compile(source: string, program: string): Promise<string> {
+  return compiled(join('.cache', 'bench', program), {compiler: 'cc', args: ['-O2', source], sources: [source]})
 }
 
 /** The machine, as far as it explains figures. */

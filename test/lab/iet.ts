@@ -2,13 +2,14 @@ import {type ChildProcess, spawn} from 'node:child_process'
 import {createHash} from 'node:crypto'
 import {once} from 'node:events'
 import {closeSync, openSync} from 'node:fs'
-import {mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises'
+import {mkdir, mkdtemp, open, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
 import {createConnection} from 'node:net'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {run} from '../../src/exec.js'
 import {packageRoot} from '../../src/native.js'
+import {compiled} from '../fixtures/compiled.js'
 
 /** Of both the module and the daemon, as they give it themselves; `trunk` is 1.4.20.3+svn. */
 export type IetVersion = '1.4.18' | '1.4.19' | '1.4.20' | '1.4.20.1' | '1.4.20.2' | 'trunk'
@@ -348,20 +349,13 @@ interface Programs {
  */
 export async function ietPrograms(): Promise<Programs> {
   const sources = join(packageRoot(), 'test', 'lab', 'iet')
-  const output = join(packageRoot(), '.cache', 'lab-iet')
-  await mkdir(output, {recursive: true})
-  const changed = await Promise.all(
-    (await readdir(sources)).map(async name => (await stat(join(sources, name))).mtimeMs),
-  )
-  const build = async (program: string, compiler: string, ...args: string[]) => {
-    const path = join(output, program)
-    const built = await stat(path).catch(() => undefined)
-    if (built && built.mtimeMs > Math.max(...changed)) return path
-    const partial = `${path}.${process.pid}`
-    await run(compiler, ['-O1', '-Wall', '-Wextra', '-Werror', '-o', partial, ...args], {timeoutMs: 300_000})
-    await rename(partial, path)
-    return path
-  }
+  const named = (await readdir(sources)).map(name => join(sources, name))
+  const build = (program: string, compiler: 'cc' | 'c++', ...args: string[]) =>
+    compiled(join(packageRoot(), '.cache', 'lab-iet', program), {
+      compiler,
+      args: ['-O1', '-Werror', ...args],
+      sources: named,
+    })
   return {
     module: await build('iet-module', 'c++', '-std=c++20', join(sources, 'module.cc')),
     daemon: await build('ietd', 'c++', '-std=c++20', join(sources, 'ietd.cc')),
