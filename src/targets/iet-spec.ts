@@ -12,6 +12,9 @@ const maxArgumentBytes = 2047
 
 export const blockSizes = [512, 1024, 2048, 4096] as const
 
+/** IET takes a file's size for the unit's. */
+export const fit = {target: 'IET', isToldSize: false}
+
 /** How the volumes of an export are offered, beside what the export itself says. */
 export interface IetVolumeOptions {
   /** Bytes of a logical block. */

@@ -11,8 +11,9 @@ import {changedParameters} from './iet-parameters.js'
 import type {IetTargetVolumes} from './iet-procfs.js'
 import {type Doing, IetSessions, inUse} from './iet-sessions.js'
 import {applySettings, readParameters, type Settings, settingsOf} from './iet-settings.js'
-import {checkIetSpec, expectedVolume, type IetVolumeOptions, lunOf, pathOf, volumeArguments} from './iet-spec.js'
-import {IetUnits, refuseUnfitVolume} from './iet-units.js'
+import {checkIetSpec, expectedVolume, fit, type IetVolumeOptions, lunOf, pathOf, volumeArguments} from './iet-spec.js'
+import {IetUnits} from './iet-units.js'
+import {refuseUnfitVolume} from './spec.js'
 
 /** An export that is wanted. Without a tid it was never in the kernel. */
 export interface Entry {
@@ -80,7 +81,7 @@ export class IetTargets {
   async place(link: Link, wanted: Entry): Promise<void> {
     const {spec} = wanted
     const {iqn} = spec
-    await refuseUnfitVolume(spec)
+    await refuseUnfitVolume(spec, fit)
     // One pass may miss it, but ietd does not: it refuses the name.
     const present = (await this.#listings.glance()).find(target => target.iqn === iqn)
     if (present) return this.#adopt(link, wanted, present)

@@ -1,4 +1,3 @@
-import {stat} from 'node:fs/promises'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
@@ -7,7 +6,8 @@ import {call} from './iet-control.js'
 import {errno, type Link, refusal, type TargetKey} from './iet-link.js'
 import type {IetListings} from './iet-listings.js'
 import type {IetTargetVolumes, IetVolume} from './iet-procfs.js'
-import {expectedVolume, type IetVolumeOptions, lunOf, volumeArguments} from './iet-spec.js'
+import {expectedVolume, fit, type IetVolumeOptions, lunOf, volumeArguments} from './iet-spec.js'
+import {refuseUnfitVolume} from './spec.js'
 
 const waitMs = 20
 
@@ -46,7 +46,7 @@ export class IetUnits {
 
   /** Without sessions. */
   async replace(link: Link, target: TargetKey, spec: ExportSpec): Promise<void> {
-    await refuseUnfitVolume(spec)
+    await refuseUnfitVolume(spec, fit)
     const found = await this.untilNoneIsDeleted(target)
     if (found?.volumes.some(({lun}) => lun === lunOf(spec))) {
       const [[answer] = []] = await link.call([[call.deleteVolume(target.tid, lunOf(spec))]])
@@ -75,25 +75,5 @@ export class IetUnits {
       }
       await sleep(waitMs)
     }
-  }
-}
-
-/** IET would export a file that is too short, and a directory it would refuse without a word. @throws TARGET_FAILED */
-export async function refuseUnfitVolume({iqn, volume, ioType}: ExportSpec): Promise<void> {
-  // IET never looks at the volume.
-  if (ioType === 'nullio') return
-  const refuse = (why: string, cause?: unknown) =>
-    new StorageError('TARGET_FAILED', `IET cannot export ${volume.path} as ${iqn}: ${why}`, {
-      op: 'target.export',
-      info: {iqn, path: volume.path},
-      cause,
-    })
-  const found = await stat(volume.path).catch(cause => {
-    throw refuse((cause as Error).message, cause)
-  })
-  if (volume.kind === 'block' && !found.isBlockDevice()) throw refuse('it is no block device')
-  if (volume.kind === 'file' && !found.isFile()) throw refuse('it is no regular file')
-  if (volume.kind === 'file' && found.size !== volume.sizeBytes) {
-    throw refuse(`it has ${found.size} bytes, the volume ${volume.sizeBytes}`)
   }
 }

@@ -1,5 +1,5 @@
 import {EventEmitter} from 'node:events'
-import {readFile, stat} from 'node:fs/promises'
+import {readFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
@@ -45,6 +45,7 @@ import {
   type TargetState,
   takeLook,
 } from './lio-state.js'
+import {refuseUnfitVolume} from './spec.js'
 
 export interface LioOptions {
   portals: Portal[]
@@ -224,7 +225,7 @@ export class LioDriver implements TargetDriver {
 
   /** Makes the target, adopts it where it is there already, or makes it anew where it is half-made or another one. */
   async #place(spec: ExportSpec, {open}: {open: boolean}): Promise<void> {
-    await refuseUnfitVolume(spec)
+    await refuseUnfitVolume(spec, {target: 'LIO', isToldSize: true})
     try {
       await this.#make(spec, {open})
     } catch (error) {
@@ -675,24 +676,6 @@ export class LioDriver implements TargetDriver {
 function isAlreadyThere({code, path}: ConfigfsError, {iqn, volume}: ExportSpec): boolean {
   const own = [`${fabricPath}/${iqn}`, ...backstoreKinds.map(kind => backstorePath(kind, volume.id))]
   return code === 'EEXIST' && own.includes(path)
-}
-
-/** LIO would make a file that is not there, and read zeros behind the end of one that is too short. @throws TARGET_FAILED */
-async function refuseUnfitVolume({iqn, volume}: ExportSpec): Promise<void> {
-  const refuse = (why: string, cause?: unknown) =>
-    new StorageError('TARGET_FAILED', `LIO cannot export ${volume.path} as ${iqn}: ${why}`, {
-      op: 'target.export',
-      info: {iqn, path: volume.path},
-      cause,
-    })
-  const found = await stat(volume.path).catch(cause => {
-    throw refuse((cause as Error).message, cause)
-  })
-  if (volume.kind === 'block' && !found.isBlockDevice()) throw refuse('it is no block device')
-  if (volume.kind === 'file' && !found.isFile()) throw refuse('it is no regular file')
-  if (volume.kind === 'file' && found.size < volume.sizeBytes) {
-    throw refuse(`it has ${found.size} bytes, the volume ${volume.sizeBytes}`)
-  }
 }
 
 /** Bytes of the block device that LIO has claimed. */

@@ -1,3 +1,4 @@
+import {stat} from 'node:fs/promises'
 import {isIP, isIPv4} from 'node:net'
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
@@ -29,6 +30,34 @@ export function checkExportSpec(spec: ExportSpec): void {
         throw invalid('INVALID_ARGUMENT', 'The incoming and the outgoing CHAP secret must differ (RFC 7143, 12.1.4)')
       }
     }
+  }
+}
+
+/**
+ * For targets that serve whatever they find at a volume's path: LIO makes a file that is not there and reads zeros behind
+ * the end of one that is too short, IET exports the short one as it is. A file may be longer than its volume where the
+ * target is told the size. @throws StorageError TARGET_FAILED
+ */
+export async function refuseUnfitVolume(
+  {iqn, volume, ioType}: ExportSpec,
+  {target, isToldSize}: {target: string; isToldSize: boolean},
+): Promise<void> {
+  // The volume is never looked at.
+  if (ioType === 'nullio') return
+  const refuse = (why: string, cause?: unknown) =>
+    new StorageError('TARGET_FAILED', `${target} cannot export ${volume.path} as ${iqn}: ${why}`, {
+      op: 'target.export',
+      info: {iqn, path: volume.path},
+      cause,
+    })
+  const found = await stat(volume.path).catch(cause => {
+    throw refuse((cause as Error).message, cause)
+  })
+  if (volume.kind === 'block' && !found.isBlockDevice()) throw refuse('it is no block device')
+  if (volume.kind !== 'file') return
+  if (!found.isFile()) throw refuse('it is no regular file')
+  if (found.size < volume.sizeBytes || (found.size > volume.sizeBytes && !isToldSize)) {
+    throw refuse(`it has ${found.size} bytes, the volume ${volume.sizeBytes}`)
   }
 }
 

@@ -10,7 +10,7 @@ import {identityOf} from '../../src/targets/iet-foreign.js'
 import type {ExportSpec} from '../../src/types.js'
 import {temporaryDirectory, until} from '../contract/targets.js'
 import {lunpath} from '../fixtures/cli.js'
-import {Node} from '../fixtures/node.js'
+import {startIetNode} from '../fixtures/iet-node.js'
 import {openAsIet} from '../fixtures/portals.js'
 import {scrape} from '../fixtures/scrape.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
@@ -370,16 +370,7 @@ lab(
   'import iet: the ids come by INQUIRY, the rest from IET; then shown, counted, put back, and never removed',
   async t => {
     const {directory, iet, allowFile} = await setUp(t)
-    const node = await Node.make({
-      targets: {driver: 'iet', endWithDaemon: false},
-      iet: {procDir: iet.procDir, accessDirs: [iet.configDir]},
-    })
-    t.teardown(() => node.stop())
-    await node.start()
-    const cli = async (...args: string[]) => {
-      const {exitCode, stdout, stderr} = await lunpath([...args, '--json'], {env: {LUNPATH_SOCKET: node.socket}})
-      return {exitCode, stderr, answer: stdout === '' ? undefined : JSON.parse(stdout)}
-    }
+    const {node, cli} = await startIetNode(t, iet)
     // What the double lacks: the same units, by a tgtd that gives IET's ids, at the portal that ietd would have.
     const tgtd = await startTgtd()
     t.teardown(() => tgtd.stop())

@@ -12,6 +12,7 @@ import {call, IetControl, request} from '../../src/targets/iet-control.js'
 import type {ExportSpec, Portal} from '../../src/types.js'
 import {targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {lunpath} from '../fixtures/cli.js'
+import {startIetNode} from '../fixtures/iet-node.js'
 import {Node} from '../fixtures/node.js'
 import {scrape} from '../fixtures/scrape.js'
 import {type IetOptions as DoubleOptions, Iet, ietPrograms} from '../lab/iet.js'
@@ -835,16 +836,7 @@ lab(
   'the daemon and its commands: target, iet param, iet redirect, session delete; all is back after a restart of both',
   async t => {
     const iet = await startDouble(t)
-    const node = await Node.make({
-      targets: {driver: 'iet', endWithDaemon: false},
-      iet: {procDir: iet.procDir, accessDirs: [iet.configDir]},
-    })
-    t.teardown(() => node.stop())
-    await node.start()
-    const cli = async (...args: string[]) => {
-      const {exitCode, stdout, stderr} = await lunpath([...args, '--json'], {env: {LUNPATH_SOCKET: node.socket}})
-      return {exitCode, stderr, answer: stdout === '' ? undefined : JSON.parse(stdout)}
-    }
+    const {node, cli} = await startIetNode(t, iet)
     type Made = {volume: {id: string}; export: {iqn: string}}
     const post = (body: unknown) => node.api.call<Made>('POST', '/exports', body)
     const gap = await post({sizeBytes: 16 * mebibyte})
