@@ -124,23 +124,23 @@ uint64_t PreadEngine::HelpersCpuNs() const {
   return sum;
 }
 
-void PreadEngine::Close() {
+void PreadEngine::SendHome() {
   {
     std::lock_guard lock(pool_->mutex);
     pool_->closing = true;
   }
   pool_->work.notify_all();
+}
+
+void PreadEngine::Close() {
+  SendHome();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
 }
 
 // Threads that hang in the kernel keep what they use: the pool, and with it the descriptor.
 void PreadEngine::Abandon() {
-  {
-    std::lock_guard lock(pool_->mutex);
-    pool_->closing = true;
-  }
-  pool_->work.notify_all();
+  SendHome();
   for (std::thread& thread : threads_) thread.detach();
   threads_.clear();
 }

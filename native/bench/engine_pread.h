@@ -51,6 +51,7 @@ class PreadEngine {
 
   static int64_t Perform(int fd, const Request& request);
   static void Work(const std::shared_ptr<Pool>& pool);
+  void SendHome();
 
   std::shared_ptr<PathTarget> target_;
   std::vector<Done> done_;
