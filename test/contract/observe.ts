@@ -46,7 +46,10 @@ export async function attachLoop(
   path: string,
   options: string[] = [],
 ): Promise<{device: string; detach: () => Promise<void>}> {
-  const {stdout} = await run('losetup', ['--find', '--show', ...options, '--', path])
+  // One after the other: a losetup that is too late has the device of the one before it open for a moment, which is then in
+  // use by a stranger (losetup asks for a free number, opens that device, and asks again where it is taken).
+  const losetup = ['losetup', '--find', '--show', ...options, '--', path]
+  const {stdout} = await run('flock', ['/dev/loop-control', ...losetup])
   const device = stdout.trim()
   let attached = true
   const detach = async () => {
