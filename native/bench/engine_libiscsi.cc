@@ -2,7 +2,10 @@
 
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include <algorithm>
@@ -24,6 +27,7 @@ struct LibiscsiEngine::Slot {
   LibiscsiEngine* engine;
   uint32_t index;
   uint32_t bytes;
+  bool is_trim;
   scsi_task* task;
   scsi_iovec iov;
 };
@@ -65,6 +69,8 @@ void LibiscsiEngine::OnAnswer(iscsi_context*, int status, void*, void* opaque) {
     result = -(kSense | static_cast<int64_t>(task->sense.key) << 16 | (task->sense.ascq & 0xffff));
   } else if (status != SCSI_STATUS_GOOD) {
     result = -(kStatus | status);
+  } else if (slot.is_trim) {
+    // Its residual is that of the list of ranges, which tgtd never counts as taken.
   } else if (task->residual_status == SCSI_RESIDUAL_UNDERFLOW && task->residual < slot.bytes) {
     result -= static_cast<int64_t>(task->residual);
   } else if (task->residual_status != SCSI_RESIDUAL_NO_RESIDUAL) {
@@ -79,6 +85,7 @@ void LibiscsiEngine::Queue(const Request& request) {
   slot = {.engine = this,
           .index = request.slot,
           .bytes = request.bytes,
+          .is_trim = request.direction == Direction::kTrim,
           .task = nullptr,
           .iov = {.iov_base = request.data, .iov_len = request.bytes}};
   iscsi_context* context = session_.context();
@@ -103,18 +110,26 @@ void LibiscsiEngine::Queue(const Request& request) {
     case Direction::kTrim: {
       unmap_list range{.lba = lba, .num = bytes / identity_.block_bytes};
       slot.task = iscsi_unmap_task(context, lun, 0, 0, &range, 1, OnAnswer, &slot);
-      // The residual is that of the parameter list.
-      slot.bytes = request.bytes;
       break;
     }
   }
   if (!slot.task) lost_ = true;
-  queued_ = true;
+  ++queued_;
+}
+
+// Sending at once spares one poll per batch; what does not fit into the socket waits for the next poll. libiscsi makes
+// a system call of each command; corked (tcp(7)) they go through the network as one, which is most of what they cost.
+void LibiscsiEngine::SendQueued(uint32_t queued) {
+  const int fd = iscsi_get_fd(session_.context());
+  const bool corked = queued > 1;
+  const auto cork = [fd](int on) { setsockopt(fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on); };
+  if (corked) cork(1);
+  if (iscsi_service(session_.context(), POLLOUT) != 0) lost_ = true;
+  if (corked) cork(0);
 }
 
 bool LibiscsiEngine::Exchange(bool wait, uint64_t deadline) {
-  // Sending at once spares one poll per batch; what does not fit into the socket waits for the poll below.
-  if (std::exchange(queued_, false) && !lost_ && iscsi_service(session_.context(), POLLOUT) != 0) lost_ = true;
+  if (const uint32_t queued = std::exchange(queued_, 0); queued > 0 && !lost_) SendQueued(queued);
   const Clock& clock = Clock::Get();
   while (!lost_ && done_.empty()) {
     // Session::Round() has CLOCK_MONOTONIC.

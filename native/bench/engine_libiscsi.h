@@ -51,6 +51,7 @@ class LibiscsiEngine {
     uint64_t completed_ns;
   };
   static void OnAnswer(iscsi_context*, int status, void* data, void* slot);
+  void SendQueued(uint32_t queued);
 
   iscsi::Session session_;
   std::mutex wake_mutex_;  // guards closing_ and the session's interruption
@@ -59,7 +60,7 @@ class LibiscsiEngine {
   std::vector<Slot> slots_;
   std::vector<Done> done_;
   bool lost_ = false;
-  bool queued_ = false;
+  uint32_t queued_ = 0;
   Error loss_;
 };
 

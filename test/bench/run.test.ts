@@ -1,5 +1,5 @@
 import {once} from 'node:events'
-import {readdir, truncate} from 'node:fs/promises'
+import {readdir, readFile, stat, truncate, writeFile} from 'node:fs/promises'
 import {release} from 'node:os'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {setFlagsFromString} from 'node:v8'
@@ -102,6 +102,52 @@ test.serial('every read that is reported was done by the target, and none more',
   t.true(Math.abs(inFlight - 16) < 16 * 0.05, `${inFlight} in flight`)
   const {residual} = result.targets[0]!.little!
   t.true(Math.abs(residual) < 0.05, `off by ${residual}`)
+})
+
+test.serial('what is written over iSCSI is there, and read back as it was', async t => {
+  const {target, lun, expect} = await onTgtd(t, {sizeBytes: 2 ** 20})
+  const writeTo = {identity: lun.serial, sizeBytes: lun.sizeBytes}
+  const before = await readFile(lun.path)
+  t.true(before.every(byte => byte === 0))
+  const {result} = start({
+    target: {...target, expect, writeTo},
+    rw: 'randrw',
+    verify: 'crc32c',
+    iodepth: 8,
+    numjobs: 2,
+    runtime: 0.5,
+  })
+  const {state, targets} = await result
+  t.is(state, 'finished', JSON.stringify(targets[0]!.error))
+  const {verify, directions, errors} = targets[0]!
+  t.is(errors, 0)
+  t.true(directions.write!.ios > 0 && directions.read!.ios > 0)
+  t.is(directions.write!.bytes, directions.write!.ios * 4096)
+  t.true(verify!.verified > 0)
+  t.is(verify!.failures, 0)
+  const after = await readFile(lun.path)
+  t.is(after.length, lun.sizeBytes)
+  const written = Array.from({length: 256}, (_, block) => after.subarray(block * 4096, (block + 1) * 4096))
+  // Each block that was written carries a stamp, so that none of them is zeros; some 600 draws of 256 leave few out.
+  t.true(written.filter(block => block.some(byte => byte !== 0)).length > 64)
+})
+
+test.serial('trim over iSCSI is UNMAP: the file gives its blocks back', async t => {
+  const {tgtd, target, lun} = await onTgtd(t, {sizeBytes: 8 * 2 ** 20})
+  await writeFile(lun.path, Buffer.alloc(lun.sizeBytes, 7), {flag: 'r+', flush: true})
+  await tgtd.adm(
+    ...['--mode', 'logicalunit', '--op', 'update', '--tid', '1', '--lun', '1'],
+    ...['--params', 'thin_provisioning=1'],
+  )
+  const writeTo = {identity: lun.serial, sizeBytes: lun.sizeBytes}
+  const {result} = start({target: {...target, writeTo}, rw: 'trim', bs: '1m', runtime: 0.5})
+  const {state, targets} = await result
+  t.is(state, 'finished', JSON.stringify(targets[0]!.error))
+  const {directions, errors} = targets[0]!
+  t.is(errors, 0)
+  t.true(directions.trim!.ios >= 8, `${directions.trim!.ios}`)
+  t.true((await readFile(lun.path)).equals(Buffer.alloc(lun.sizeBytes)))
+  t.true((await stat(lun.path)).blocks * 512 < lun.sizeBytes / 2)
 })
 
 test.serial('sequential reads of a range go round it', async t => {
