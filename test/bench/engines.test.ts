@@ -1,10 +1,14 @@
 import {execFile} from 'node:child_process'
 import {constants} from 'node:fs'
 import {open, stat, truncate} from 'node:fs/promises'
+import {join} from 'node:path'
+import {fileURLToPath} from 'node:url'
 import {promisify} from 'node:util'
 import test, {type ExecutionContext} from 'ava'
 import type {NativePathEngine} from '../../src/bench/native.js'
+import {packageRoot} from '../../src/native.js'
 import {attachLoop, MiB} from '../contract/observe.js'
+import {compiled} from '../fixtures/compiled.js'
 import {
   dataFile,
   mixes,
@@ -18,6 +22,13 @@ import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
 const sizeBytes = 16 * MiB
+const engineScript = fileURLToPath(new URL('../fixtures/bench-engine.js', import.meta.url))
+
+function forbidProgram(): Promise<string> {
+  const source = join(packageRoot(), 'test', 'fixtures', 'forbid.c')
+  const path = join(packageRoot(), '.cache', 'test', 'forbid')
+  return compiled(path, {compiler: 'cc', args: ['-O1', '-Werror', source], sources: [source]})
+}
 
 async function loopDevice(t: ExecutionContext) {
   const file = await dataFile(t, sizeBytes, '/dev/shm')
@@ -80,6 +91,32 @@ withLoop('auto takes io_uring, and at iodepth 1 what a probe found', async t => 
   const single = await startNative([nativeTarget(path)]).report
   t.true(['io_uring', 'pread'].includes(single.targets[0]!.engine))
   t.true(single.targets[0]!.engineFlags.includes('probed'))
+})
+
+withLoop('where io_uring is forbidden it is libaio, and without O_DIRECT or libaio a pool of preads', async t => {
+  const {file, device} = await loopDevice(t)
+  const engineOf = async (path: string, how: 'direct' | 'cached', ...forbidden: string[]) => {
+    const {stdout} = await run(await forbidProgram(), [...forbidden, '--', process.execPath, engineScript, path, how])
+    const {engine, fallbackReason, state, errors, ios} = JSON.parse(stdout)
+    t.like({state, errors}, {state: 'finished', errors: 0}, stdout)
+    t.true(ios > 0, stdout)
+    return {engine, fallbackReason}
+  }
+  const fallbackReason = 'io_uring_setup: EPERM'
+  t.deepEqual(await engineOf(device, 'direct', 'io_uring_setup'), {engine: 'libaio', fallbackReason})
+  t.deepEqual(await engineOf(file, 'cached', 'io_uring_setup'), {engine: 'pread', fallbackReason})
+  t.deepEqual(await engineOf(device, 'direct', 'io_uring_setup', 'io_setup'), {engine: 'pread', fallbackReason})
+})
+
+test.serial('a thread that thinks pauses after each so many I/Os', async t => {
+  const pauseMs = 20
+  const target = nativeTarget(nullDevice, {thinkTime: {us: pauseMs * 1000, blocks: 5}})
+  const {targets, elapsedNs} = await startNative([target], {runtimeMs: 400}).report
+  const {ios} = targets[0]!.directions.read!
+  t.is(ios % 5, 0)
+  // No more than fit between the pauses; fewer where the machine was busy.
+  t.true(ios <= 5 * (Math.floor(elapsedNs / 1e6 / pauseMs) + 1), `${ios} in ${elapsedNs} ns`)
+  t.true(ios >= 10, `${ios}`)
 })
 
 withLoop('several targets have figures each, and in total', async t => {
