@@ -403,10 +403,16 @@ export class Daemon {
       const volume = volumes.get(record.volumeId)
       return volume ? [exportSpec(rooms, record, volume)] : []
     })
+    const present = this.#hasHostRoute(rooms) ? new Set((await rooms.targets.list()).map(({iqn}) => iqn)) : undefined
     await rooms.targets.restore(specs).catch(error => {
       if (!hasCode(error, 'TARGET_FAILED')) throw error
       this.log.error({err: error}, error.message)
     })
+    if (present && specs.some(({iqn}) => !present.has(iqn))) this.#restoredAt = performance.now()
+  }
+
+  #hasHostRoute({store}: Rooms): boolean {
+    return [...store.attachments.values()].some(({route}) => route === 'host')
   }
 
   /**

@@ -5,6 +5,7 @@ import {existsSync} from 'node:fs'
 import {mkdtemp, open, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
@@ -223,7 +224,41 @@ lab('5. a session that iscsid has given up comes back by a new login, and the st
   await nothingLeft(t)
 })
 
-lab('6. sessions that no attachment needs are logged out; those of people and of other daemons stay', async t => {
+lab(
+  '5b. iscsid gives up without a word where it meets its portal without the target: a new login once that is back',
+  async t => {
+    const {volume} = await attach()
+    const before = (await node.daemon.operations.rooms.host.sessions())[0]!
+    await node.stopDaemon()
+    tgtd.kill('SIGKILL')
+    await tgtd.restart()
+    const state = async () => {
+      const initiator = new OpenIscsiInitiator()
+      const [session] = await initiator.sessions()
+      await initiator.close()
+      return session?.state
+    }
+    await until('the session has failed', async () => (await state()) === 'FAILED')
+    // Several of iscsid's attempts.
+    await sleep(10_000)
+    t.is(await state(), 'FAILED')
+    await node.start()
+    const again = await until(
+      'there is another session',
+      async () => {
+        const [found] = await node.daemon.operations.rooms.host.sessions()
+        return found?.state === 'LOGGED_IN' && node.daemon.operations.idle(volume.id) && found
+      },
+      120_000,
+    )
+    t.not(again.sid, before.sid)
+    t.like(again.devices, {length: 1})
+    await takeDown(volume.id)
+    await nothingLeft(t)
+  },
+)
+
+lab('7. sessions that no attachment needs are logged out; those of people and of other daemons stay', async t => {
   const made = await node.api.call<{volume: Volume; export: Export}>('POST', '/exports', {
     sizeBytes: 64 * MiB,
     access: {addresses: ['ALL'], names: []},
@@ -245,7 +280,7 @@ lab('6. sessions that no attachment needs are logged out; those of people and of
   await nothingLeft(t)
 })
 
-lab('7. lunpath connect, session list, node list, disconnect and /metrics speak of one session', async t => {
+lab('8. lunpath connect, session list, node list, disconnect and /metrics speak of one session', async t => {
   const made = await node.api.call<{volume: Volume; export: Export}>('POST', '/exports', {sizeBytes: 64 * MiB})
   const {iqn, portals} = made.export
   const portal = `${portals[0]!.address}:${portals[0]!.port}`
@@ -272,44 +307,32 @@ lab('7. lunpath connect, session list, node list, disconnect and /metrics speak 
   await nothingLeft(t)
 })
 
-const crashes = {
-  attach: [
-    ['before', 'attach:stepMade:device'],
-    ['after', 'attach:stepMade:device'],
-    ['before', 'attach:complete'],
-  ],
-  detach: [
-    ['before', 'detach:stepUnmade:disk'],
-    ['before', 'detach:stepUnmade:device'],
-    ['after', 'detach:stepUnmade:device'],
-  ],
-} as const
+const crashes = [
+  {attach: ['before', 'attach:stepMade:device'], detach: ['before', 'detach:stepUnmade:disk']},
+  {attach: ['after', 'attach:stepMade:device'], detach: ['before', 'detach:stepUnmade:device']},
+  {attach: ['before', 'attach:complete'], detach: ['after', 'detach:stepUnmade:device']},
+] as const
 
-lab('8. kill -9 around the writes of the device step: a new daemon ends what was begun', async t => {
+lab('9. kill -9 around the writes of the device step: a new daemon ends what was begun', async t => {
   await node.stopDaemon()
-  for (const [when, at] of crashes.attach) {
+  for (const {attach, detach} of crashes) {
     const token = `t-${Math.random()}`
     const body = {domain, sizeBytes: 64 * MiB, bus: 'scsi', route: 'host'}
     const request = () => node.api.call<Attached>('POST', '/attachments', body, {token})
-    await runUnderCrash(node, {when, at}, request)
+    await runUnderCrash(node, {when: attach[0], at: attach[1]}, request)
     await node.start()
     const {volume} = await request()
-    t.is(node.store.attachments.size, 1, `${when} ${at}`)
-    t.is((await sessionDirectories()).length, 1, `${when} ${at}`)
-    await takeDown(volume.id)
-    await nothingLeft(t, `${when} ${at}`)
+    t.is(node.store.attachments.size, 1, attach.join(' '))
+    t.is((await sessionDirectories()).length, 1, attach.join(' '))
     await node.stopDaemon()
-  }
-  for (const [when, at] of crashes.detach) {
-    await node.start()
-    const {volume} = await attach()
-    await node.stopDaemon()
-    await runUnderCrash(node, {when, at}, () => node.api.call('DELETE', `/attachments/${volume.id}`))
+
+    const takeOff = () => node.api.call('DELETE', `/attachments/${volume.id}`)
+    await runUnderCrash(node, {when: detach[0], at: detach[1]}, takeOff)
     await node.start()
     await until('the detach has ended', () => node.daemon.operations.rooms.journal.unfinished().length === 0)
-    t.deepEqual(await sessionDirectories(), [], `${when} ${at}`)
+    t.deepEqual(await sessionDirectories(), [], detach.join(' '))
     await node.api.call('DELETE', `/volumes/${volume.id}`)
-    await nothingLeft(t, `${when} ${at}`)
+    await nothingLeft(t, `${attach.join(' ')}, ${detach.join(' ')}`)
     await node.stopDaemon()
   }
 })
