@@ -32,7 +32,7 @@ export interface GuestStats {
 export interface GuestOptions {
   libvirtd: PrivateLibvirtd
   name: string
-  /** Holds vmlinuz and initrd.img; default .cache/guest, as scripts/guest-image makes it. */
+  /** Holds kernel and initrd.img; default .cache/guest, as scripts/guest-image makes it. */
   imageDirectory?: string
   memoryMiB?: number
   /** Without a persistent definition: gone once it is shut off. Default false. */
@@ -282,7 +282,7 @@ const operationInvalid = 55
 
 async function guestImage({imageDirectory}: Pick<GuestOptions, 'imageDirectory'>) {
   const directory = imageDirectory ?? join(packageRoot(), '.cache', 'guest')
-  const image = {directory, kernel: join(directory, 'vmlinuz'), initrd: join(directory, 'initrd.img')}
+  const image = {directory, kernel: join(directory, 'kernel'), initrd: join(directory, 'initrd.img')}
   if (!existsSync(image.kernel) || !existsSync(image.initrd)) {
     throw new StorageError('DEPENDENCY_MISSING', `There is no guest in ${directory}. Run: scripts/guest-image`, {
       op: 'sandbox.guest',
