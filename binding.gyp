@@ -23,10 +23,12 @@
     'ldflags': ['-Wl,-z,nodelete'],
     'conditions': [
       ['sanitize!=""', {
+        # Full debug information under sanitizers takes twice the time, and reports need lines alone.
+        'cflags!': ['-O2', '-g'],
         # GCC cannot compare a function template argument with null under these three (its bug 71962), and node-addon-api does.
         'cflags': [
           '-fsanitize=<(sanitize)', '-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute',
-          '-fno-omit-frame-pointer', '-O1',
+          '-fno-omit-frame-pointer', '-O1', '-g1',
         ],
         'ldflags': ['-fsanitize=<(sanitize)'],
       }],
