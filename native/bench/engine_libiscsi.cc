@@ -118,7 +118,7 @@ void LibiscsiEngine::Queue(const Request& request) {
 }
 
 // Sending at once spares one poll per batch; what does not fit into the socket waits for the next poll. libiscsi makes
-// a system call of each command; corked (tcp(7)) they go through the network as one, which is most of what they cost.
+// a system call of each command; corked (tcp(7)) they go through the network as one.
 void LibiscsiEngine::SendQueued(uint32_t queued) {
   const int fd = iscsi_get_fd(session_.context());
   const bool corked = queued > 1;
