@@ -99,9 +99,8 @@ interface Names {
 
 /**
  * The kernel's sessions. One that is `FAILED` is left to iscsid, which tries to bring it back, with the guest's I/O waiting
- * for it; `FREE` is what it becomes when that has failed. Where its target has been back for long (`giveUpFailed`) iscsid has
- * given up without a word, as it does when it has met a portal without the target. A session of somebody else is nobody's
- * business here.
+ * for it; `FREE` is what it becomes when that has failed. Where its target has been back for long (`giveUpFailed`) iscsid
+ * has given up without a word, as it does at times. A session of somebody else is nobody's business here.
  */
 function sessionActions(
   attachments: AttachmentRecord[],

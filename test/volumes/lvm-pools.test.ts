@@ -41,7 +41,7 @@ lab('pools in LVM: made, listed, used, exported, measured, and there again after
     t.is((JSON.parse(stdout) as {error?: {code: string}}).error?.code, code, `${args.join(' ')}: ${stdout}`)
   }
   // What is no command about pools goes the short way: in the lab a program of Node's takes two seconds to start.
-  const make = (body: object) => node.api.call<Volume>('POST', '/volumes', body)
+  const make = async (body: object) => (await node.api.call<{volume: Volume}>('POST', '/volumes', body)).volume
   const remove = (key: string) => node.api.call('DELETE', `/volumes/${key}`)
   const usable = async () => (await node.api.call<{unusable: object[]}>('GET', '/pools')).unusable.length === 0
 
