@@ -1,6 +1,7 @@
 import {countOf, mergeData, percentileOf} from './buckets.js'
 import {formatNs, textReport} from './report.js'
-import type {BenchResult, TargetResult} from './result.js'
+import type {BenchResult, SeriesPoint, TargetResult} from './result.js'
+import {median} from './statistics.js'
 import type {SteadyReport} from './steady-run.js'
 import {type Axis, escapeHtml, type Line, lineChart} from './svg.js'
 import type {SweepReport} from './sweep.js'
@@ -11,7 +12,8 @@ const countAxis = (label: string): Axis => ({label, scale: 'linear', format: for
 const style = `
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem }
-pre { overflow-x: auto; padding: .8rem; border: 1px solid #8886; border-radius: 6px; font-size: 13px }
+h1 { font-size: 1.4rem }
+pre { white-space: pre-wrap; padding: .8rem; border: 1px solid #8886; border-radius: 6px; font-size: 13px }
 figure { margin: 1.5rem 0 } figcaption { font-weight: 600 }
 svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: currentColor }
 svg .grid { stroke: #8884 } table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: right }
@@ -109,12 +111,16 @@ function percentileChart(targets: TargetResult[]): string {
   return lineChart({title: 'Latency by percentile', x, y: latencyAxis('latency'), lines})
 }
 
-function seriesCharts({series}: BenchResult): string[] {
+function seriesCharts({series: all}: BenchResult): string[] {
+  const usual = median(all.map(lengthOf))
+  // What is left of the run behind its last whole interval has a rate, but it says nothing.
+  const series = all.filter(point => lengthOf(point) > usual / 4)
   const seconds: Axis = {label: 'seconds', scale: 'linear', format: value => String(Number(value.toFixed(3)))}
   const middle = (from: number, to: number) => (from + to) / 2
-  const rate = series
-    .filter(({fromSeconds, toSeconds}) => toSeconds > fromSeconds)
-    .map(({fromSeconds, toSeconds, ios}) => ({x: middle(fromSeconds, toSeconds), y: ios / (toSeconds - fromSeconds)}))
+  const rate = series.map(point => ({
+    x: middle(point.fromSeconds, point.toSeconds),
+    y: point.ios / lengthOf(point),
+  }))
   const latency = (key: 'p50Ns' | 'p99Ns' | 'maxNs') =>
     series.map(point => ({x: middle(point.fromSeconds, point.toSeconds), y: point[key]}))
   return [
@@ -130,6 +136,10 @@ function seriesCharts({series}: BenchResult): string[] {
       ],
     }),
   ]
+}
+
+function lengthOf({fromSeconds, toSeconds}: SeriesPoint): number {
+  return toSeconds - fromSeconds
 }
 
 function page(title: string, parts: string[]): string {

@@ -28,7 +28,8 @@ export interface Chart {
 }
 
 const [width, height] = [760, 300]
-const margin = {top: 16, right: 16, bottom: 44, left: 84}
+const margin = {top: 28, right: 32, bottom: 44, left: 84}
+const [swatch, letter] = [18, 7]
 // Told apart also without colours by most eyes (Okabe and Ito).
 const colours = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9']
 
@@ -65,10 +66,14 @@ export function lineChart({title, x, y, lines}: Chart): string {
       : []
     return [`<polyline points="${path}" fill="none" stroke="${colour}" stroke-width="1.8"/>`, ...marks]
   })
-  const legend = drawable.map(
-    ({name}, index) =>
-      `<text x="${margin.left + 8}" y="${margin.top + 14 + index * 16}" fill="${colours[index % colours.length]}">${escapeHtml(name)}</text>`,
-  )
+  const legend = drawable.flatMap(({name}, index) => {
+    const before = drawable.slice(0, index).reduce((sum, line) => sum + swatch + 20 + line.name.length * letter, 0)
+    const at = margin.left + before
+    return [
+      `<line x1="${at}" y1="10" x2="${at + swatch}" y2="10" stroke="${colours[index % colours.length]}" stroke-width="3"/>`,
+      `<text x="${at + swatch + 5}" y="14">${escapeHtml(name)}</text>`,
+    ]
+  })
   return [
     `<figure><figcaption>${escapeHtml(title)}</figcaption>`,
     `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">`,

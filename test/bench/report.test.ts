@@ -166,6 +166,13 @@ test('HTML is one file: nothing is loaded, no script, and what names hold is tex
   t.false(/NaN|undefined|Infinity/.test(html))
 })
 
+test('what is left of a run behind its last whole interval is no point of a chart', t => {
+  const result = madeResult()
+  const last = result.series.at(-1)!
+  const rest = {...last, fromSeconds: last.toSeconds, toSeconds: last.toSeconds + 0.001, ios: 0, p99Ns: 0, maxNs: 0}
+  t.is(htmlReport({...result, series: [...result.series, rest]}), htmlReport(result))
+})
+
 test('HTML of a sweep has its curve and its knee, of rounds the verdict', t => {
   const result = madeResult()
   const points = [1, 2, 4, 8].map(load => ({load, iops: load * 900, meanNs: 1e5 * load, p99Ns: 2e5 * load, kept: true}))
