@@ -9,6 +9,7 @@ import {type ErrorCode, StorageError} from '../../src/errors.js'
 import {formatPortal} from '../../src/iqn.js'
 import type {TargetDriver} from '../../src/targets/driver.js'
 import type {ExportSpec, ObservedTarget, Portal} from '../../src/types.js'
+import {turns} from '../fixtures/turns.js'
 import {
   type Discover,
   discover as discoverByTools,
@@ -107,6 +108,8 @@ export async function until(condition: () => Promise<boolean>): Promise<void> {
   }
 }
 
+const turn = turns(8)
+
 /** What every target driver must do. One call per driver; each test gets a daemon and portals of its own. */
 export function targetContract(name: string, options: TargetContractOptions): void {
   const {test, makeDriver, freePortal, login = loginByTools, discover = discoverByTools, dataPath = true} = options
@@ -121,6 +124,7 @@ export function targetContract(name: string, options: TargetContractOptions): vo
   }
 
   const setUp = async (t: ExecutionContext, addresses = ['127.0.0.1']) => {
+    await turn(t)
     const directory = await temporaryDirectory(t)
     const portals: Portal[] = []
     for (const address of addresses) portals.push(await freePortal(address))
