@@ -12,16 +12,9 @@
 #include <utility>
 
 #include "bench/clock.h"
+#include "iscsi/outcome.h"
 
 namespace lunpath::bench {
-namespace {
-
-// Failures that are no errno, as negative results: a kind, and below it what the target said.
-constexpr int64_t kSense = int64_t{1} << 32;
-constexpr int64_t kStatus = int64_t{2} << 32;
-constexpr int64_t kDetail = (int64_t{1} << 32) - 1;
-
-}  // namespace
 
 struct LibiscsiEngine::Slot {
   LibiscsiEngine* engine;
@@ -32,21 +25,9 @@ struct LibiscsiEngine::Slot {
   scsi_iovec iov;
 };
 
-LibiscsiEngine::LibiscsiEngine(iscsi::LoginParams params) : session_(std::move(params)) {}
+LibiscsiEngine::LibiscsiEngine(iscsi::LoginParams params) : SessionEngine(std::move(params)) {}
 
 LibiscsiEngine::~LibiscsiEngine() { Abandon(); }
-
-Result<DeviceFacts> LibiscsiEngine::Open() {
-  auto identity = session_.Login();
-  if (!identity.ok()) return identity.error();
-  identity_ = identity.value();
-  return DeviceFacts{.wwid = identity_.wwid,
-                     .serial = identity_.serial,
-                     .vendor = identity_.vendor,
-                     .product = identity_.product,
-                     .size_bytes = identity_.size_bytes,
-                     .block_bytes = identity_.block_bytes};
-}
 
 Status LibiscsiEngine::Prepare(uint32_t iodepth, const Buffers&) {
   slots_.resize(iodepth);
@@ -66,9 +47,9 @@ void LibiscsiEngine::OnAnswer(iscsi_context*, int status, void*, void* opaque) {
   scsi_task* task = std::exchange(slot.task, nullptr);
   int64_t result = slot.bytes;
   if (status == SCSI_STATUS_CHECK_CONDITION) {
-    result = -(kSense | static_cast<int64_t>(task->sense.key) << 16 | (task->sense.ascq & 0xffff));
+    result = iscsi::SenseOutcome(static_cast<int>(task->sense.key), task->sense.ascq);
   } else if (status != SCSI_STATUS_GOOD) {
-    result = -(kStatus | status);
+    result = iscsi::StatusOutcome(status);
   } else if (slot.is_trim) {
     // Its residual is that of the list of ranges, which tgtd never counts as taken.
   } else if (task->residual_status == SCSI_RESIDUAL_UNDERFLOW && task->residual < slot.bytes) {
@@ -152,36 +133,8 @@ bool LibiscsiEngine::Exchange(bool wait, uint64_t deadline) {
   return !lost_;
 }
 
-Error LibiscsiEngine::Describe(int64_t result) const {
-  const int64_t failure = -result;
-  const auto number = static_cast<int>(failure & kDetail);
-  if ((failure & ~kDetail) == kSense) {
-    return Error{.message = "The command failed with a check condition",
-                 .code = "SCSI_SENSE",
-                 .number = number,
-                 .syscall = "SCSI"};
-  }
-  if ((failure & ~kDetail) == kStatus) {
-    return Error{.message = "The command failed with SCSI status " + std::to_string(number),
-                 .code = "SCSI_STATUS",
-                 .number = number,
-                 .syscall = "SCSI"};
-  }
-  return ErrnoError(number == 0 ? ENODATA : number, "SCSI", session_.params().portal);
-}
-
-void LibiscsiEngine::Wake() {
-  std::lock_guard lock(wake_mutex_);
-  if (!closing_) session_.Interrupt();
-}
-
-// A wake-up that came too late for the loop must not end the logout.
 void LibiscsiEngine::Close() {
-  {
-    std::lock_guard lock(wake_mutex_);
-    closing_ = true;
-    session_.Resume();
-  }
+  BeginClose();
   session_.Logout();
   Abandon();
 }

@@ -16,6 +16,7 @@
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
 
+#include "sys/big_endian.h"
 #include "sys/clock.h"
 
 namespace lunpath::iscsi {
@@ -28,9 +29,6 @@ constexpr uint8_t kLoginResponse = 0x23;
 constexpr int kLunNotSupported = 0x2500;
 constexpr int kLogoutTimeoutMs = 2'000;
 constexpr uint64_t kLongestWaitNs = 60 * kNsPerSecond;
-
-uint32_t Be24(const uint8_t* p) { return p[0] << 16 | p[1] << 8 | p[2]; }
-uint16_t Be16(const uint8_t* p) { return static_cast<uint16_t>(p[0] << 8 | p[1]); }
 
 // Text from the other side or from libiscsi, fit for a message: printable ASCII, bounded.
 std::string Printable(std::string_view text, size_t most = 200) {
