@@ -26,6 +26,7 @@ constexpr size_t kHeaderBytes = 48;
 // Until the login has negotiated another, MaxRecvDataSegmentLength is 8192 (RFC 7143, 13.12).
 constexpr size_t kMaxLoginDataBytes = 8192;
 constexpr uint8_t kLoginResponse = 0x23;
+constexpr uint8_t kScsiResponse = 0x21;
 constexpr int kLunNotSupported = 0x2500;
 constexpr int kLogoutTimeoutMs = 2'000;
 constexpr uint64_t kLongestWaitNs = 60 * kNsPerSecond;
@@ -241,6 +242,14 @@ void Session::Drop() {
   logging_in_ = false;
 }
 
+// poll() waits for so many bytes.
+void Session::SetLowWater(size_t bytes) const {
+  const int low_water = static_cast<int>(bytes);
+  setsockopt(socket(), SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water);
+}
+
+int Session::socket() const { return iscsi_get_fd(context_); }
+
 // libiscsi accepts a target that answers without a CHAP_R where mutual CHAP was asked for, if it leaves the security
 // stage at once; and before its own challenge was sent it compares CHAP_R with zeros. So each login response is looked
 // at before libiscsi reads it: the target has proved itself only with a CHAP_R that is not zero, and which libiscsi
@@ -272,12 +281,10 @@ Result<bool> Session::InspectLoginResponse(short revents) {
                    .syscall = "login"};
     }
     // So that poll waits for the rest in place of reporting the same bytes again.
-    const int low_water = static_cast<int>(needed);
-    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water);
+    SetLowWater(needed);
     return false;
   }
-  const int low_water = 1;
-  setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water);
+  SetLowWater(1);
 
   const uint16_t status = Be16(pdu + 36);
   if (status != 0) return LoginError(status, params_, params_.target.empty());
@@ -331,6 +338,7 @@ Status Session::Round(uint64_t deadline_ns) {
     if (!complete.ok()) return complete.error();
     if (!complete.value()) revents &= ~(POLLIN | POLLHUP);
   }
+  if (taking_over_ && revents & POLLIN) numbers_ = PeekNumbers();
   if (iscsi_service(context_, revents & (POLLIN | POLLOUT | POLLHUP)) != 0) {
     return LibraryError("SESSION_LOST", "iSCSI");
   }
@@ -362,6 +370,7 @@ Status Session::Open(Kind kind, uint64_t deadline_ns) {
     iscsi_set_isid_random(context_, random[0] & 0xffffff, random[1] & 0xffff);
   }
   iscsi_set_noautoreconnect(context_, 1);
+  if (params_.plain_headers) iscsi_set_header_digest(context_, ISCSI_HEADER_DIGEST_NONE);
   iscsi_set_session_type(context_, kind == Kind::kNormal ? ISCSI_SESSION_NORMAL : ISCSI_SESSION_DISCOVERY);
   if (kind == Kind::kNormal) iscsi_set_targetname(context_, params_.target.c_str());
   const Chap& chap = params_.chap;
@@ -594,6 +603,34 @@ Result<Identity> Session::Login() {
     identified_ = true;
   }
   return identity;
+}
+
+// Nothing where the next PDU is no SCSI Response (RFC 7143, 11.4).
+std::optional<CommandNumbers> Session::PeekNumbers() const {
+  uint8_t header[kHeaderBytes];
+  const ssize_t got = recv(socket(), header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
+  if (got != sizeof header || (header[0] & 0x3f) != kScsiResponse) return std::nullopt;
+  return CommandNumbers{
+      .cmd_sn = Be32(header + 28), .max_cmd_sn = Be32(header + 32), .exp_stat_sn = Be32(header + 24) + 1};
+}
+
+// libiscsi tells nobody its numbers. With one command in flight the target's answer to it has them all: the CmdSN
+// that it expects is that of the next.
+Result<CommandNumbers> Session::TakeOver() {
+  const uint64_t deadline = NowNs() + params_.command_timeout_ms * kNsPerMs;
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    SetLowWater(kHeaderBytes);
+    taking_over_ = true;
+    auto ready = Command("TEST UNIT READY", deadline,
+                         [&](Wait* wait) { return iscsi_testunitready_task(context_, params_.lun, OnDone, wait); });
+    taking_over_ = false;
+    if (!ready.ok()) return ready.error();
+    SetLowWater(1);
+    // Where the target sent something else before its answer, libiscsi may have read both at once, and may have more to
+    // send.
+    if (numbers_ && !(iscsi_which_events(context_) & POLLOUT)) return *numbers_;
+  }
+  return Error{.message = params_.portal + " sends other PDUs all the time", .code = "PROTOCOL", .syscall = "recv"};
 }
 
 template <class Start>

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,15 @@ struct LoginParams {
   // Where the connection is lost, log in again within the command's deadline, check that it is still the same logical
   // unit, and repeat the command. Without it a lost session stays lost.
   bool reconnect = false;
+  // For TakeOver(): PDUs without a digest of their headers. Else libiscsi offers CRC32C, after None.
+  bool plain_headers = false;
+};
+
+// What the next command of a session carries (RFC 7143, 4.2.2).
+struct CommandNumbers {
+  uint32_t cmd_sn = 0;
+  uint32_t max_cmd_sn = 0;  // the last that the target takes
+  uint32_t exp_stat_sn = 0;
 };
 
 struct Identity {
@@ -95,6 +105,13 @@ class Session {
   // Takes an Interrupt() back. The session's own thread.
   void Resume();
 
+  // After Login() with `plain_headers`: the numbers with which the caller goes on without libiscsi, over socket(). From
+  // its first command on only Drop() may be called.
+  Result<CommandNumbers> TakeOver();
+  int socket() const;
+  // Readable from Interrupt() to Resume().
+  int wake_fd() const { return wake_.get(); }
+
   // For an engine that queues commands of its own after Login().
   iscsi_context* context() const { return context_; }
   const LoginParams& params() const { return params_; }
@@ -114,6 +131,8 @@ class Session {
   Result<Identity> Identify(uint64_t deadline_ns);
   Status Pump(const Wait& wait, uint64_t deadline_ns, const char* what);
   Result<bool> InspectLoginResponse(short revents);
+  void SetLowWater(size_t bytes) const;
+  std::optional<CommandNumbers> PeekNumbers() const;
   Error LibraryError(const char* code, const char* what) const;
   template <class Start>
   Result<TaskPtr> Command(const char* what, uint64_t deadline_ns, Start start);
@@ -126,6 +145,8 @@ class Session {
   std::unique_ptr<Wait> socket_wait_;  // libiscsi may call back a second time at teardown, so it lives with the context
   bool logging_in_ = false;
   bool target_proved_itself_ = false;
+  bool taking_over_ = false;
+  std::optional<CommandNumbers> numbers_;  // of the last SCSI Response, while it is taken over
   Identity identity_;
   bool identified_ = false;
   UniqueFd wake_;

@@ -1,0 +1,107 @@
+// The commands of a session that only reads, without its socket (RFC 7143): READs become bytes to send; bytes that came
+// in become data in the commands' buffers, and outcomes. Nothing that the target sends is trusted.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "iscsi/session.h"
+#include "sys/result.h"
+
+namespace lunpath::iscsi {
+
+// One thread at a time. The session was logged in by libiscsi without digests; DataPDUInOrder and DataSequenceInOrder
+// are Yes, since libiscsi offers nothing else (RFC 7143, 13.18 and 13.19), so that data comes from the first byte to
+// the last.
+class ReadPath {
+ public:
+  static constexpr uint32_t kMostSlots = 65'534;
+  static constexpr size_t kLeastStaging = 16 * 1024;
+
+  struct Params {
+    std::string portal{};  // in messages
+    int lun = 0;
+    uint32_t block_bytes = 512;
+    bool long_commands = false;  // READ (16), else READ (10)
+    CommandNumbers numbers{};
+    uint32_t slots = 0;                 // at most kMostSlots
+    size_t staging_bytes = 256 * 1024;  // what one system call can take, at least kLeastStaging
+  };
+
+  struct Done {
+    uint32_t slot;
+    int64_t outcome;  // bytes, or as outcome.h has it
+  };
+
+  explicit ReadPath(Params params);
+
+  // A READ of whole blocks into `data`, which is the slot's until it is done. A slot takes one at a time.
+  void Read(uint32_t slot, uint64_t offset, uint32_t bytes, uint8_t* data);
+  // The last request, while no READ is in flight.
+  void LogOut();
+  bool logged_out() const { return logged_out_; }
+
+  std::span<const uint8_t> to_send() const { return to_send_; }
+  void Sent(size_t bytes);
+
+  // Where the next bytes of the stream go: what is left of a command's data first, then room of our own. Never empty.
+  std::span<const iovec> Space();
+  // `bytes` were put there, at least one. False: the session is of no more use, and fault() says why: PROTOCOL, or
+  // SESSION_LOST where the target gives it up.
+  bool Took(size_t bytes);
+  const Error& fault() const { return fault_; }
+
+  // To be emptied by the caller.
+  std::vector<Done>& done() { return done_; }
+
+ private:
+  struct Slot {
+    uint8_t* data;  // null: no command
+    uint64_t offset;
+    uint32_t bytes;
+    uint32_t received;
+    uint32_t pdus;  // Data-In PDUs of it, which is the DataSN of the next
+    uint32_t tag;
+  };
+
+  uint8_t* Append(uint8_t opcode, uint32_t tag);
+  void Send(uint32_t slot);
+  bool window_open() const { return static_cast<int32_t>(numbers_.max_cmd_sn - numbers_.cmd_sn) >= 0; }
+  void NoteWindow(const uint8_t* header);
+  void NoteStatus(const uint8_t* header);
+
+  bool BeginDataIn(const uint8_t* header);
+  bool TookData(size_t bytes);
+  bool TakePdu(const uint8_t* pdu);
+  bool AnswerPing(const uint8_t* header);
+  bool Finish(Slot* slot, const uint8_t* header);
+  Slot* Find(const uint8_t* header);
+  bool Fail(const std::string& what, const char* code = "PROTOCOL");
+
+  Params params_;
+  CommandNumbers numbers_;
+  std::vector<Slot> slots_;
+  std::deque<uint32_t> held_back_;  // by the target's command window
+  std::vector<uint8_t> to_send_;
+  std::vector<Done> done_;
+  std::vector<uint8_t> staging_;
+  size_t staged_ = 0;
+  iovec space_[2];
+  // The Data-In PDU whose data comes in: its header, its command, and what is left of its data and padding.
+  uint8_t data_header_[48];
+  Slot* data_slot_ = nullptr;
+  size_t data_left_ = 0;
+  size_t padding_left_ = 0;
+  size_t last_data_bytes_ = 0;
+  bool logging_out_ = false;
+  bool logged_out_ = false;
+  Error fault_;
+};
+
+}  // namespace lunpath::iscsi

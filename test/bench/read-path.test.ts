@@ -1,0 +1,58 @@
+// native/iscsi/read_path.h against answers that are made by hand.
+import {readdir} from 'node:fs/promises'
+import {join} from 'node:path'
+import test from 'ava'
+import {run} from '../../src/exec.js'
+import {packageRoot} from '../../src/native.js'
+import {compiled} from '../fixtures/compiled.js'
+
+const root = packageRoot()
+const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-O1', '-g1']
+
+/** A program of test/native/iscsi with these sources of native/, under sanitizers. */
+async function program(name: string, sources: string[]): Promise<string> {
+  const main = join(root, 'test', 'native', 'iscsi', `${name}.cc`)
+  const units = [main, ...sources.map(source => join(root, 'native', source))]
+  const headers = await Promise.all(
+    ['bench', 'iscsi', 'sys'].map(async room => {
+      const directory = join(root, 'native', room)
+      const names = await readdir(directory)
+      return names.filter(name => name.endsWith('.h')).map(name => join(directory, name))
+    }),
+  )
+  return compiled(join(root, '.cache', 'test', name), {
+    compiler: 'c++',
+    args: ['-std=c++20', ...sanitizers, '-Werror', `-I${join(root, 'native')}`, ...units],
+    sources: [...units, ...headers.flat()],
+  })
+}
+
+const readPath = () => program('read_path', ['iscsi/read_path.cc', 'sys/result.cc'])
+test.before(async t => {
+  t.timeout(300_000)
+  await readPath()
+})
+
+const cases = {
+  commands: 'a READ is on the wire as RFC 7143 and SBC-4 have it',
+  data: 'data lands at its place, in whatever segments and chunks it comes',
+  sense: 'what the target says of a failure is the outcome; sense data that is cut is none',
+  residual: 'what the target had less is a short read; where its figures do not fit its data, the session ends',
+  window: 'commands wait for the window that the target opens, and the numbers go round',
+  ping: "the target's pings are answered, and a flood of them ends the session",
+  events: 'an event of the unit is nothing; one that gives the session up ends it',
+  refused: 'a PDU that fits no command ends the session, and no read is accepted',
+  logout: 'a logout is asked for and its answer taken',
+}
+for (const [name, says] of Object.entries(cases)) {
+  test(says, async t => {
+    await t.notThrowsAsync(run(await readPath(), [name]))
+  })
+}
+
+test('hostile streams: nothing is written beyond a buffer, no read accepted with other data than was sent', async t => {
+  t.timeout(300_000)
+  const {stdout} = await run(await readPath(), ['hostile'], {timeoutMs: 300_000})
+  t.regex(stdout, /^100000 rounds, [1-9]\d* honest, [1-9]\d* ended, [1-9]\d* reads accepted$/m)
+  t.log(stdout.trim())
+})
