@@ -1,3 +1,4 @@
+import type {NativeIscsiEngine} from '../src/bench/native.js'
 import {makeLun} from '../test/fixtures/lun-by-hand.js'
 import {startTgtd} from '../test/fixtures/tgtd-by-hand.js'
 import {buildEngine, ourProgram, type Program, runMeasured} from './io.js'
@@ -34,16 +35,19 @@ function perfProgram(url: string): Program {
   }
 }
 
-/** 4 KiB random reads over loopback from a tgtd of our own, by our engine through libiscsi and by iscsi-perf. */
-export async function iscsiComparison(figure: 'CPU' | 'IOPS', release: Release): Promise<Comparison> {
+/** 4 KiB random reads over loopback from a tgtd of our own, by one of our engines and by iscsi-perf. */
+export async function iscsiComparison(
+  {engine, figure}: {engine: NativeIscsiEngine; figure: 'CPU' | 'IOPS'},
+  release: Release,
+): Promise<Comparison> {
   const tgtd = await startTgtd()
   release(() => tgtd.stop())
   const lun = await makeLun(tgtd, 1)
   release(() => lun.remove())
-  const engine = await buildEngine()
+  const program = await buildEngine()
   const portal = `127.0.0.1:${tgtd.port}`
-  const where = ['--engine', 'libiscsi', '--portal', portal, '--target', lun.iqn, '--lun', '1']
-  const ours = ourProgram(engine, [...where, '--iodepth', `${iodepth}`, '--bs', `${bs}`])
+  const where = ['--engine', engine, '--portal', portal, '--target', lun.iqn, '--lun', '1']
+  const ours = ourProgram(program, [...where, '--iodepth', `${iodepth}`, '--bs', `${bs}`])
   const other = perfProgram(`iscsi://${portal}/${lun.iqn}/1`)
   const otherName = 'iscsi-perf'
   // Whole processes, login and logout included, since iscsi-perf has no run shorter than a second.

@@ -1,3 +1,4 @@
+import type {NativeIscsiEngine} from '../src/bench/native.js'
 import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison} from './end-to-end.js'
@@ -111,22 +112,10 @@ export const trials: Trial[] = [
     bar: {atMost: 1},
     prepare: benchDelayComparison,
   },
-  {
-    bench: 'iscsi',
-    name: 'iscsi: CPU, random reads from a tgtd, iodepth 32, against iscsi-perf',
-    unit: 'ns per I/O',
-    better: 'lower',
-    bar: {atMost: 1.1},
-    prepare: release => iscsiComparison('CPU', release),
-  },
-  {
-    bench: 'iscsi',
-    name: 'iscsi: IOPS, random reads from a tgtd, iodepth 32, against iscsi-perf',
-    unit: 'IOPS',
-    better: 'higher',
-    bar: {atLeast: 0.95},
-    prepare: release => iscsiComparison('IOPS', release),
-  },
+  iscsi('iscsi', 'CPU', {atMost: 1.1}),
+  iscsi('iscsi', 'IOPS', {atLeast: 0.95}),
+  iscsi('libiscsi', 'CPU', null),
+  iscsi('libiscsi', 'IOPS', null),
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -156,6 +145,18 @@ function io(trial: IoTrial, bar: Trial['bar']): Trial {
     better: figure === 'CPU' ? 'lower' : 'higher',
     bar,
     prepare: release => ioComparison(trial, release),
+  }
+}
+
+function iscsi(engine: NativeIscsiEngine, figure: 'CPU' | 'IOPS', bar: Trial['bar']): Trial {
+  const how = engine === 'libiscsi' ? ' through libiscsi' : ''
+  return {
+    bench: 'iscsi',
+    name: `iscsi: ${figure}, random reads from a tgtd${how}, iodepth 32, against iscsi-perf`,
+    unit: figure === 'CPU' ? 'ns per I/O' : 'IOPS',
+    better: figure === 'CPU' ? 'lower' : 'higher',
+    bar,
+    prepare: release => iscsiComparison({engine, figure}, release),
   }
 }
 

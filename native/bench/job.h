@@ -29,7 +29,7 @@ class PerDirection : public std::array<T, kDirections> {
   const T& operator[](Direction direction) const { return Base::operator[](static_cast<size_t>(direction)); }
 };
 
-enum class EngineKind : uint8_t { kAuto, kUring, kLibaio, kPread, kLibiscsi, kNull };
+enum class EngineKind : uint8_t { kAuto, kUring, kLibaio, kPread, kIscsi, kLibiscsi, kNull };
 
 struct PathDevice {
   std::string path;

@@ -42,6 +42,7 @@ EngineKind ToEngine(const Napi::Object& device) {
                             {"io_uring", EngineKind::kUring},
                             {"libaio", EngineKind::kLibaio},
                             {"pread", EngineKind::kPread},
+                            {"iscsi", EngineKind::kIscsi},
                             {"libiscsi", EngineKind::kLibiscsi},
                             {"null", EngineKind::kNull}});
 }

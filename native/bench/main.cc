@@ -1,9 +1,9 @@
 // The engine without Node, for sanitizers, profilers and comparisons: one target, one line of JSON.
 //
-//   lunpath-bench --engine io_uring|libaio|pread|auto|null|libiscsi [--path PATH] [--size BYTES] [--rw read|write]
-//                 [--portal ADDRESS:PORT --target IQN --lun N] [--bs BYTES] [--iodepth N] [--numjobs N] [--runtime-ms
-//                 N]
-//                 [--ramp-ms N] [--rate IOPS] [--poisson] [--direct] [--random 0|1] [--verify] [--stuck-ms N]
+//   lunpath-bench --engine io_uring|libaio|pread|auto|null|iscsi|libiscsi [--path PATH] [--size BYTES]
+//                 [--rw read|write] [--portal ADDRESS:PORT --target IQN --lun N] [--bs BYTES] [--iodepth N]
+//                 [--numjobs N] [--runtime-ms N] [--ramp-ms N] [--rate IOPS] [--poisson] [--direct] [--random 0|1]
+//                 [--verify] [--stuck-ms N]
 //                 [--sample-ms N] [--seed N] [--cancel-after-ms N] [--repeat N]
 #include <condition_variable>
 #include <cstdio>
@@ -43,9 +43,10 @@ class Flags {
 };
 
 std::optional<JobSpec> ToJob(const Flags& flags) {
-  const std::map<std::string, EngineKind> engines{{"auto", EngineKind::kAuto},         {"io_uring", EngineKind::kUring},
-                                                  {"libaio", EngineKind::kLibaio},     {"pread", EngineKind::kPread},
-                                                  {"libiscsi", EngineKind::kLibiscsi}, {"null", EngineKind::kNull}};
+  const std::map<std::string, EngineKind> engines{{"auto", EngineKind::kAuto},     {"io_uring", EngineKind::kUring},
+                                                  {"libaio", EngineKind::kLibaio}, {"pread", EngineKind::kPread},
+                                                  {"iscsi", EngineKind::kIscsi},   {"libiscsi", EngineKind::kLibiscsi},
+                                                  {"null", EngineKind::kNull}};
   const auto engine = engines.find(flags.Text("--engine", "auto"));
   if (engine == engines.end()) return std::nullopt;
   TargetSpec target;
@@ -53,7 +54,7 @@ std::optional<JobSpec> ToJob(const Flags& flags) {
   const uint64_t size = flags.Number("--size", 0);
   if (target.engine == EngineKind::kNull) {
     target.device = NullDevice{.size_bytes = size != 0 ? size : uint64_t{1} << 30};
-  } else if (target.engine == EngineKind::kLibiscsi) {
+  } else if (target.engine == EngineKind::kIscsi || target.engine == EngineKind::kLibiscsi) {
     target.device = IscsiDevice{.login = {.portal = flags.Text("--portal", ""),
                                           .target = flags.Text("--target", ""),
                                           .initiator = "iqn.2025-01.io.lunpath:bench",

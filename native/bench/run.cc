@@ -94,15 +94,14 @@ Status Run::MakeCrew() {
   figures_.resize(count);
   for (size_t i = 0; i < count; ++i) {
     const TargetSpec& spec = job_->targets[i];
-    choices_[i].engine = spec.engine;
     if (const auto* path = std::get_if<PathDevice>(&spec.device)) {
       auto opened = PathTarget::Open(*path, spec.writes());
       if (!opened.ok()) return opened.error();
       paths_[i] = opened.value();
-      auto choice = ChooseEngine(spec, paths_[i]);
-      if (!choice.ok()) return choice.error();
-      choices_[i] = choice.value();
     }
+    auto choice = ChooseEngine(spec, paths_[i]);
+    if (!choice.ok()) return choice.error();
+    choices_[i] = choice.value();
     for (uint32_t thread = 0; thread < spec.numjobs; ++thread) {
       // Seeds of neighbours must not be neighbours: the generator's own step is added to them.
       const uint64_t seed = Random(job_->seed ^ (uint64_t{i} << 32 | thread)).Next();

@@ -105,10 +105,10 @@ class Worker {
   std::atomic<bool> stop_{false};
 };
 
-// A worker for an engine of its own. `path` for targets that are paths. With libiscsi only where that is built in.
+// A worker for an engine of its own. `path` for targets that are paths. With iSCSI only where that is built in.
 std::unique_ptr<Worker> MakeWorker(WorkerContext context, EngineKind engine, std::shared_ptr<PathTarget> path);
 
-// Which engine a path gets, and why not a better one.
+// Which engine a target gets, and why not a better one. `path` for targets that are paths.
 struct EngineChoice {
   EngineKind engine;
   bool probed = false;

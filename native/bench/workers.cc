@@ -12,6 +12,7 @@
 #include "bench/worker.h"
 
 #ifdef LUNPATH_BENCH_LIBISCSI
+#include "bench/engine_iscsi.h"
 #include "bench/engine_libiscsi.h"
 #endif
 
@@ -61,6 +62,9 @@ Result<EngineChoice> ChooseEngine(const TargetSpec& spec, const std::shared_ptr<
   if (spec.engine == EngineKind::kLibaio && spec.Has(Direction::kTrim)) {
     return Error{.message = "libaio has no discard: use io_uring or pread", .code = "EOPNOTSUPP", .number = EOPNOTSUPP};
   }
+  if (spec.engine == EngineKind::kIscsi && spec.writes()) {
+    return EngineChoice{.engine = EngineKind::kLibiscsi, .fallback_reason = "writes go through libiscsi"};
+  }
   if (spec.engine != EngineKind::kAuto && spec.engine != EngineKind::kUring) return EngineChoice{.engine = spec.engine};
 
   Ring ring;
@@ -102,10 +106,14 @@ std::unique_ptr<Worker> MakeWorker(WorkerContext context, EngineKind engine, std
     case EngineKind::kAuto:
     case EngineKind::kUring:
       return std::make_unique<Loop<UringEngine>>(std::move(context), std::move(path));
-    case EngineKind::kLibiscsi:
 #ifdef LUNPATH_BENCH_LIBISCSI
+    case EngineKind::kIscsi:
+      return std::make_unique<Loop<IscsiEngine>>(std::move(context), std::get<IscsiDevice>(spec.device).login);
+    case EngineKind::kLibiscsi:
       return std::make_unique<Loop<LibiscsiEngine>>(std::move(context), std::get<IscsiDevice>(spec.device).login);
 #else
+    case EngineKind::kIscsi:
+    case EngineKind::kLibiscsi:
       break;
 #endif
   }

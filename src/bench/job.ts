@@ -18,7 +18,7 @@ interface Common extends Workload {
   writeTo?: WriteTo
 }
 
-/** A logical unit over iSCSI, through libiscsi. */
+/** A logical unit over iSCSI, in user space. */
 export interface IscsiTarget extends IscsiLogin, Common {
   iqn: string
   lun: number
@@ -115,7 +115,7 @@ function settleTarget(target: BenchTarget, shared: Workload, grammar: Grammar): 
     if (changes) checkRepeated(target)
     return {
       name: name ?? target.iqn,
-      device: {kind: 'iscsi', engine: 'libiscsi', login: nativeLogin(target)},
+      device: {kind: 'iscsi', engine: 'iscsi', login: nativeLogin(target)},
       ...workload,
       expectedWwid: expect.wwid ?? '',
       expectedSerial: writeTo?.identity ?? expect.serial ?? '',

@@ -8,7 +8,11 @@ export type NativeDirection = 'read' | 'write' | 'trim'
 
 /** `auto`: io_uring where the kernel lets us, else libaio, else pread; at iodepth 1 whichever of io_uring and pread costs less. */
 export type NativePathEngine = 'auto' | 'io_uring' | 'libaio' | 'pread'
-export type NativeEngine = NativePathEngine | 'libiscsi' | 'null'
+/**
+ * Both log in through libiscsi. `iscsi` then reads by PDUs of its own; a job that writes gets `libiscsi` in its place, with the reason.
+ */
+export type NativeIscsiEngine = 'iscsi' | 'libiscsi'
+export type NativeEngine = NativePathEngine | NativeIscsiEngine | 'null'
 
 /** What is measured, and how it is opened. */
 export type NativeDevice =
@@ -26,7 +30,7 @@ export type NativeDevice =
       expectedDev: number
       expectedIno: number
     }
-  | {kind: 'iscsi'; engine: 'libiscsi'; login: NativeLogin}
+  | {kind: 'iscsi'; engine: NativeIscsiEngine; login: NativeLogin}
   | {
       kind: 'null'
       engine: 'null'
@@ -223,7 +227,7 @@ export interface NativeTargetReport extends NativeFigures {
    * registered_buffers; `direct` with O_DIRECT; `probed` where a probe chose the engine.
    */
   engineFlags: string[]
-  /** Where the engine is not the first choice: why (`io_uring_setup: EPERM`). */
+  /** Where the engine is not the first choice: why (`io_uring_setup: EPERM`, `writes go through libiscsi`). */
   fallbackReason: string
   /** Empty strings for a path or null; sizeBytes and blockSizeBytes always. */
   device: LunIdentity
@@ -261,7 +265,7 @@ export interface NativeReport {
 }
 
 /**
- * Both addons have it: `bench` without the engine libiscsi, `iscsi` with all. Histograms of both can be merged.
+ * Both addons have it: `bench` without the engines over iSCSI, `iscsi` with all. Histograms of both can be merged.
  */
 export interface BenchAddon {
   Histogram: new (saved?: HistogramData) => Histogram

@@ -37,7 +37,7 @@ test('a job that says only what to measure gets defaults', t => {
     expectedSerial: '',
     expectedSizeBytes: 0,
   })
-  t.like(device, {kind: 'iscsi', engine: 'libiscsi', login: {portal: '127.0.0.1:3260'}})
+  t.like(device, {kind: 'iscsi', engine: 'iscsi', login: {portal: '127.0.0.1:3260'}})
   t.true(seed >= 0n && seed < 2n ** 64n)
   t.not(seed, settleJob({target}).native.seed)
 })

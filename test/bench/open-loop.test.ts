@@ -62,7 +62,7 @@ test.serial('a target that stands still for a second: the delay of all that were
   t.teardown(() => lun.remove())
   const portal = {address: '127.0.0.1', port: tgtd.port}
   const login = nativeLogin({portal, iqn: lun.iqn, lun: 1, initiatorName: 'iqn.2025-01.test.lunpath:bench'})
-  const device: NativeDevice = {kind: 'iscsi', engine: 'libiscsi', login}
+  const device: NativeDevice = {kind: 'iscsi', engine: 'iscsi', login}
   const [iops, seconds] = [1000, 10]
   const target = nativeTarget(device, {rate: {kind: 'fixed', iops}, iodepth: 32})
   const run = startNative([target], {runtimeMs: seconds * 1000}, 'iscsi')

@@ -1,16 +1,19 @@
-// native/iscsi/read_path.h against answers that are made by hand.
-import {readdir} from 'node:fs/promises'
+// The PDUs of the engine `iscsi`: against answers that are made by hand, and its data against libiscsi's and the file's.
+import {randomBytes} from 'node:crypto'
+import {readdir, writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import test from 'ava'
 import {run} from '../../src/exec.js'
 import {packageRoot} from '../../src/native.js'
 import {compiled} from '../fixtures/compiled.js'
+import {makeLun} from '../fixtures/lun-by-hand.js'
+import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
 const root = packageRoot()
 const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-O1', '-g1']
 
 /** A program of test/native/iscsi with these sources of native/, under sanitizers. */
-async function program(name: string, sources: string[]): Promise<string> {
+async function program(name: string, sources: string[], libraries: string[] = []): Promise<string> {
   const main = join(root, 'test', 'native', 'iscsi', `${name}.cc`)
   const units = [main, ...sources.map(source => join(root, 'native', source))]
   const headers = await Promise.all(
@@ -22,7 +25,7 @@ async function program(name: string, sources: string[]): Promise<string> {
   )
   return compiled(join(root, '.cache', 'test', name), {
     compiler: 'c++',
-    args: ['-std=c++20', ...sanitizers, '-Werror', `-I${join(root, 'native')}`, ...units],
+    args: ['-std=c++20', ...sanitizers, '-Werror', `-I${join(root, 'native')}`, ...units, ...libraries],
     sources: [...units, ...headers.flat()],
   })
 }
@@ -55,4 +58,23 @@ test('hostile streams: nothing is written beyond a buffer, no read accepted with
   const {stdout} = await run(await readPath(), ['hostile'], {timeoutMs: 300_000})
   t.regex(stdout, /^100000 rounds, [1-9]\d* honest, [1-9]\d* ended, [1-9]\d* reads accepted$/m)
   t.log(stdout.trim())
+})
+
+test.serial('the data is that of libiscsi and of the file, from 512 bytes to 1 MiB', async t => {
+  t.timeout(300_000)
+  const sources = [
+    ...['clock', 'engine_iscsi', 'engine_libiscsi', 'engine_session'].map(name => `bench/${name}.cc`),
+    ...['iscsi/read_path.cc', 'iscsi/session.cc', 'sys/result.cc'],
+  ]
+  const compare = await program('read_engines', sources, ['-liscsi', '-pthread'])
+  const tgtd = await startTgtd()
+  t.teardown(() => tgtd.stop())
+  const lun = await makeLun(tgtd, 1, {sizeBytes: 8 * 2 ** 20})
+  t.teardown(() => lun.remove())
+  await writeFile(lun.path, randomBytes(lun.sizeBytes), {flag: 'r+', flush: true})
+  const {stdout} = await run(compare, [`127.0.0.1:${tgtd.port}`, lun.iqn, lun.path], {timeoutMs: 120_000})
+  // 8 rounds of 8 reads of each size.
+  const sizes = [1, 8, 32, 128, 100, 512, 2048].map(sectors => sectors * 512)
+  const bytes = sizes.reduce((sum, size) => sum + 64 * size, 0)
+  t.deepEqual(JSON.parse(stdout), {reads: 64 * sizes.length, bytes})
 })

@@ -8,12 +8,15 @@ import {Worker} from 'node:worker_threads'
 import test, {type ExecutionContext} from 'ava'
 import {countOf} from '../../src/bench/buckets.js'
 import type {BenchJob} from '../../src/bench/job.js'
+import type {NativeDevice} from '../../src/bench/native.js'
 import {textReport} from '../../src/bench/report.js'
 import type {TargetResult} from '../../src/bench/result.js'
 import {newHistogram, start} from '../../src/bench/run.js'
 import type {BenchSample} from '../../src/bench/sample.js'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
+import {nativeLogin} from '../../src/iscsi-login.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
+import {nativeTarget, startNative} from '../fixtures/native-bench.js'
 import {openLogoutGate, openPortal} from '../fixtures/portals.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
 
@@ -104,6 +107,20 @@ test.serial('every read that is reported was done by the target, and none more',
   t.true(Math.abs(residual) < 0.05, `off by ${residual}`)
 })
 
+test.serial('through libiscsi, the reference, the counts are as exact', async t => {
+  const {tgtd, target, expect} = await onTgtd(t)
+  const {portal, reads} = await openCountingPortal(t, tgtd)
+  const there = {...target, portal}
+  await new LibiscsiInitiator().probe(there, expect)
+  const device: NativeDevice = {kind: 'iscsi', engine: 'libiscsi', login: nativeLogin(there)}
+  const {targets, total} = await startNative([nativeTarget(device, {iodepth: 16})], {}, 'iscsi').report
+  t.like(targets[0], {engine: 'libiscsi', fallbackReason: '', errors: 0, unanswered: 0})
+  const {ios, bytes} = total.directions.read!
+  t.true(ios > 0)
+  const [login, whole] = reads as [Reads, Reads]
+  t.deepEqual({ios: whole.commands - login.commands, bytes: whole.bytes - login.bytes}, {ios, bytes})
+})
+
 test.serial('what is written over iSCSI is there, and read back as it was', async t => {
   const {target, lun, expect} = await onTgtd(t, {sizeBytes: 2 ** 20})
   const writeTo = {identity: lun.serial, sizeBytes: lun.sizeBytes}
@@ -120,6 +137,7 @@ test.serial('what is written over iSCSI is there, and read back as it was', asyn
   const {state, targets} = await result
   t.is(state, 'finished', JSON.stringify(targets[0]!.error))
   const {verify, directions, errors} = targets[0]!
+  t.like(targets[0], {engine: 'libiscsi', fallbackReason: 'writes go through libiscsi'})
   t.is(errors, 0)
   t.true(directions.write!.ios > 0 && directions.read!.ios > 0)
   t.is(directions.write!.bytes, directions.write!.ios * 4096)
@@ -144,6 +162,7 @@ test.serial('trim over iSCSI is UNMAP: the file gives its blocks back', async t 
   const {state, targets} = await result
   t.is(state, 'finished', JSON.stringify(targets[0]!.error))
   const {directions, errors} = targets[0]!
+  t.like(targets[0], {engine: 'libiscsi', fallbackReason: 'writes go through libiscsi'})
   t.is(errors, 0)
   t.true(directions.trim!.ios >= 8, `${directions.trim!.ios}`)
   t.true((await readFile(lun.path)).equals(Buffer.alloc(lun.sizeBytes)))
@@ -332,7 +351,7 @@ test.serial('the report has the figures that the demo prints', async t => {
     t.true(text.includes(word), word)
   }
   t.like(result, {schema: 2, kind: 'run', seed: '5', kernel: release()})
-  t.like(result.targets[0], {engine: 'libiscsi', iodepth: 1, error: null})
+  t.like(result.targets[0], {engine: 'iscsi', fallbackReason: '', iodepth: 1, error: null})
   t.like(result.targets[0]!.workload, {rw: 'randread', bs: 4096, iodepth: 1})
   t.true(result.cpu.nsPerIo > 0)
 })

@@ -62,7 +62,7 @@ const repeat = () => ['--write-to', scratch.id, '--size-is', String(scratch.size
 test('01 a result is kept, listed, and shown in every form', async t => {
   const result = await json<BenchResult & {id: string}>(t, ['bench', 'scratch', ...quick, '--label', 'first'])
   t.like(result, {schema: 2, kind: 'run', state: 'finished'})
-  t.like(result.targets[0], {name: 'scratch', engine: 'libiscsi', target: {volume: 'scratch', driver: 'tgt'}})
+  t.like(result.targets[0], {name: 'scratch', engine: 'iscsi', target: {volume: 'scratch', driver: 'tgt'}})
   const [entry] = await json<KeptEntry[]>(t, ['bench', 'list', '--label', 'first'])
   t.like(entry, {id: result.id, label: 'first', targets: ['scratch'], driver: 'tgt', kernel: result.kernel})
   t.regex(await says(t, ['bench', 'list']), new RegExp(`^ID .*\\n${result.id} +first +run +finished +scratch +tgt`))
