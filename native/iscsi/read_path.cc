@@ -278,7 +278,8 @@ bool ReadPath::Finish(Slot* slot, const uint8_t* header) {
     if (missing > slot->bytes || slot->received != slot->bytes - missing) {
       return Fail("says of a command that all its data was sent, and sent another number of bytes");
     }
-    if (header[1] & kOverflow) outcome = -EPROTO;
+    // More than a READ of whole blocks can have, or a part of a block, which no READ can go on from.
+    if (header[1] & kOverflow || slot->received % params_.block_bytes != 0) outcome = -EPROTO;
   }
   done_.push_back({.slot = static_cast<uint32_t>(slot - slots_.data()), .outcome = outcome});
   slot->data = nullptr;

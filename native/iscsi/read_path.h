@@ -92,9 +92,9 @@ class ReadPath {
   std::vector<Done> done_;
   std::vector<uint8_t> staging_;
   size_t staged_ = 0;
-  iovec space_[2];
+  iovec space_[2]{};
   // The Data-In PDU whose data comes in: its header, its command, and what is left of its data and padding.
-  uint8_t data_header_[48];
+  uint8_t data_header_[48]{};
   Slot* data_slot_ = nullptr;
   size_t data_left_ = 0;
   size_t padding_left_ = 0;

@@ -257,9 +257,11 @@ void Sense() {
 void Residual() {
   Bed bed;
   const uint8_t last = kFinal | kStatus;
+  CHECK(bed.Feed(bed.DataIn(bed.Read(0, 4096).tag, 0, 0, Pattern(1024, 1), last | kUnderflow, 3072), 100));
+  CHECK(bed.Outcome() == 1024);
+  CHECK(memcmp(bed.buffers[0].get(), Pattern(1024, 1).data(), 1024) == 0);
   CHECK(bed.Feed(bed.DataIn(bed.Read(0, 4096).tag, 0, 0, Pattern(1001, 1), last | kUnderflow, 3095), 100));
-  CHECK(bed.Outcome() == 1001);
-  CHECK(memcmp(bed.buffers[0].get(), Pattern(1001, 1).data(), 1001) == 0);
+  CHECK(bed.Outcome() == -EPROTO);
   CHECK(bed.Feed(bed.Response(bed.Read(0, 4096).tag, 0, {}, kUnderflow, 4096)));
   CHECK(bed.Outcome() == 0);
   CHECK(bed.Feed(bed.DataIn(bed.Read(0, 4096).tag, 0, 0, Pattern(4096, 1), last | kOverflow, 512)));
