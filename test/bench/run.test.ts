@@ -146,8 +146,11 @@ test.serial('what is written over iSCSI is there, and read back as it was', asyn
   const after = await readFile(lun.path)
   t.is(after.length, lun.sizeBytes)
   const written = Array.from({length: 256}, (_, block) => after.subarray(block * 4096, (block + 1) * 4096))
-  // Each block that was written carries a stamp, so that none of them is zeros; some 600 draws of 256 leave few out.
-  t.true(written.filter(block => block.some(byte => byte !== 0)).length > 64)
+  // Each block that was written carries a stamp, so that none of them is zeros. So many draws of 256 hit so many blocks;
+  // a busy machine draws few.
+  const expected = 256 * (1 - (1 - 1 / 256) ** directions.write!.ios)
+  const found = written.filter(block => block.some(byte => byte !== 0)).length
+  t.true(found > expected / 2, `${found} blocks by ${directions.write!.ios} writes`)
 })
 
 test.serial('trim over iSCSI is UNMAP: the file gives its blocks back', async t => {
