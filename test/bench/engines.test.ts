@@ -18,6 +18,7 @@ import {
   pathDevice,
   startNative,
 } from '../fixtures/native-bench.js'
+import {nodeEnvironment} from '../fixtures/node-environment.js'
 import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
@@ -96,7 +97,8 @@ withLoop('auto takes io_uring, and at iodepth 1 what a probe found', async t => 
 withLoop('where io_uring is forbidden it is libaio, and without O_DIRECT or libaio a pool of preads', async t => {
   const {file, device} = await loopDevice(t)
   const engineOf = async (path: string, how: 'direct' | 'cached', ...forbidden: string[]) => {
-    const {stdout} = await run(await forbidProgram(), [...forbidden, '--', process.execPath, engineScript, path, how])
+    const command = [...forbidden, '--', process.execPath, engineScript, path, how]
+    const {stdout} = await run(await forbidProgram(), command, {env: nodeEnvironment()})
     const {engine, fallbackReason, state, errors, ios} = JSON.parse(stdout)
     t.like({state, errors}, {state: 'finished', errors: 0}, stdout)
     t.true(ios > 0, stdout)
