@@ -6,22 +6,11 @@
 #include <utility>
 
 #include "iscsi/outcome.h"
+#include "iscsi/pdu.h"
 #include "sys/big_endian.h"
 
 namespace lunpath::iscsi {
 namespace {
-
-// Opcodes (RFC 7143, 11.2.1.2).
-constexpr uint8_t kImmediate = 0x40;
-constexpr uint8_t kNopOut = 0x00;
-constexpr uint8_t kCommand = 0x01;
-constexpr uint8_t kLogoutRequest = 0x06;
-constexpr uint8_t kNopIn = 0x20;
-constexpr uint8_t kResponse = 0x21;
-constexpr uint8_t kDataIn = 0x25;
-constexpr uint8_t kLogoutResponse = 0x26;
-constexpr uint8_t kAsyncMessage = 0x32;
-constexpr uint8_t kReject = 0x3f;
 
 // Flags in byte 1 of a SCSI Command (11.3.1), a SCSI Response (11.4.1) and a Data-In PDU (11.7.1).
 constexpr uint8_t kFinal = 0x80;
@@ -37,7 +26,6 @@ constexpr uint8_t kRead16 = 0x88;
 constexpr uint8_t kGood = 0x00;
 constexpr uint8_t kCheckCondition = 0x02;
 
-constexpr size_t kHeaderBytes = 48;
 // The MaxRecvDataSegmentLength that libiscsi declares (its lib/init.c, iscsi_create_context).
 constexpr uint32_t kMaxDataBytes = 262'144;
 // Of what is no Data-In: sense data, or the header that was rejected.
@@ -157,7 +145,7 @@ bool ReadPath::Took(size_t bytes) {
     const auto there = static_cast<size_t>(end - at);
     if (there < kHeaderBytes) break;
     if (at[4] != 0) return Fail("sent a PDU with additional headers");
-    if ((at[0] & 0x3f) == kDataIn) {
+    if ((at[0] & kOpcodeMask) == kDataIn) {
       if (!BeginDataIn(at)) return false;
       at += kHeaderBytes;
       continue;
@@ -227,7 +215,7 @@ bool ReadPath::TookData(size_t bytes) {
 // One that is no Data-In PDU, all of it.
 bool ReadPath::TakePdu(const uint8_t* pdu) {
   NoteWindow(pdu);
-  switch (pdu[0] & 0x3f) {
+  switch (pdu[0] & kOpcodeMask) {
     case kResponse: {
       Slot* slot = Find(pdu);
       return slot ? Finish(slot, pdu) : Fail("answered a command that is not in flight");
@@ -246,7 +234,7 @@ bool ReadPath::TakePdu(const uint8_t* pdu) {
     case kReject:
       return Fail("rejected a request (reason " + std::to_string(pdu[2]) + ")");
     default:
-      return Fail("sent a PDU that answers nothing (opcode " + std::to_string(pdu[0] & 0x3f) + ")");
+      return Fail("sent a PDU that answers nothing (opcode " + std::to_string(pdu[0] & kOpcodeMask) + ")");
   }
 }
 
@@ -264,7 +252,7 @@ bool ReadPath::AnswerPing(const uint8_t* header) {
 // The status of a command, in a SCSI Response or in its last Data-In PDU.
 bool ReadPath::Finish(Slot* slot, const uint8_t* header) {
   NoteStatus(header);
-  const bool is_response = (header[0] & 0x3f) == kResponse;
+  const bool is_response = (header[0] & kOpcodeMask) == kResponse;
   const uint8_t status = header[3];
   int64_t outcome = slot->received;
   if (is_response && header[2] != 0) {

@@ -16,17 +16,15 @@
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
 
+#include "iscsi/pdu.h"
 #include "sys/big_endian.h"
 #include "sys/clock.h"
 
 namespace lunpath::iscsi {
 namespace {
 
-constexpr size_t kHeaderBytes = 48;
 // Until the login has negotiated another, MaxRecvDataSegmentLength is 8192 (RFC 7143, 13.12).
 constexpr size_t kMaxLoginDataBytes = 8192;
-constexpr uint8_t kLoginResponse = 0x23;
-constexpr uint8_t kScsiResponse = 0x21;
 constexpr int kLunNotSupported = 0x2500;
 constexpr int kLogoutTimeoutMs = 2'000;
 constexpr uint64_t kLongestWaitNs = 60 * kNsPerSecond;
@@ -267,7 +265,7 @@ Result<bool> Session::InspectLoginResponse(short revents) {
   size_t needed = kHeaderBytes;
   if (static_cast<size_t>(got) >= kHeaderBytes) {
     const size_t data_bytes = Be24(pdu + 5);
-    if ((pdu[0] & 0x3f) != kLoginResponse || pdu[4] != 0 || data_bytes > kMaxLoginDataBytes) {
+    if ((pdu[0] & kOpcodeMask) != kLoginResponse || pdu[4] != 0 || data_bytes > kMaxLoginDataBytes) {
       return Error{.message = params_.portal + " answered the login with something else than a login response",
                    .code = "PROTOCOL",
                    .syscall = "login"};
@@ -609,7 +607,7 @@ Result<Identity> Session::Login() {
 std::optional<CommandNumbers> Session::PeekNumbers() const {
   uint8_t header[kHeaderBytes];
   const ssize_t got = recv(socket(), header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
-  if (got != sizeof header || (header[0] & 0x3f) != kScsiResponse) return std::nullopt;
+  if (got != sizeof header || (header[0] & kOpcodeMask) != kResponse) return std::nullopt;
   return CommandNumbers{
       .cmd_sn = Be32(header + 28), .max_cmd_sn = Be32(header + 32), .exp_stat_sn = Be32(header + 24) + 1};
 }
