@@ -14,7 +14,7 @@ const style = `
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem }
 pre { white-space: pre-wrap; padding: .8rem; border: 1px solid #8886; border-radius: 6px; font-size: 13px }
-figure { margin: 1.5rem 0 } figcaption { font-weight: 600 }
+figure { margin: 1.5rem 0 } figcaption { font-weight: 600 } .legend { margin: 0; font-size: 13px }
 svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: currentColor }
 svg .grid { stroke: #8884 } table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: right }
 td:first-child, th:first-child { text-align: left }`

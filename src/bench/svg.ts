@@ -28,8 +28,7 @@ export interface Chart {
 }
 
 const [width, height] = [760, 300]
-const margin = {top: 28, right: 32, bottom: 44, left: 84}
-const [swatch, letter] = [18, 7]
+const margin = {top: 16, right: 32, bottom: 44, left: 84}
 // Told apart also without colours by most eyes (Okabe and Ito).
 const colours = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9']
 
@@ -66,20 +65,16 @@ export function lineChart({title, x, y, lines}: Chart): string {
       : []
     return [`<polyline points="${path}" fill="none" stroke="${colour}" stroke-width="1.8"/>`, ...marks]
   })
-  const legend = drawable.flatMap(({name}, index) => {
-    const before = drawable.slice(0, index).reduce((sum, line) => sum + swatch + 20 + line.name.length * letter, 0)
-    const at = margin.left + before
-    return [
-      `<line x1="${at}" y1="10" x2="${at + swatch}" y2="10" stroke="${colours[index % colours.length]}" stroke-width="3"/>`,
-      `<text x="${at + swatch + 5}" y="14">${escapeHtml(name)}</text>`,
-    ]
-  })
+  const legend = drawable.map(
+    ({name}, index) => `<span style="color:${colours[index % colours.length]}">━</span> ${escapeHtml(name)}`,
+  )
   return [
     `<figure><figcaption>${escapeHtml(title)}</figcaption>`,
+    // Text of the page, which finds its own lines: names may be long, and many.
+    ...(drawable.length > 1 ? [`<p class="legend">${legend.join(' &ensp; ')}</p>`] : []),
     `<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">`,
     ...grid,
     ...drawn,
-    ...(drawable.length > 1 ? legend : []),
     `<text x="${(margin.left + width - margin.right) / 2}" y="${height - 6}" text-anchor="middle">${escapeHtml(x.label)}</text>`,
     `<text x="14" y="${height / 2}" text-anchor="middle" transform="rotate(-90 14 ${height / 2})">${escapeHtml(y.label)}</text>`,
     '</svg></figure>',
