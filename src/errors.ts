@@ -96,3 +96,11 @@ export function nativeFacts(error: unknown): Record<string, unknown> | undefined
   }
   return facts
 }
+
+/** For catch(): undefined in place of an error of the system with one of these codes, as `ENOENT`; throws any other. */
+export function ignoreErrno(...codes: string[]): (error: NodeJS.ErrnoException) => undefined {
+  return error => {
+    if (!codes.includes(error.code!)) throw error
+    return undefined
+  }
+}

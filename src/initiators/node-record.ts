@@ -3,6 +3,7 @@ import {constants} from 'node:fs'
 import {access, lstat, mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises'
 import {isIP} from 'node:net'
 import {dirname, join} from 'node:path'
+import {ignoreErrno} from '../errors.js'
 import {checkIscsiName} from '../iqn.js'
 import type {ChapAuth, Portal} from '../types.js'
 
@@ -120,9 +121,9 @@ export class NodeRecords {
   async #prune(...directories: string[]): Promise<void> {
     // ENOENT: it never was there. ENOTEMPTY: others still need it.
     for (const directory of directories.reverse()) {
-      await rmdir(directory).catch(ignore('ENOENT', 'ENOTEMPTY'))
+      await rmdir(directory).catch(ignoreErrno('ENOENT', 'ENOTEMPTY'))
     }
-    await syncDirectory(await this.directory()).catch(ignore('ENOENT'))
+    await syncDirectory(await this.directory()).catch(ignoreErrno('ENOENT'))
   }
 
   /** Every record of this node, whoever has made it. */
@@ -227,14 +228,7 @@ async function syncDirectory(path: string): Promise<void> {
 }
 
 async function names(directory: string): Promise<string[]> {
-  return (await readdir(directory).catch(ignore('ENOENT', 'ENOTDIR'))) ?? []
-}
-
-function ignore(...codes: string[]): (error: NodeJS.ErrnoException) => undefined {
-  return error => {
-    if (!codes.includes(error.code!)) throw error
-    return undefined
-  }
+  return (await readdir(directory).catch(ignoreErrno('ENOENT', 'ENOTDIR'))) ?? []
 }
 
 async function isDirectory(path: string): Promise<boolean> {

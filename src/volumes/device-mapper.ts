@@ -1,6 +1,6 @@
-import {readdir, readFile} from 'node:fs/promises'
+import {run} from '../exec.js'
 
-/** A device of device-mapper as sysfs shows it. */
+/** A device of device-mapper. */
 export interface MappedDevice {
   /** `VG-LV`, in which each `-` of a name is written twice. */
   name: string
@@ -17,24 +17,18 @@ export interface KnownVolume {
   uuid: string
 }
 
-/** All devices of device-mapper: sysfs, block/dm-N/dm (Documentation/ABI/testing/sysfs-block-dm). */
+/**
+ * All devices of device-mapper (dmsetup(8)). Not by sysfs: a device that has no table yet, as a killed command leaves it,
+ * is not there since Linux 5.15 (drivers/md/dm.c, dm_setup_md_queue), and LVM calls its volume active all the same.
+ */
 export async function mappedDevices(): Promise<MappedDevice[]> {
-  const names = (await readdir('/sys/block').catch(() => [])).filter(name => /^dm-\d+$/.test(name))
-  const devices = await Promise.all(
-    names.map(async (block): Promise<MappedDevice | undefined> => {
-      const attribute = async (path: string) => (await readFile(`/sys/block/${block}/${path}`, 'utf8')).trim()
-      try {
-        const [name, uuid, suspended, number] = await Promise.all(
-          ['dm/name', 'dm/uuid', 'dm/suspended', 'dev'].map(attribute),
-        )
-        return {name: name!, uuid: uuid!, suspended: suspended === '1', number: number!}
-      } catch {
-        // It went while this looked.
-        return undefined
-      }
-    }),
-  )
-  return devices.filter(device => device !== undefined)
+  const args = ['info', '--columns', '--noheadings', '--separator', '\t', '-o', 'name,uuid,suspended,devno']
+  const {stdout} = await run('dmsetup', args, {timeoutMs: 30_000})
+  return stdout.split('\n').flatMap(line => {
+    // Without devices it says so in words.
+    const [name, uuid, suspended, number] = line.trim().split('\t')
+    return number === undefined ? [] : {name: name!, uuid: uuid!, suspended: suspended === 'Suspended', number}
+  })
 }
 
 /** The name that device-mapper has for a volume of a group. */

@@ -1,6 +1,8 @@
-import {StorageError} from '../errors.js'
+import {readdir, rmdir, unlink} from 'node:fs/promises'
+import {join} from 'node:path'
+import {ignoreErrno, StorageError} from '../errors.js'
 import {run} from '../exec.js'
-import {mappedDevices} from './device-mapper.js'
+import {mappedDevices, mappedName} from './device-mapper.js'
 import {type LvmSystem, writeLvmSystemDirectory} from './lvm-config.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {groupFields, groupTag, inBytes, readGroup, readVolume, type VolumeGroup, volumeFields} from './lvm-facts.js'
@@ -134,9 +136,8 @@ function isPart(
 }
 
 /**
- * Deactivates volumes, and removes what is left of their links. It is LVM that does it: a device that dmsetup removes
- * leaves its link behind, and vgcreate refuses a name of which there is a directory in /dev. A killed lvcreate may have
- * left parts of a pool active whose pool is not: each is deactivated by its own name then.
+ * A killed lvcreate may have left parts of a pool active whose pool is not: each is deactivated by its own name then. It
+ * is LVM that does it: a device that dmsetup removes leaves its link behind.
  */
 async function deactivate(lvm: Lvm, {name, uuid}: Pick<VolumeGroup, 'name' | 'uuid'>, parts: Part[]): Promise<void> {
   for (const part of parts) {
@@ -144,7 +145,25 @@ async function deactivate(lvm: Lvm, {name, uuid}: Pick<VolumeGroup, 'name' | 'uu
     const active = (await mappedDevices()).some(device => device.uuid.replaceAll('-', '').startsWith(prefix))
     if (active) await lvm('lvchange', '--activate', 'n', `${name}/${part.name}`)
   }
-  await lvm('vgmknodes', name)
+  await removeStaleNodes(name)
+}
+
+/**
+ * Removes the links and nodes that a group has in /dev of volumes without a device. LVM, killed, leaves those of a volume
+ * that its metadata no longer has; nothing of LVM takes them away later, and vgcreate refuses a name of which there is a
+ * directory in /dev. Where a udevd runs there are none: it removes them.
+ */
+async function removeStaleNodes(group: string): Promise<void> {
+  const directory = join('/dev', group)
+  const links = (await readdir(directory, {withFileTypes: true}).catch(ignoreErrno('ENOENT'))) ?? []
+  const mapped = new Set((await mappedDevices()).map(({name}) => name))
+  for (const link of links) {
+    const name = mappedName(group, link.name)
+    if (!link.isSymbolicLink() || mapped.has(name)) continue
+    await unlink(join(directory, link.name))
+    await unlink(join('/dev/mapper', name)).catch(ignoreErrno('ENOENT'))
+  }
+  await rmdir(directory).catch(ignoreErrno('ENOENT', 'ENOTEMPTY'))
 }
 
 function inUse(group: string, volumes: string[]): StorageError {

@@ -3,14 +3,15 @@ import {mkdtemp, open} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {fileURLToPath} from 'node:url'
-import type {ExecutionContext} from 'ava'
+import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {signatureOf} from '../../src/signatures.js'
 import {mappedDevices} from '../../src/volumes/device-mapper.js'
-import {createGroup} from '../../src/volumes/lvm-create.js'
+import {createGroup, type GroupSpec} from '../../src/volumes/lvm-create.js'
 import {deleteGroup} from '../../src/volumes/lvm-delete.js'
 import type {GroupCrash} from '../fixtures/crash-group.js'
-import {lab} from '../lab/lab.js'
+import {dyingLvm, type MapperRequest, mapperLibrary} from '../fixtures/dying-lvm.js'
+import {insideLab, lab} from '../lab/lab.js'
 
 const MiB = 2 ** 20
 const devices = ['/dev/vda', '/dev/vdb']
@@ -23,6 +24,9 @@ lab.options({
   deadlineMs: 540_000,
 })
 
+// Compiled once, and not under emulation.
+if (!insideLab) test.before(mapperLibrary)
+
 async function makeSpec() {
   return {group, devices, thinPool, thinBytes: 256 * MiB, systemDirectory: await mkdtemp(join(tmpdir(), 'lp-group-'))}
 }
@@ -30,8 +34,9 @@ async function makeSpec() {
 const fixture = fileURLToPath(new URL('../fixtures/crash-group.js', import.meta.url))
 
 /** True where it died as it was to. */
-async function killed(spec: object, crash: GroupCrash): Promise<boolean> {
-  const ended = run(process.execPath, [fixture, JSON.stringify({...spec, ...crash})], {timeoutMs: 120_000})
+async function killed(spec: object, crash: GroupCrash, path = process.env.PATH!): Promise<boolean> {
+  const args = [fixture, JSON.stringify({...spec, ...crash})]
+  const ended = run(process.execPath, args, {env: {PATH: path}, timeoutMs: 120_000})
   return ended.then(
     () => false,
     ({info}: {info: {exitSignal?: string}}) => info.exitSignal === 'SIGKILL',
@@ -74,24 +79,40 @@ async function isGone(t: ExecutionContext, when: string): Promise<void> {
   }
 }
 
-const nameOf = (crash: object) => Object.values(crash).join(' ')
+/** Asks again for what a killed process has left, and takes it away. */
+async function goesOn(t: ExecutionContext, spec: GroupSpec): Promise<void> {
+  t.log(`left ${await remains()}`)
+  t.is((await createGroup(spec)).name, group)
+  await isWhole(t, 'asked for again')
+  t.is(await deleteGroup(spec), 'removed')
+  await isGone(t, 'deleted')
+}
 
-const creating: Omit<GroupCrash, 'what'>[] = [
-  {when: 'after', command: 'vgcreate'},
-  {when: 'during', command: 'lvcreate', delayMs: 250},
-  {when: 'after', command: 'vgchange'},
+for (const command of ['vgcreate', 'vgchange']) {
+  lab(`a pool create that was killed after ${command} goes on where it is asked for again`, async t => {
+    const spec = await makeSpec()
+    t.true(await killed(spec, {what: 'create', when: 'after', command}))
+    await goesOn(t, spec)
+  })
+}
+
+// lvcreate zeroes the spare copy of the metadata, then the metadata, each as a volume; then it activates the pool, which
+// has three layers.
+const inLvcreate: [MapperRequest, number, string][] = [
+  ['create', 1, 'a device without a table'],
+  ['remove', 1, 'a node of a device that is gone'],
+  ['create', 4, 'one layer of the pool, and another without a table'],
+  ['resume', 5, 'the whole pool'],
 ]
 
-for (const crash of creating) {
-  lab(`a pool create that was killed ${nameOf(crash)} goes on where it is asked for again`, async t => {
+for (const [request, nth, left] of inLvcreate) {
+  lab(`a pool create whose lvcreate was killed and has left ${left} goes on where it is asked for again`, async t => {
     const spec = await makeSpec()
-    const died = await killed(spec, {what: 'create', ...crash})
-    t.log(`${died ? 'killed' : 'too late'}, left ${await remains()}`)
-    if (crash.when !== 'during') t.true(died)
-    t.is((await createGroup(spec)).name, group)
-    await isWhole(t, 'asked for again')
-    t.is(await deleteGroup(spec), 'removed')
-    await isGone(t, 'deleted')
+    const dying = await dyingLvm(request, nth)
+    t.teardown(dying.remove)
+    const path = `${dying.directory}:${process.env.PATH}`
+    t.true(await killed(spec, {what: 'create', when: 'during', command: 'lvcreate'}, path))
+    await goesOn(t, spec)
   })
 }
 
