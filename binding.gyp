@@ -16,19 +16,21 @@
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
     # A worker thread that ends while a call is settled lets nothing be thrown any more: that is no reason to abort.
     'defines': ['NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
-    'cflags': ['-fvisibility=hidden', '-fno-strict-aliasing', '-Wall', '-Wextra', '-Wno-unused-parameter', '-O2', '-g'],
+    'cflags': ['-fvisibility=hidden', '-fno-strict-aliasing', '-Wall', '-Wextra', '-Wno-unused-parameter', '-g'],
     'cflags_cc': ['-std=c++20', '-fexceptions'],
     'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
     # Node unloads an addon when its last environment ends; a thread that still runs its code would crash.
     'ldflags': ['-Wl,-z,nodelete'],
     'conditions': [
       ['sanitize!=""', {
-        # Full debug information under sanitizers takes twice the time, and reports need lines alone.
-        'cflags!': ['-O2', '-g'],
+        # Reports need lines alone, not values. Checks are compiled in two fifths of the time where nothing is optimised: -O3 is
+        # node-gyp's own, and comes after ours.
+        'cflags!': ['-g'],
+        'configurations': {'Release': {'cflags!': ['-O3']}},
         # GCC cannot compare a function template argument with null under these three (its bug 71962), and node-addon-api does.
         'cflags': [
           '-fsanitize=<(sanitize)', '-fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute',
-          '-fno-omit-frame-pointer', '-O1', '-g1',
+          '-fno-omit-frame-pointer', '-O0', '-g1',
         ],
         'ldflags': ['-fsanitize=<(sanitize)'],
       }],

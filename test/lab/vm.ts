@@ -1,6 +1,6 @@
 import {spawn} from 'node:child_process'
 import {existsSync} from 'node:fs'
-import {type FileHandle, mkdtemp, open, rm} from 'node:fs/promises'
+import {type FileHandle, mkdtemp, open, rm, statfs} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {Duplex} from 'node:stream'
@@ -232,7 +232,8 @@ function labImage(): LabImage {
 /** Sparse files that have no name any more, so that they go with their last descriptor, whatever happens. */
 async function emptyDisks(sizesBytes: readonly number[]): Promise<FileHandle[]> {
   if (sizesBytes.length === 0) return []
-  const directory = await mkdtemp(join(tmpdir(), 'lp-lab-'))
+  const sumBytes = sizesBytes.reduce((sum, size) => sum + size, 0)
+  const directory = await mkdtemp(join((await hasRoom(sharedMemory, sumBytes)) ? sharedMemory : tmpdir(), 'lp-lab-'))
   const disks: FileHandle[] = []
   try {
     for (const [i, sizeBytes] of sizesBytes.entries()) {
@@ -247,6 +248,14 @@ async function emptyDisks(sizesBytes: readonly number[]): Promise<FileHandle[]> 
     await rm(directory, {recursive: true, force: true})
   }
   return disks
+}
+
+/** A machine whose disk is slow or busy holds up no write there, for which a command in the VM would wait unkillably. */
+const sharedMemory = '/dev/shm'
+
+async function hasRoom(directory: string, bytes: number): Promise<boolean> {
+  const facts = await statfs(directory).catch(() => undefined)
+  return facts !== undefined && facts.bavail * facts.bsize > bytes
 }
 
 /** In an option of QEMU's a comma within a value is written twice. */
