@@ -1,5 +1,5 @@
 import {type ChildProcess, spawn} from 'node:child_process'
-import {readFile} from 'node:fs/promises'
+import {readFileSync} from 'node:fs'
 import {basename} from 'node:path'
 import {StorageError} from './errors.js'
 
@@ -118,8 +118,7 @@ async function endGroup(child: ChildProcess, ended: Promise<Ending>, facts: Reco
     }
   }
   if (child.exitCode === null && child.signalCode === null) {
-    facts.leftPid = child.pid
-    facts.leftState = await processState(child.pid)
+    Object.assign(facts, leftFacts(child.pid!))
   } else {
     facts.outputHeld = true
   }
@@ -146,10 +145,35 @@ async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boo
   return settled
 }
 
-/** The state letter of /proc/PID/stat (proc(5)): D is an uninterruptible sleep. The name before it may hold blanks. */
-async function processState(pid: number | undefined): Promise<string | null> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '')
-  return /\) ([A-Za-z]) /.exec(stat.slice(stat.lastIndexOf(')')))?.[1] ?? null
+/** What is known of a process that SIGKILL does not end. */
+export interface LeftFacts {
+  leftPid: number
+  /** D: an uninterruptible sleep. */
+  leftState?: string
+  /** The kernel's functions that it is in, innermost first; only root can ask. */
+  leftIn?: string[]
+}
+
+/** Source: proc(5), /proc/pid/stat and /proc/pid/stack. */
+export function leftFacts(pid: number): LeftFacts {
+  const read = (name: string) => {
+    try {
+      return readFileSync(`/proc/${pid}/${name}`, 'utf8')
+    } catch {
+      return ''
+    }
+  }
+  const stat = read('stat')
+  // The name before the state may hold blanks and brackets.
+  const state = /^\) ([A-Za-z]) /.exec(stat.slice(stat.lastIndexOf(')')))?.[1]
+  const functions = [...read('stack').matchAll(/^\[<\w+>\] (\w+)/gm)].map(([, name]) => name!)
+  return {leftPid: pid, ...(state && {leftState: state}), ...(functions.length > 0 && {leftIn: functions})}
+}
+
+/** For a message, after what did not end. */
+export function leftWords({leftPid, leftState, leftIn}: LeftFacts): string {
+  const where = leftIn ? ` (${leftIn.slice(0, 8).join(' < ')})` : ''
+  return `; process ${leftPid} is left in state ${leftState ?? 'unknown'}${where}`
 }
 
 function startError(cause: Error, name: string, info: Record<string, unknown>): StorageError {
@@ -174,7 +198,7 @@ function stopError(
     facts: Record<string, unknown>
   },
 ): StorageError {
-  const stuck = facts.leftPid === undefined ? '' : `; process ${facts.leftPid} is left in state ${facts.leftState}`
+  const stuck = facts.leftPid === undefined ? '' : leftWords(facts as unknown as LeftFacts)
   const left = facts.outputHeld ? '; it has ended, but a descendant holds its output open' : stuck
   if (reason === 'timeout') {
     return new StorageError('TIMEOUT', `${name} did not end within ${timeoutMs} ms${left}`, {info: facts})

@@ -2,7 +2,7 @@ import {type ChildProcess, spawn} from 'node:child_process'
 import {EventEmitter, once} from 'node:events'
 import type {Readable, Writable} from 'node:stream'
 import {hasCode, StorageError} from '../errors.js'
-import {run} from '../exec.js'
+import {leftFacts, leftWords, run} from '../exec.js'
 import type {LvmSystem} from './lvm-config.js'
 import {shellLine} from './lvm-grammar.js'
 import {LvmDocuments, type LvmReply, lvmFailure, lvmSuccess, parseLvmDocument} from './lvm-report.js'
@@ -260,9 +260,13 @@ export class LvmShell extends EventEmitter<Events> {
     const reason = overdue ?? (typeof why === 'string' ? why : why.message)
     if (running) {
       const info: Record<string, unknown> = {args: [...running.args], interrupted: true}
-      if (child.exitCode === null && child.signalCode === null) info.leftPid = child.pid
+      let message = `${running.args[0]} was interrupted: ${reason}`
+      if (child.exitCode === null && child.signalCode === null) {
+        const left = leftFacts(child.pid!)
+        Object.assign(info, left)
+        message += leftWords(left)
+      }
       const code = overdue === undefined ? 'COMMAND_FAILED' : 'TIMEOUT'
-      const message = `${running.args[0]} was interrupted: ${reason}`
       running.reject(why instanceof StorageError ? why : new StorageError(code, message, {info}))
     }
     if (!wasReady) {
