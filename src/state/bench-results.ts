@@ -31,7 +31,8 @@ export interface KeptEntry {
   p99Ns: number
 }
 
-const idPattern = /^\d{8}T\d{6}-[0-9a-f]{6}$/
+// The time of the start, to the millisecond, so that the names are in the order of time.
+const idPattern = /^\d{8}T\d{9}-[0-9a-f]{6}$/
 const entryBytes = 64 * 1024
 
 /** How many are kept: the oldest go first. */
@@ -50,7 +51,7 @@ export class BenchResults {
 
   /** Returns the id. @throws STORE_FAILED: the result was not kept */
   async keep(report: KeptReport, label: string | null): Promise<string> {
-    const stamp = report.startedAt.replace(/[-:]|\.\d+Z$/g, '')
+    const stamp = report.startedAt.replace(/[-:.Z]/g, '')
     const id = `${stamp}-${randomBytes(3).toString('hex')}`
     const file = join(this.#directory, id)
     try {
