@@ -15,6 +15,7 @@ import type {Asked} from '../attach/operations.js'
 import {describe} from '../attach/run.js'
 import {errorCodes, StorageError} from '../errors.js'
 import type {Service} from '../service.js'
+import {lazyCompilers} from './compilers.js'
 import {attachmentRoutes} from './routes/attachments.js'
 import {benchRoutes} from './routes/bench.js'
 import {exportRoutes} from './routes/exports.js'
@@ -38,6 +39,7 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
     loggerInstance: log,
     logController: new LogController({disableRequestLogging: true}),
     ajv: {customOptions: {removeAdditional: false, coerceTypes: false}},
+    schemaController: {compilersFactory: lazyCompilers()},
     bodyLimit: 64 * 1024,
   })
   const stop = new AbortController()

@@ -1,0 +1,34 @@
+import {AjvCompiler} from '@fastify/ajv-compiler'
+import {SerializerSelector} from '@fastify/fast-json-stringify-compiler'
+import type {FastifyServerOptions} from 'fastify'
+
+type Compilers = NonNullable<NonNullable<FastifyServerOptions['schemaController']>['compilersFactory']>
+
+// What fastify compiles has no narrower type.
+type Compiled = ((data: unknown, ...rest: unknown[]) => unknown) & {errors?: unknown}
+type Factory = (schemas: unknown, options: unknown) => (route: unknown) => Compiled
+
+/**
+ * fastify's own compilers of schemas, but for when they work: a route's validator and serializer are made for its first
+ * request. All at once they are a third of the daemon's start, during which no export that a target has lost comes back.
+ */
+export function lazyCompilers(): Compilers {
+  return {
+    buildValidator: lazily(AjvCompiler() as Factory) as Compilers['buildValidator'],
+    buildSerializer: lazily(SerializerSelector() as Factory) as Compilers['buildSerializer'],
+  }
+}
+
+function lazily(factory: Factory): Factory {
+  return (schemas, options) => route => {
+    let compiled: Compiled | undefined
+    const lazy: Compiled = (data, ...rest) => {
+      compiled ??= factory(schemas, options)(route)
+      const result = compiled(data, ...rest)
+      // A validator leaves what it found on itself.
+      lazy.errors = compiled.errors
+      return result
+    }
+    return lazy
+  }
+}
