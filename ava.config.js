@@ -9,6 +9,7 @@ const slowest = [
   'targets/iet',
   'e2e/lvm-scan',
   'initiators/open-iscsi',
+  'volumes/lvm-create',
   'volumes/lvm-faults',
   'targets/iet-import',
   'e2e/crash-points',

@@ -4,7 +4,7 @@ import {chmod, mkdir, mkdtemp, open, readdir, readFile, writeFile} from 'node:fs
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
-import type {ExecutionContext} from 'ava'
+import test, {type ExecutionContext} from 'ava'
 import {type ErrorCode, StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
 import {signatureOf} from '../../src/signatures.js'
@@ -13,7 +13,8 @@ import {newVolumeId} from '../../src/volumes/id.js'
 import {LvmVolumeDriver} from '../../src/volumes/lvm.js'
 import {createGroup} from '../../src/volumes/lvm-create.js'
 import {codeOf, MiB, readAt, writeAt} from '../contract/observe.js'
-import {lab} from '../lab/lab.js'
+import {dyingLvm, mapperLibrary} from '../fixtures/dying-lvm.js'
+import {insideLab, lab} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
 lab.options({
@@ -21,6 +22,9 @@ lab.options({
   modules: ['dm-mod', 'dm-thin-pool', 'dm-snapshot', 'dm-flakey', 'loop', 'ext4'],
   deadlineMs: 540_000,
 })
+
+// Compiled once, and not under emulation.
+if (!insideLab) test.before(mapperLibrary)
 
 let made: Promise<TestGroup> | undefined
 /** One group for most tests: each leaves it empty. */
@@ -33,6 +37,12 @@ async function group(t: ExecutionContext): Promise<TestGroup> {
 
 /** Without a udevd dmsetup makes the nodes below /dev/mapper itself only where it is told so. */
 const dmsetup = (args: string[], input?: string) => run('dmsetup', args, {input, env: {DM_DISABLE_UDEV: '1'}})
+
+/** Not in the group's shell: that would refuse to change properties from then on. */
+const activate = (own: TestGroup, how: 'y' | 'n', name: string, program = 'lvm') => {
+  const args = ['lvchange', '--yes', '--activate', how, `${own.name}/${name}`]
+  return run(program, args, {env: {LVM_SYSTEM_DIR: own.systemDirectory}})
+}
 
 const until = async (holds: () => Promise<boolean> | boolean) => {
   for (let tries = 0; tries < 600; tries++) {
@@ -114,25 +124,36 @@ lab('02. a killed shell’s orphans in device-mapper go, and what others have th
   t.deepEqual(await driver.list(), [volume])
 })
 
-lab('02b. parts of the thin pool that a killed command left active do not keep the pool from being used', async t => {
-  const own = await group(t)
-  const driver = await own.open(t, {thinPool: 'thin'})
-  // Not in the group's shell: that would refuse to change properties from then on.
-  const activate = (how: string, name: string) =>
-    run('lvchange', ['--yes', '--activate', how, `${own.name}/${name}`], {env: {LVM_SYSTEM_DIR: own.systemDirectory}})
-  await activate('n', 'thin')
-  await activate('y', 'thin_tmeta')
-  const {pid} = driver.lvm
-  const creating = driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
-  await sleep(20)
-  process.kill(pid!, 'SIGKILL')
-  const volume = await creating
-  t.deepEqual(await driver.list(), [volume])
-  // A deletion renames it and changes its tags, in the shell that has cleared up.
-  await driver.delete(volume)
-  await driver.settled()
-  t.deepEqual(await own.volumes(), new Map())
-})
+const halfActive: [string, (own: TestGroup, t: ExecutionContext) => Promise<unknown>][] = [
+  ['a part', own => activate(own, 'y', 'thin_tmeta')],
+  [
+    'both parts, and the pool without a table',
+    async (own, t) => {
+      const dying = await dyingLvm('create', 3)
+      t.teardown(dying.remove)
+      await t.throwsAsync(activate(own, 'y', 'thin', dying.program), {message: /SIGKILL/})
+    },
+  ],
+]
+
+for (const [left, leave] of halfActive) {
+  lab(`02b. a thin pool of which a killed command left ${left} can be used`, async t => {
+    const own = await group(t)
+    const driver = await own.open(t, {thinPool: 'thin'})
+    await activate(own, 'n', 'thin')
+    await leave(own, t)
+    const {pid} = driver.lvm
+    const creating = driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
+    await sleep(20)
+    process.kill(pid!, 'SIGKILL')
+    const volume = await creating
+    t.deepEqual(await driver.list(), [volume])
+    // A deletion renames it and changes its tags, in the shell that has cleared up.
+    await driver.delete(volume)
+    await driver.settled()
+    t.deepEqual(await own.volumes(), new Map())
+  })
+}
 
 lab('03. a shell that hangs is ended at the deadline, and the commands behind it run', async t => {
   const own = await group(t)
