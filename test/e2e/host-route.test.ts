@@ -254,7 +254,14 @@ lab('6. tgtd and the daemon start anew, and iscsid meets its portal without the 
   )
   t.log(again.sid === before!.sid ? 'by iscsid' : 'by a new login')
   const data = randomBytes(4096)
-  await writeDevice(`/dev/disk/by-id/wwn-0x6000000000000000${volume.id}`, data)
+  const write = () => writeDevice(`/dev/disk/by-id/wwn-0x6000000000000000${volume.id}`, data)
+  // The link leads to the stale disk, then nowhere, then to the new one, as udevd hears of each.
+  const works = () =>
+    write().then(
+      () => true,
+      () => false,
+    )
+  await until('the disk takes a write by its stable path', works)
   t.deepEqual(await fileRange(volume.path, MiB, data.length), data)
   await takeDown(volume.id)
   await nothingLeft(t)
