@@ -1,5 +1,5 @@
 import {type ChildProcess, spawn} from 'node:child_process'
-import {readFileSync} from 'node:fs'
+import {readFile} from 'node:fs/promises'
 import {basename} from 'node:path'
 import {StorageError} from './errors.js'
 
@@ -118,7 +118,7 @@ async function endGroup(child: ChildProcess, ended: Promise<Ending>, facts: Reco
     }
   }
   if (child.exitCode === null && child.signalCode === null) {
-    Object.assign(facts, leftFacts(child.pid!))
+    Object.assign(facts, await leftFacts(child.pid!))
   } else {
     facts.outputHeld = true
   }
@@ -155,18 +155,13 @@ export interface LeftFacts {
 }
 
 /** Source: proc(5), /proc/pid/stat and /proc/pid/stack. */
-export function leftFacts(pid: number): LeftFacts {
-  const read = (name: string) => {
-    try {
-      return readFileSync(`/proc/${pid}/${name}`, 'utf8')
-    } catch {
-      return ''
-    }
-  }
-  const stat = read('stat')
+export async function leftFacts(pid: number): Promise<LeftFacts> {
+  // Empty where it has ended after all, or where that is not ours to know.
+  const read = (name: string) => readFile(`/proc/${pid}/${name}`, 'utf8').catch(() => '')
+  const [stat, stack] = await Promise.all([read('stat'), read('stack')])
   // The name before the state may hold blanks and brackets.
   const state = /^\) ([A-Za-z]) /.exec(stat.slice(stat.lastIndexOf(')')))?.[1]
-  const functions = [...read('stack').matchAll(/^\[<\w+>\] (\w+)/gm)].map(([, name]) => name!)
+  const functions = [...stack.matchAll(/^\[<\w+>\] (\w+)/gm)].map(([, name]) => name!)
   return {leftPid: pid, ...(state && {leftState: state}), ...(functions.length > 0 && {leftIn: functions})}
 }
 

@@ -259,15 +259,8 @@ export class LvmShell extends EventEmitter<Events> {
     this.#sent = []
     const reason = overdue ?? (typeof why === 'string' ? why : why.message)
     if (running) {
-      const info: Record<string, unknown> = {args: [...running.args], interrupted: true}
-      let message = `${running.args[0]} was interrupted: ${reason}`
-      if (child.exitCode === null && child.signalCode === null) {
-        const left = leftFacts(child.pid!)
-        Object.assign(info, left)
-        message += leftWords(left)
-      }
-      const code = overdue === undefined ? 'COMMAND_FAILED' : 'TIMEOUT'
-      running.reject(why instanceof StorageError ? why : new StorageError(code, message, {info}))
+      if (why instanceof StorageError) running.reject(why)
+      else void interruption(running, child, {reason, isOverdue: overdue !== undefined}).then(running.reject)
     }
     if (!wasReady) {
       // These belong to a start or to a recovery, which has failed with the first of them.
@@ -328,6 +321,18 @@ export function wasInterrupted(error: unknown): boolean {
 
 function environment(): Record<string, string> {
   return {PATH: `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/local/sbin:/usr/sbin:/sbin`, LC_ALL: 'C'}
+}
+
+async function interruption(
+  {args}: Command,
+  child: ChildProcess,
+  {reason, isOverdue}: {reason: string; isOverdue: boolean},
+): Promise<StorageError> {
+  const left = child.exitCode === null && child.signalCode === null ? await leftFacts(child.pid!) : undefined
+  const message = `${args[0]} was interrupted: ${reason}${left ? leftWords(left) : ''}`
+  return new StorageError(isOverdue ? 'TIMEOUT' : 'COMMAND_FAILED', message, {
+    info: {args: [...args], interrupted: true, ...left},
+  })
 }
 
 function startError(program: string, cause: Error): StorageError {
