@@ -1,3 +1,4 @@
+import {existsSync} from 'node:fs'
 import {run} from '../exec.js'
 
 /** A device of device-mapper. */
@@ -22,6 +23,8 @@ export interface KnownVolume {
  * is not there since Linux 5.15 (drivers/md/dm.c, dm_setup_md_queue), and LVM calls its volume active all the same.
  */
 export async function mappedDevices(): Promise<MappedDevice[]> {
+  // dmsetup fails where the kernel has no device-mapper.
+  if (!existsSync('/sys/class/misc/device-mapper')) return []
   const args = ['info', '--columns', '--noheadings', '--separator', '\t', '-o', 'name,uuid,suspended,devno']
   const {stdout} = await run('dmsetup', args, {timeoutMs: 30_000})
   return stdout.split('\n').flatMap(line => {

@@ -2,7 +2,7 @@ import {readdir, rmdir, unlink} from 'node:fs/promises'
 import {join} from 'node:path'
 import {ignoreErrno, StorageError} from '../errors.js'
 import {run} from '../exec.js'
-import {mappedDevices, mappedName} from './device-mapper.js'
+import {type MappedDevice, mappedDevices, mappedName} from './device-mapper.js'
 import {type LvmSystem, writeLvmSystemDirectory} from './lvm-config.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {groupFields, groupTag, inBytes, readGroup, readVolume, type VolumeGroup, volumeFields} from './lvm-facts.js'
@@ -140,12 +140,14 @@ function isPart(
  * is LVM that does it: a device that dmsetup removes leaves its link behind.
  */
 async function deactivate(lvm: Lvm, {name, uuid}: Pick<VolumeGroup, 'name' | 'uuid'>, parts: Part[]): Promise<void> {
+  let devices = await mappedDevices()
   for (const part of parts) {
     const prefix = `LVM-${uuid}${part.uuid}`.replaceAll('-', '')
-    const active = (await mappedDevices()).some(device => device.uuid.replaceAll('-', '').startsWith(prefix))
-    if (active) await lvm('lvchange', '--activate', 'n', `${name}/${part.name}`)
+    if (!devices.some(device => device.uuid.replaceAll('-', '').startsWith(prefix))) continue
+    await lvm('lvchange', '--activate', 'n', `${name}/${part.name}`)
+    devices = await mappedDevices()
   }
-  await removeStaleNodes(name)
+  await removeStaleNodes(name, devices)
 }
 
 /**
@@ -153,10 +155,10 @@ async function deactivate(lvm: Lvm, {name, uuid}: Pick<VolumeGroup, 'name' | 'uu
  * that its metadata no longer has; nothing of LVM takes them away later, and vgcreate refuses a name of which there is a
  * directory in /dev. Where a udevd runs there are none: it removes them.
  */
-async function removeStaleNodes(group: string): Promise<void> {
+async function removeStaleNodes(group: string, devices: readonly MappedDevice[]): Promise<void> {
   const directory = join('/dev', group)
   const links = (await readdir(directory, {withFileTypes: true}).catch(ignoreErrno('ENOENT'))) ?? []
-  const mapped = new Set((await mappedDevices()).map(({name}) => name))
+  const mapped = new Set(devices.map(({name}) => name))
   for (const link of links) {
     const name = mappedName(group, link.name)
     if (!link.isSymbolicLink() || mapped.has(name)) continue
