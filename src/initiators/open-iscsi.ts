@@ -3,7 +3,7 @@ import {realpath} from 'node:fs/promises'
 import {isIP} from 'node:net'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {checkChap} from '../chap.js'
-import {hasCode, StorageError} from '../errors.js'
+import {hasCode, ignoreErrno, StorageError} from '../errors.js'
 import {run} from '../exec.js'
 import {checkIscsiName, formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
@@ -276,11 +276,11 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
 
   /** Reads the VPD pages and the capacity again (drivers/scsi/scsi_scan.c, scsi_rescan_device). */
   #refresh({directory}: SessionDisk): Promise<void> {
-    return this.#io.writeAttribute(`${directory}/rescan`, '1', this.#deviceTimeoutMs).catch(ignoreGone)
+    return this.#io.writeAttribute(`${directory}/rescan`, '1', this.#deviceTimeoutMs).catch(ignoreErrno(...gone))
   }
 
   #remove({directory}: SessionDisk): Promise<void> {
-    return this.#io.writeAttribute(`${directory}/delete`, '1', this.#deviceTimeoutMs).catch(ignoreGone)
+    return this.#io.writeAttribute(`${directory}/delete`, '1', this.#deviceTimeoutMs).catch(ignoreErrno(...gone))
   }
 
   /** The device-mapper device that multipathd has made of these paths; waited for where there is something to join. */
@@ -550,9 +550,8 @@ function statusOf(failure: unknown): number | undefined {
   return failure instanceof StorageError ? (failure.info.exitCode as number | undefined) : undefined
 }
 
-function ignoreGone(error: NodeJS.ErrnoException): void {
-  if (error.code !== 'ENOENT' && error.code !== 'ENODEV') throw error
-}
+/** What a write to an attribute of a device that has left fails with. */
+const gone = ['ENOENT', 'ENODEV']
 
 function sessionGone({iqn, sid}: KernelSession): StorageError {
   return new StorageError('INITIATOR_FAILED', `The session ${sid} with ${iqn} has ended meanwhile`, {

@@ -16,7 +16,7 @@ import {
 import {dirname, join} from 'node:path'
 import {promisify} from 'node:util'
 import {fileUse} from '../device-use.js'
-import {type ErrorCode, StorageError} from '../errors.js'
+import {type ErrorCode, ignoreErrno, StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
 import {checkSize, formatSize, sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
@@ -226,7 +226,7 @@ export class FileVolumeDriver implements VolumeDriver {
   delete(volume: Volume): Promise<void> {
     return this.#change('volume.delete', volume.id, async () => {
       const path = this.#ownPath(volume)
-      const stats = await lstat(path).catch(missingIsUndefined)
+      const stats = await lstat(path).catch(ignoreErrno('ENOENT'))
       if (stats === undefined) {
         this.#forget(volume.id)
         // An earlier delete may have been killed between its rename and its fsync.
@@ -321,7 +321,7 @@ export class FileVolumeDriver implements VolumeDriver {
       await syncFile(temporary)
       await link(temporary, path)
     } finally {
-      await unlink(temporary).catch(missingIsUndefined)
+      await unlink(temporary).catch(ignoreErrno('ENOENT'))
     }
     try {
       await this.#sync()
@@ -456,7 +456,7 @@ export class FileVolumeDriver implements VolumeDriver {
    */
   async #look(id: VolumeId): Promise<IndexEntry | undefined> {
     const before = this.#index.get(id)
-    const stats = await lstat(this.#path(id)).catch(missingIsUndefined)
+    const stats = await lstat(this.#path(id)).catch(ignoreErrno('ENOENT'))
     if (this.#index.get(id) !== before) return this.#index.get(id)
     // Size 0 is a create that runs, or one that was killed and promised nothing.
     if (!stats?.isFile() || stats.size === 0 || stats.size % sectorBytes !== 0) {
@@ -504,7 +504,7 @@ export class FileVolumeDriver implements VolumeDriver {
       const path = join(this.#directory, name)
       const interrupted =
         transientName.test(name) || markerInMaking.test(name) || (volumeName.test(name) && (await isEmptyFile(path)))
-      if (interrupted) await unlink(path).catch(missingIsUndefined)
+      if (interrupted) await unlink(path).catch(ignoreErrno('ENOENT'))
     })
     await this.#sync()
     await this.#scan()
@@ -625,7 +625,7 @@ async function hasMarker(
   directory: string,
   unusable: (reason: string, cause?: unknown) => StorageError,
 ): Promise<boolean> {
-  const text = await readFile(join(directory, poolMarker), 'utf8').catch(missingIsUndefined)
+  const text = await readFile(join(directory, poolMarker), 'utf8').catch(ignoreErrno('ENOENT'))
   if (text === undefined) return false
   let version: unknown
   try {
@@ -710,7 +710,7 @@ async function openSource(source: Volume): Promise<{handle: FileHandle; sizeByte
 }
 
 async function isEmptyFile(path: string): Promise<boolean> {
-  const stats = await lstat(path).catch(missingIsUndefined)
+  const stats = await lstat(path).catch(ignoreErrno('ENOENT'))
   return stats?.isFile() === true && stats.size === 0
 }
 
@@ -724,10 +724,6 @@ async function inParallel<T>(items: readonly T[], task: (item: T) => Promise<voi
 
 function isErrno(error: unknown, code: string): boolean {
   return (error as NodeJS.ErrnoException | null)?.code === code && !(error instanceof StorageError)
-}
-
-function missingIsUndefined(error: unknown): undefined {
-  if (!isErrno(error, 'ENOENT')) throw error
 }
 
 function missingError(path: string, id: VolumeId): StorageError {
