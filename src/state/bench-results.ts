@@ -31,8 +31,8 @@ export interface KeptEntry {
   p99Ns: number
 }
 
-// The time of the start, to the millisecond, so that the names are in the order of time.
-const idPattern = /^\d{8}T\d{9}-[0-9a-f]{6}$/
+// The time of the start, to the millisecond, so that the names are in the order of time. Older names end at the second.
+const idPattern = /^\d{8}T\d{6}(\d{3})?-[0-9a-f]{6}$/
 const entryBytes = 64 * 1024
 
 /** How many are kept: the oldest go first. */

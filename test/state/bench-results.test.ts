@@ -1,4 +1,4 @@
-import {mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
+import {copyFile, mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
@@ -39,6 +39,18 @@ test('the list is in the order of time and can be asked by label; what is delete
   t.deepEqual((await ids())[0], second)
   await t.throwsAsync(kept.read(first), {code: 'NOT_FOUND'})
   await t.throwsAsync(kept.delete(first), {code: 'NOT_FOUND'})
+})
+
+test('a result that was kept when names ended at the second is still listed, read and deleted', async t => {
+  const {directory, kept} = await results(t)
+  const id = await kept.keep(madeResult(), null)
+  const old = '20260102T030405-abcdef'
+  await copyFile(join(directory, `${id}.jsonl`), join(directory, `${old}.jsonl`))
+  t.deepEqual((await readdir(directory)).sort(), [`${old}.jsonl`, `${id}.jsonl`])
+  t.is((await kept.list()).length, 2)
+  t.is((await kept.read(old)).kind, 'run')
+  await kept.delete(old)
+  t.is((await kept.list()).length, 1)
 })
 
 test('an id is no path', async t => {
