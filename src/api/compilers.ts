@@ -10,7 +10,8 @@ type Factory = (schemas: unknown, options: unknown) => (route: unknown) => Compi
 
 /**
  * fastify's own compilers of schemas, but for when they work: a route's validator and serializer are made for its first
- * request. All at once they are a third of the daemon's start, during which no export that a target has lost comes back.
+ * request. All at once they keep the daemon from being ready for 0.2 s, in which no export that a target has lost comes
+ * back.
  */
 export function lazyCompilers(): Compilers {
   return {
