@@ -2,11 +2,12 @@
 import {randomBytes} from 'node:crypto'
 import {readdir, writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
-import test from 'ava'
+import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {packageRoot} from '../../src/native.js'
 import {compiled} from '../fixtures/compiled.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
+import {openPingingPortal} from '../fixtures/portals.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
 const root = packageRoot()
@@ -60,7 +61,8 @@ test('hostile streams: nothing is written beyond a buffer, no read accepted with
   t.log(stdout.trim())
 })
 
-test.serial('the data is that of libiscsi and of the file, from 512 bytes to 1 MiB', async t => {
+/** The program that reads by both engines from a new LUN on a new tgtd, and compares. */
+async function comparison(t: ExecutionContext) {
   t.timeout(300_000)
   const sources = [
     ...['clock', 'engine_iscsi', 'engine_libiscsi', 'engine_session'].map(name => `bench/${name}.cc`),
@@ -72,9 +74,44 @@ test.serial('the data is that of libiscsi and of the file, from 512 bytes to 1 M
   const lun = await makeLun(tgtd, 1, {sizeBytes: 8 * 2 ** 20})
   t.teardown(() => lun.remove())
   await writeFile(lun.path, randomBytes(lun.sizeBytes), {flag: 'r+', flush: true})
-  const {stdout} = await run(compare, [`127.0.0.1:${tgtd.port}`, lun.iqn, lun.path], {timeoutMs: 120_000})
-  // 8 rounds of 8 reads of each size.
-  const sizes = [1, 8, 32, 128, 100, 512, 2048].map(sectors => sectors * 512)
-  const bytes = sizes.reduce((sum, size) => sum + 64 * size, 0)
-  t.deepEqual(JSON.parse(stdout), {reads: 64 * sizes.length, bytes})
+  return {
+    port: tgtd.port,
+    through: (port: number) => run(compare, [`127.0.0.1:${port}`, lun.iqn, lun.path], {timeoutMs: 120_000}),
+  }
+}
+
+// 8 rounds of 8 reads of each size.
+const sizes = [1, 8, 32, 128, 100, 512, 2048].map(sectors => sectors * 512)
+const compared = {reads: 64 * sizes.length, bytes: sizes.reduce((sum, size) => sum + 64 * size, 0)}
+
+test.serial('the data is that of libiscsi and of the file, from 512 bytes to 1 MiB', async t => {
+  const {port, through} = await comparison(t)
+  const {stdout} = await through(port)
+  t.deepEqual(JSON.parse(stdout), compared)
+})
+
+test.serial('a session is taken over at the first answer of the target that comes without a ping', async t => {
+  const {port, through} = await comparison(t)
+  const portal = await openPingingPortal(port, {most: 3})
+  t.teardown(() => portal.close())
+  const {stdout} = await through(portal.portal.port)
+  t.deepEqual(JSON.parse(stdout), compared)
+  t.deepEqual(portal.pings, {sent: 3, answered: 3})
+})
+
+test.serial('a ping that comes before the answer is answered, and the session taken over', async t => {
+  const {port, through} = await comparison(t)
+  const portal = await openPingingPortal(port, {most: 1, apartMs: 20})
+  t.teardown(() => portal.close())
+  const {stdout} = await through(portal.portal.port)
+  t.deepEqual(JSON.parse(stdout), compared)
+  t.deepEqual(portal.pings, {sent: 1, answered: 1})
+})
+
+test.serial('a session whose target pings with each answer is not taken over, and the error says why', async t => {
+  const {port, through} = await comparison(t)
+  const portal = await openPingingPortal(port, {most: Number.POSITIVE_INFINITY})
+  t.teardown(() => portal.close())
+  const error = await t.throwsAsync(through(portal.portal.port))
+  t.regex(error!.message, /sends other PDUs all the time/)
 })
