@@ -11,6 +11,7 @@ const slowest = [
   'initiators/open-iscsi',
   'volumes/lvm-create',
   'volumes/lvm-faults',
+  'targets/lio',
   'targets/iet-import',
   'e2e/crash-points',
 ]
