@@ -9,7 +9,6 @@ import type {Release} from './trials.js'
 
 const spawn = promisify(execFile)
 const sizeBytes = 256 * 2 ** 20
-const runtimeMs = 600
 const bs = 4096
 
 /** One run of a program: what it did, and what CPU time it cost from its start to its end, all threads and children together. */
@@ -150,6 +149,8 @@ export async function ioComparison(trial: IoTrial, release: Release): Promise<Co
     trial.other === 'bare C'
       ? bareProgram(await compile('bench/c/uring_bare.c', 'uring_bare'), path, trial)
       : fioProgram(path, trial)
+  // One I/O at a time are a tenth as many, over which a program's start, as far as it differs from run to run, spreads.
+  const runtimeMs = trial.iodepth === 1 ? 3000 : 600
   const {stdout: fioVersion} = trial.other === 'bare C' ? {stdout: ''} : await spawn('fio', ['--version'])
   if (trial.figure === 'IOPS') {
     return {

@@ -93,6 +93,7 @@ export const trials: Trial[] = [
   io({device: 'loop', iodepth: 32, other: 'fio io_uring', figure: 'CPU'}, {atMost: 0.7}),
   io({device: 'loop', iodepth: 32, other: 'fio libaio', figure: 'CPU'}, {atMost: 0.65}),
   io({device: 'loop', iodepth: 32, other: 'fio tuned', figure: 'CPU'}, {atMost: 1.1}),
+  io({device: 'loop', iodepth: 1, other: 'bare C', figure: 'CPU'}, null),
   io({device: 'loop', iodepth: 1, other: 'fio io_uring', figure: 'CPU'}, {atMost: 0.75}),
   io({device: 'file', iodepth: 32, other: 'fio io_uring', figure: 'CPU'}, null),
   io({device: 'null', iodepth: 32, other: 'fio null', figure: 'CPU'}, {atMost: 0.4}),
