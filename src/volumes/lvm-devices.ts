@@ -10,9 +10,18 @@ export interface ScannableOptions {
   sysfs?: string
 }
 
+/** What LVM may look at. */
+export interface Scannable {
+  /** Sorted. */
+  paths: string[]
+  /** How many of them are disks that turn, or lie on such. */
+  rotational: number
+}
+
 interface Known {
   inode: number
   scannable: boolean
+  rotational: boolean
 }
 
 /**
@@ -27,7 +36,7 @@ export class ScannableDevices {
   #guests = new Set<string>()
   readonly #known = new Map<string, Known>()
   /** The last answer, and the number of the kernel's last event before it. */
-  #last: {event: string; paths: string[]} | undefined
+  #last: {event: string; found: Scannable} | undefined
 
   constructor({sanTargets = [], guestDevices = () => [], sysfs = '/sys'}: ScannableOptions = {}) {
     this.#sanTargets = new Set(sanTargets)
@@ -36,25 +45,28 @@ export class ScannableDevices {
   }
 
   /**
-   * Their paths, sorted. Synchronous, since it comes before each command: one read where nothing has changed, else some
-   * microseconds for each device.
+   * Synchronous, since it comes before each command: one read where nothing has changed, else some microseconds for each
+   * device.
    */
-  list(): string[] {
+  look(): Scannable {
     // Each device that comes, goes or gets another table is an event, and the number of the last one is read before the
     // look (lib/kobject_uevent.c).
     const event = this.#read('kernel/uevent_seqnum')
     const guests = new Set(this.#guestDevices().map(nameOf))
     const sameGuests = guests.size === this.#guests.size && [...guests].every(name => this.#guests.has(name))
-    if (sameGuests && this.#last !== undefined && this.#last.event === event) return this.#last.paths
+    if (sameGuests && this.#last !== undefined && this.#last.event === event) return this.#last.found
     const names = readdirSync(join(this.#sysfs, 'class/block')).sort()
     const there = new Set(names)
     for (const name of this.#known.keys()) if (!sameGuests || !there.has(name)) this.#known.delete(name)
     this.#guests = guests
     // The kernel has `!` where a device's name has `/` (Documentation/ABI/stable/sysfs-block).
     const scannable = names.filter(name => this.#isScannable(name) === true)
-    const paths = scannable.map(name => `/dev/${name.replaceAll('!', '/')}`)
-    this.#last = event === undefined ? undefined : {event, paths}
-    return paths
+    const found = {
+      paths: scannable.map(name => `/dev/${name.replaceAll('!', '/')}`),
+      rotational: scannable.filter(name => this.#known.get(name)?.rotational).length,
+    }
+    this.#last = event === undefined ? undefined : {event, found}
+    return found
   }
 
   /** Undefined: not known yet. Names come again, for other devices; the inode of an object in sysfs does not. */
@@ -64,7 +76,7 @@ export class ScannableDevices {
       const known = this.#known.get(name)
       if (known?.inode === inode) return known.scannable
       const scannable = this.#examine(name)
-      if (scannable !== undefined) this.#known.set(name, {inode, scannable})
+      if (scannable !== undefined) this.#known.set(name, {inode, scannable, rotational: this.#isRotational(name)})
       return scannable
     } catch {
       // It went while this looked.
@@ -88,6 +100,12 @@ export class ScannableDevices {
     return true
   }
 
+  /** A partition's queue is that of the directory above: its disk's (Documentation/ABI/stable/sysfs-block). */
+  #isRotational(name: string): boolean {
+    const rotational = this.#readOf(name, 'queue/rotational') ?? this.#read(`class/block/${name}/../queue/rotational`)
+    return rotational === '1'
+  }
+
   #below(name: string): string[] {
     try {
       return readdirSync(this.#path(name, 'slaves'))
@@ -106,7 +124,8 @@ export class ScannableDevices {
 
   #read(path: string): string | undefined {
     try {
-      return readFileSync(join(this.#sysfs, path), 'utf8').trim()
+      // Not by join(), which would take `..` for the directory that has the link.
+      return readFileSync(`${this.#sysfs}/${path}`, 'utf8').trim()
     } catch {
       return undefined
     }

@@ -66,9 +66,9 @@ test('disks of iSCSI sessions, logical volumes and what lies on those are left o
   await sysfs.add('loop0', virtual)
 
   const local = ['/dev/cciss/c0d0', '/dev/dm-0', '/dev/loop0', '/dev/md1', '/dev/md1p1', '/dev/sda', '/dev/sda1']
-  t.deepEqual(new ScannableDevices({sysfs: sysfs.root}).list(), local)
+  t.deepEqual(new ScannableDevices({sysfs: sysfs.root}).look().paths, local)
   const withSan = new ScannableDevices({sysfs: sysfs.root, sanTargets: ['iqn.2001-05.com.example:san']})
-  t.deepEqual(withSan.list(), [...local, '/dev/dm-4', '/dev/sdc'].sort())
+  t.deepEqual(withSan.look().paths, [...local, '/dev/dm-4', '/dev/sdc'].sort())
 })
 
 test('a name that comes again is looked at again, and a map that lies on nothing yet is waited for', async t => {
@@ -77,15 +77,15 @@ test('a name that comes again is looked at again, and a map that lies on nothing
   const local = 'pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block'
   await sysfs.add('sda', local)
   await sysfs.add('dm-0', 'virtual/block', {attributes: {'dm/uuid': 'mpath-1'}})
-  t.deepEqual(devices.list(), ['/dev/sda'])
+  t.deepEqual(devices.look().paths, ['/dev/sda'])
   await sysfs.remove('sda', local)
   // So that the file system does not give the inode again, which sysfs never does.
   await sysfs.add('other', 'virtual/block')
   await sysfs.add('sda', iscsiDisk)
   await symlink('../../sda', join(sysfs.root, 'devices/virtual/block/dm-0/slaves/sda'))
-  t.deepEqual(devices.list(), ['/dev/other'])
+  t.deepEqual(devices.look().paths, ['/dev/other'])
   await sysfs.remove('sda', iscsiDisk)
-  t.deepEqual(devices.list(), ['/dev/other'])
+  t.deepEqual(devices.look().paths, ['/dev/other'])
 })
 
 test('the answer stands until the kernel has told of an event, or guests have other devices', async t => {
@@ -96,16 +96,30 @@ test('the answer stands until the kernel has told of an event, or guests have ot
   const devices = new ScannableDevices({sysfs: sysfs.root, guestDevices: () => guestDevices})
   await event(7)
   await sysfs.add('null', 'virtual/block')
-  t.deepEqual(devices.list(), ['/dev/null'])
+  t.deepEqual(devices.look().paths, ['/dev/null'])
   await sysfs.add('md0', 'virtual/block')
-  t.deepEqual(devices.list(), ['/dev/null'])
+  t.deepEqual(devices.look().paths, ['/dev/null'])
   await event(8)
-  t.deepEqual(devices.list(), ['/dev/null'], 'an array that lies on nothing yet')
+  t.deepEqual(devices.look().paths, ['/dev/null'], 'an array that lies on nothing yet')
   await symlink('../../null', join(sysfs.root, 'devices/virtual/block/md0/slaves/null'))
   await event(9)
-  t.deepEqual(devices.list(), ['/dev/md0', '/dev/null'])
+  t.deepEqual(devices.look().paths, ['/dev/md0', '/dev/null'])
   guestDevices.push('/dev/null')
-  t.deepEqual(devices.list(), [])
+  t.deepEqual(devices.look().paths, [])
+})
+
+test('disks that turn are counted, a partition as its disk', async t => {
+  const sysfs = await Sysfs.make(t)
+  const local = 'pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block'
+  await sysfs.add('sda', local, {attributes: {'queue/rotational': '1'}})
+  await sysfs.add('sda1', `${local}/sda`, {attributes: {partition: '1'}})
+  await sysfs.add('nvme0n1', 'pci0000:00/nvme/nvme0', {attributes: {'queue/rotational': '0'}})
+  await sysfs.add('nvme0n1p1', 'pci0000:00/nvme/nvme0/nvme0n1', {attributes: {partition: '1'}})
+  await sysfs.add('sdb', iscsiDisk, {attributes: {'queue/rotational': '1'}})
+  await sysfs.session('session1', 'iqn.2026-01.io.lunpath:0123456789abcdef')
+  const {paths, rotational} = new ScannableDevices({sysfs: sysfs.root}).look()
+  t.is(paths.length, 4)
+  t.is(rotational, 2)
 })
 
 test('the filter takes these devices and no other, whatever letters a name has', t => {

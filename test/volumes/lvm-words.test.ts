@@ -8,7 +8,7 @@ import {StorageError} from '../../src/errors.js'
 import {signatureOf} from '../../src/signatures.js'
 import {type MappedDevice, mappedName, orphanedDevices, suspendedVolumes} from '../../src/volumes/device-mapper.js'
 import {Ledger} from '../../src/volumes/ledger.js'
-import {ownConfiguration} from '../../src/volumes/lvm-config.js'
+import {ownConfiguration, reading} from '../../src/volumes/lvm-config.js'
 import {isOurName, readGroup, readVolume} from '../../src/volumes/lvm-facts.js'
 import {checkLvmName, shellLine} from '../../src/volumes/lvm-grammar.js'
 import {LvmDocuments, lvmFailure, parseLvmDocument} from '../../src/volumes/lvm-report.js'
@@ -170,6 +170,8 @@ test('sums count what is there and what is to come, each volume once', async t =
 test('our configuration follows the daemons that run', t => {
   t.regex(ownConfiguration({udevd: false, dmeventd: false}), /monitoring=0[\s\S]*udev_sync=0/)
   t.notRegex(ownConfiguration({udevd: true, dmeventd: true}), /monitoring|udev_sync/)
+  t.regex(reading({rotational: 2}), /use_aio=0/)
+  t.notRegex(reading({rotational: 3}), /use_aio/, 'as the host has it')
 })
 
 test('the configuration names pools in LVM, each once', t => {
