@@ -1,3 +1,4 @@
+import {constants} from 'node:os'
 import {parseArgs} from 'node:util'
 import {runInLab} from '../test/lab/vm.js'
 import {describeMachine, measurePaired, type Paired} from './measure.js'
@@ -33,12 +34,35 @@ function usage(): string {
   ].join('\n')
 }
 
-async function runTrial(trial: Trial, pairs: number): Promise<TrialResult> {
+/** What `signal` says has ended the run: Ctrl-C, or a TERM. */
+class Interrupted extends Error {
+  readonly exitCode: number
+
+  constructor(signal: NodeJS.Signals) {
+    super(`ended by ${signal}: what was set up is taken down`)
+    this.exitCode = 128 + constants.signals[signal]
+  }
+}
+
+/** Takes down what it has set up, also where `signal` ends it between. @throws the signal's reason */
+async function runTrial(trial: Trial, pairs: number, signal: AbortSignal): Promise<TrialResult> {
+  signal.throwIfAborted()
   const cleanups: (() => Promise<void>)[] = []
+  const release = (cleanup: () => Promise<void>) => {
+    // What is still being set up at a signal goes as soon as it is there.
+    if (signal.aborted) void cleanup().catch(() => undefined)
+    else cleanups.push(cleanup)
+  }
+  const interruption = new Promise<never>((_, reject) =>
+    signal.addEventListener('abort', () => reject(signal.reason), {once: true}),
+  )
+  const measure = async () => {
+    const comparison = await trial.prepare(release)
+    const paired = await measurePaired(comparison, pairs)
+    return {comparison, ...paired, beside: (await comparison.beside?.()) ?? {}}
+  }
   try {
-    const comparison = await trial.prepare(cleanup => cleanups.push(cleanup))
-    const {ours, other, ratio} = await measurePaired(comparison, pairs)
-    const beside = (await comparison.beside?.()) ?? {}
+    const {comparison, ours, other, ratio, beside} = await Promise.race([measure(), interruption])
     const {bar} = trial
     const holds = bar !== null && ('atMost' in bar ? ratio <= bar.atMost : ratio >= bar.atLeast)
     return {
@@ -74,9 +98,10 @@ function describeBar({atMost, atLeast}: {atMost?: number; atLeast?: number}): st
 }
 
 /** The same command, in the lab's VM. Its figures are those of an emulated machine; ratios hold all the same. */
-function runThisInLab(lab: NonNullable<Trial['lab']>): Promise<number> {
+function runThisInLab(lab: NonNullable<Trial['lab']>, signal: AbortSignal): Promise<number> {
   return runInLab([process.execPath, ...process.argv.slice(1)], {
     ...lab,
+    signal,
     environment: {LUNPATH_INSIDE_LAB: '1'},
     deadlineMs: labDeadlineMs,
     onStdout: chunk => process.stdout.write(chunk),
@@ -84,7 +109,7 @@ function runThisInLab(lab: NonNullable<Trial['lab']>): Promise<number> {
   })
 }
 
-async function main(): Promise<number> {
+async function main(signal: AbortSignal): Promise<number> {
   const {values, positionals} = parseArgs({
     allowPositionals: true,
     options: {
@@ -106,7 +131,7 @@ async function main(): Promise<number> {
     return 2
   }
   const lab = chosen.find(trial => trial.lab)?.lab
-  if (lab && !insideLab) return runThisInLab(lab)
+  if (lab && !insideLab) return runThisInLab(lab, signal)
   const machine = await describeMachine()
   if (!values.json)
     console.log(
@@ -116,7 +141,7 @@ async function main(): Promise<number> {
     )
   const results: TrialResult[] = []
   for (const trial of chosen) {
-    const result = await runTrial(trial, pairs)
+    const result = await runTrial(trial, pairs, signal)
     results.push(result)
     if (!values.json) print(result)
   }
@@ -124,6 +149,18 @@ async function main(): Promise<number> {
   return values.check && results.some(({bar}) => bar && !bar.holds) ? 1 : 0
 }
 
+const interrupt = new AbortController()
+// Once: a second one ends it at once.
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupt.abort(new Interrupted(name)))
 // Drivers do not keep a process alive; the measurement must.
-const awake = setInterval(() => undefined, 1_000)
-process.exitCode = await main().finally(() => clearInterval(awake))
+setInterval(() => undefined, 1_000)
+try {
+  process.exitCode = await main(interrupt.signal)
+} catch (error) {
+  const {reason} = interrupt.signal
+  if (!(reason instanceof Interrupted)) throw error
+  console.error(reason.message)
+  process.exitCode = reason.exitCode
+}
+// Also where an interrupted measurement still goes on.
+process.exit()

@@ -50,7 +50,7 @@ const maxStarts = 3
 /**
  * A long-lived `lvm` process: commands go in as lines, answers come back as JSON on descriptor 3 (LVM_REPORT_FD,
  * lvmreport(7)). Many may be under way: they are written at once and run one after the other, each with an answer of its
- * own. A spawn per command costs ten times as much.
+ * own. A spawn per command takes five to seven times as long (bench lvm).
  *
  * A shell that dies, or misses the deadline and is killed, fails the one command that was running: `info.interrupted`
  * says that nobody knows whether it took effect. Those behind it had not begun; they run in the next shell.
