@@ -10,6 +10,7 @@ import {runInNewContext} from 'node:vm'
 import test from 'ava'
 import {DataType, load, open} from 'ffi-rs'
 import {attachLoop, MiB} from '../contract/observe.js'
+import {until} from '../fixtures/cli.js'
 import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative} from '../fixtures/native-bench.js'
 import {withLoop} from '../fixtures/with-loop.js'
 
@@ -125,9 +126,13 @@ withLoop('a device that does not answer: stuck, and what hangs in the kernel is 
   const {device} = await attachLoop(t, image)
   const mountPoint = await mkdtemp(join(directory, 'mount-'))
   await run('mount', [device, mountPoint])
-  t.teardown(async () => {
-    await run('umount', [mountPoint])
-  })
+  // Threads that were left to themselves have the file open until the device has answered them.
+  const unmount = () =>
+    run('umount', [mountPoint]).then(
+      () => true,
+      () => false,
+    )
+  t.teardown(() => until('nobody has a file of the mount open', unmount))
   const path = join(mountPoint, 'data')
   await writeFile(path, randomBytes(MiB))
   for (const engine of ['io_uring', 'libaio', 'pread'] as const) {

@@ -140,15 +140,26 @@ test("a domain's changes arrive as events, until close()", async t => {
   t.is(events.length, before)
 })
 
-test('the end of libvirtd is told, and calls in progress reject', async t => {
+test('the end of libvirtd is told, and later calls reject', async t => {
   const mortal = new PrivateLibvirtd()
   t.teardown(() => mortal.stop())
   await mortal.start()
-  const closed = new Promise<LibvirtEvent>(resolve => {
-    const connection = connect(resolve)
-    void connection.open(mortal.uri).then(() => mortal.kill())
+  const events: LibvirtEvent[] = []
+  let heard = () => {}
+  const closed = new Promise<void>(resolve => {
+    heard = resolve
   })
-  t.deepEqual(await closed, {kind: 'closed', reason: 1})
+  const connection = connect(event => {
+    events.push(event)
+    heard()
+  })
+  await connection.open(mortal.uri)
+  await mortal.kill()
+  await closed
+  t.deepEqual(events, [{kind: 'closed', reason: 1}])
+  await t.throwsAsync(connection.domains(), {code: 'VIR_ERR'})
+  // Held until here: garbage collection closes a connection that nobody has, and then nothing is told.
+  await connection.close()
 })
 
 test('a worker thread and the main thread each have their own; the worker may end in mid-call', async t => {
