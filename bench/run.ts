@@ -53,8 +53,9 @@ async function runTrial(trial: Trial, pairs: number, signal: AbortSignal): Promi
     if (signal.aborted) void cleanup().catch(() => undefined)
     else cleanups.push(cleanup)
   }
+  const over = new AbortController()
   const interruption = new Promise<never>((_, reject) =>
-    signal.addEventListener('abort', () => reject(signal.reason), {once: true}),
+    signal.addEventListener('abort', () => reject(signal.reason), {signal: over.signal}),
   )
   const measure = async () => {
     const comparison = await trial.prepare(release)
@@ -77,6 +78,7 @@ async function runTrial(trial: Trial, pairs: number, signal: AbortSignal): Promi
       beside,
     }
   } finally {
+    over.abort()
     for (const cleanup of cleanups.reverse()) await cleanup()
   }
 }
