@@ -1,37 +1,13 @@
 // The PDUs of the engine `iscsi`: against answers that are made by hand, and its data against libiscsi's and the file's.
 import {randomBytes} from 'node:crypto'
-import {readdir, writeFile} from 'node:fs/promises'
-import {join} from 'node:path'
+import {writeFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
-import {packageRoot} from '../../src/native.js'
-import {compiled} from '../fixtures/compiled.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
 import {openPingingPortal} from '../fixtures/portals.js'
+import {bothRead, readEngines, readPath} from '../fixtures/read-programs.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
-const root = packageRoot()
-const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-O1', '-g1']
-
-/** A program of test/native/iscsi with these sources of native/, under sanitizers. */
-async function program(name: string, sources: string[], libraries: string[] = []): Promise<string> {
-  const main = join(root, 'test', 'native', 'iscsi', `${name}.cc`)
-  const units = [main, ...sources.map(source => join(root, 'native', source))]
-  const headers = await Promise.all(
-    ['bench', 'iscsi', 'sys'].map(async room => {
-      const directory = join(root, 'native', room)
-      const names = await readdir(directory)
-      return names.filter(name => name.endsWith('.h')).map(name => join(directory, name))
-    }),
-  )
-  return compiled(join(root, '.cache', 'test', name), {
-    compiler: 'c++',
-    args: ['-std=c++20', ...sanitizers, '-Werror', `-I${join(root, 'native')}`, ...units, ...libraries],
-    sources: [...units, ...headers.flat()],
-  })
-}
-
-const readPath = () => program('read_path', ['iscsi/read_path.cc', 'sys/result.cc'])
 test.before(async t => {
   t.timeout(300_000)
   await readPath()
@@ -64,11 +40,7 @@ test('hostile streams: nothing is written beyond a buffer, no read accepted with
 /** The program that reads by both engines from a new LUN on a new tgtd, and compares. */
 async function comparison(t: ExecutionContext) {
   t.timeout(300_000)
-  const sources = [
-    ...['clock', 'engine_iscsi', 'engine_libiscsi', 'engine_session'].map(name => `bench/${name}.cc`),
-    ...['iscsi/read_path.cc', 'iscsi/session.cc', 'sys/result.cc'],
-  ]
-  const compare = await program('read_engines', sources, ['-liscsi', '-pthread'])
+  const compare = await readEngines()
   const tgtd = await startTgtd()
   t.teardown(() => tgtd.stop())
   const lun = await makeLun(tgtd, 1, {sizeBytes: 8 * 2 ** 20})
@@ -80,14 +52,10 @@ async function comparison(t: ExecutionContext) {
   }
 }
 
-// 8 rounds of 8 reads of each size.
-const sizes = [1, 8, 32, 128, 100, 512, 2048].map(sectors => sectors * 512)
-const compared = {reads: 64 * sizes.length, bytes: sizes.reduce((sum, size) => sum + 64 * size, 0)}
-
 test.serial('the data is that of libiscsi and of the file, from 512 bytes to 1 MiB', async t => {
   const {port, through} = await comparison(t)
   const {stdout} = await through(port)
-  t.deepEqual(JSON.parse(stdout), compared)
+  t.deepEqual(JSON.parse(stdout), bothRead)
 })
 
 test.serial('a session is taken over at the first answer of the target that comes without a ping', async t => {
@@ -95,7 +63,7 @@ test.serial('a session is taken over at the first answer of the target that come
   const portal = await openPingingPortal(port, {most: 3})
   t.teardown(() => portal.close())
   const {stdout} = await through(portal.portal.port)
-  t.deepEqual(JSON.parse(stdout), compared)
+  t.deepEqual(JSON.parse(stdout), bothRead)
   t.deepEqual(portal.pings, {sent: 3, answered: 3})
 })
 
@@ -104,7 +72,7 @@ test.serial('a ping that comes before the answer is answered, and the session ta
   const portal = await openPingingPortal(port, {most: 1, apartMs: 20})
   t.teardown(() => portal.close())
   const {stdout} = await through(portal.portal.port)
-  t.deepEqual(JSON.parse(stdout), compared)
+  t.deepEqual(JSON.parse(stdout), bothRead)
   t.deepEqual(portal.pings, {sent: 1, answered: 1})
 })
 

@@ -1,9 +1,9 @@
 import {randomBytes} from 'node:crypto'
 import {once} from 'node:events'
-import {access, mkdir, open, readFile} from 'node:fs/promises'
+import {access, mkdir, open, readFile, writeFile} from 'node:fs/promises'
 import {createServer} from 'node:net'
 import {join} from 'node:path'
-import type {ExecutionContext} from 'ava'
+import test, {type ExecutionContext} from 'ava'
 import {examine} from '../../src/doctor.js'
 import {StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
@@ -17,6 +17,7 @@ import type {Export, ExportSpec, Portal} from '../../src/types.js'
 import type {Discover, Login} from '../contract/libiscsi-tools.js'
 import {stayLoggedIn, targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {Node} from '../fixtures/node.js'
+import {bothRead, readEngines} from '../fixtures/read-programs.js'
 import {scrape} from '../fixtures/scrape.js'
 import {lab} from '../lab/lab.js'
 import {makeForeignTarget, present, wipe} from './lio-by-hand.js'
@@ -33,6 +34,12 @@ const byName = {addresses: [], names: [initiator]}
 lab.options({deadlineMs: 540_000, disksBytes: [64 * mebibyte]})
 
 const freePortal = async (address: string): Promise<Portal> => ({address, port: await freePort(address)})
+
+// The lab has this machine's files, and compiles more slowly.
+test.before(async t => {
+  t.timeout(300_000)
+  await readEngines()
+})
 
 const libiscsi = new LibiscsiInitiator()
 
@@ -106,6 +113,16 @@ lab('an export is torn down from each half-made state, and completed from each',
     }
     t.log(`${operations.length} states`)
   }
+})
+
+lab("the benchmark's own data path reads what libiscsi reads, and the file has", async t => {
+  const {driver, directory, portal} = await setUp(t)
+  const spec = await volumeSpec(directory)
+  const {path, sizeBytes} = spec.volume
+  await writeFile(path, randomBytes(sizeBytes))
+  await driver.export(spec)
+  const {stdout} = await run(await readEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+  t.deepEqual(JSON.parse(stdout), bothRead)
 })
 
 lab('a block device is offered with the id as serial and WWID, and is free again afterwards', async t => {
