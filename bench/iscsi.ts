@@ -6,13 +6,12 @@ import type {Comparison} from './measure.js'
 import type {Release} from './trials.js'
 
 const iodepth = 32
-const bs = 4096
 const blockBytes = 512
 // iscsi-perf takes whole seconds.
 const runtimeMs = 2_000
 
 /** What iscsi-perf prints in the end: `iops average 12345 (50 MB/s)`; its counts of I/Os are in it alone. */
-function perfProgram(url: string): Program {
+function perfProgram(url: string, bs: number): Program {
   return async ms => {
     const seconds = Math.max(1, Math.round(ms / 1000))
     const {stdout, cpuNs} = await runMeasured([
@@ -35,9 +34,9 @@ function perfProgram(url: string): Program {
   }
 }
 
-/** 4 KiB random reads over loopback from a tgtd of our own, by one of our engines and by iscsi-perf. */
+/** Random reads of `bs` bytes over loopback from a tgtd of our own, by one of our engines and by iscsi-perf. */
 export async function iscsiComparison(
-  {engine, figure}: {engine: NativeIscsiEngine; figure: 'CPU' | 'IOPS'},
+  {engine, figure, bs}: {engine: NativeIscsiEngine; figure: 'CPU' | 'IOPS'; bs: number},
   release: Release,
 ): Promise<Comparison> {
   const tgtd = await startTgtd()
@@ -48,7 +47,7 @@ export async function iscsiComparison(
   const portal = `127.0.0.1:${tgtd.port}`
   const where = ['--engine', engine, '--portal', portal, '--target', lun.iqn, '--lun', '1']
   const ours = ourProgram(program, [...where, '--iodepth', `${iodepth}`, '--bs', `${bs}`])
-  const other = perfProgram(`iscsi://${portal}/${lun.iqn}/1`)
+  const other = perfProgram(`iscsi://${portal}/${lun.iqn}/1`, bs)
   const otherName = 'iscsi-perf'
   // Whole processes, login and logout included, since iscsi-perf has no run shorter than a second.
   const measure = async (program: Program) => {

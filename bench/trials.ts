@@ -117,6 +117,8 @@ export const trials: Trial[] = [
   iscsi('iscsi', 'IOPS', {atLeast: 0.95}),
   iscsi('libiscsi', 'CPU', null),
   iscsi('libiscsi', 'IOPS', null),
+  iscsi('iscsi', 'CPU', null, 64),
+  iscsi('libiscsi', 'CPU', null, 64),
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -149,15 +151,15 @@ function io(trial: IoTrial, bar: Trial['bar']): Trial {
   }
 }
 
-function iscsi(engine: NativeIscsiEngine, figure: 'CPU' | 'IOPS', bar: Trial['bar']): Trial {
+function iscsi(engine: NativeIscsiEngine, figure: 'CPU' | 'IOPS', bar: Trial['bar'], kibibytes = 4): Trial {
   const how = engine === 'libiscsi' ? ' through libiscsi' : ''
   return {
     bench: 'iscsi',
-    name: `iscsi: ${figure}, random reads from a tgtd${how}, iodepth 32, against iscsi-perf`,
+    name: `iscsi: ${figure}, random reads of ${kibibytes} KiB from a tgtd${how}, iodepth 32, against iscsi-perf`,
     unit: figure === 'CPU' ? 'ns per I/O' : 'IOPS',
     better: figure === 'CPU' ? 'lower' : 'higher',
     bar,
-    prepare: release => iscsiComparison({engine, figure}, release),
+    prepare: release => iscsiComparison({engine, figure, bs: kibibytes * 1024}, release),
   }
 }
 

@@ -31,8 +31,8 @@ constexpr uint32_t kMaxDataBytes = 262'144;
 // Of what is no Data-In: sense data, or the header that was rejected.
 constexpr uint32_t kMaxOtherDataBytes = 8'192;
 static_assert(ReadPath::kLeastStaging > kHeaderBytes + kMaxOtherDataBytes);
-// Where data segments are so long, a system call for each costs less than a copy.
-constexpr size_t kLongDataBytes = 16 * 1024;
+// From here on a system call for each data segment costs less than a copy of it.
+constexpr size_t kLongDataBytes = 64 * 1024;
 // Answers to pings that wait to be sent. A target that sends more takes none.
 constexpr size_t kMostPings = 64;
 
