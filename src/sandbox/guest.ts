@@ -25,8 +25,8 @@ export interface GuestDisk {
 export interface GuestStats {
   /** Disks kept open by hold(), with the reads that worked and those that failed. */
   holds: {serial: string; reads: number; errors: number}[]
-  /** Lines in the guest's kernel log that speak of I/O errors. */
-  kernelIoErrors: number
+  /** The lines of the guest's kernel log that speak of I/O errors, since it booted. */
+  kernelIoErrors: string[]
 }
 
 export interface GuestOptions {

@@ -24,7 +24,7 @@ for (const isolation of ['namespace', 'plain'] as const) {
     await guest.boot()
     await guest.waitReady()
     t.deepEqual(guest.disks(), [])
-    t.deepEqual(await guest.stats(), {holds: [], kernelIoErrors: 0})
+    t.deepEqual(await guest.stats(), {holds: [], kernelIoErrors: []})
     t.deepEqual(running(libvirtd), [1, 1])
 
     await libvirtd.kill()
