@@ -145,6 +145,7 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
                            InstanceMethod<&ConnectionWrap::Domains>("domains"),
                            InstanceMethod<&ConnectionWrap::Domain>("domain"),
                            InstanceMethod<&ConnectionWrap::Xml>("xml"),
+                           InstanceMethod<&ConnectionWrap::InactiveXml>("inactiveXml"),
                            InstanceMethod<&ConnectionWrap::DefineXml>("defineXml"),
                            InstanceMethod<&ConnectionWrap::CreateXml>("createXml"),
                            InstanceMethod<&ConnectionWrap::Start>("start"),
@@ -244,16 +245,18 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
     return RunInfo(info.Env(), [name = StringAt(info, 0)](Connection& connection) { return connection.Domain(name); });
   }
 
-  // xml(nameOrUuid) → {current, inactive}
+  // xml(nameOrUuid)
   Napi::Value Xml(const Napi::CallbackInfo& info) {
-    return Run<DomainXml>(
+    return Run<std::string>(
         info.Env(), [name = StringAt(info, 0)](Connection& connection) { return connection.Xml(name); },
-        [](Napi::Env env, DomainXml& found) {
-          Napi::Object js = Napi::Object::New(env);
-          js.Set("current", found.current);
-          js.Set("inactive", ToJs(env, found.inactive));
-          return js;
-        });
+        [](Napi::Env env, std::string& xml) { return Napi::String::New(env, xml); });
+  }
+
+  // inactiveXml(nameOrUuid): null where it is transient
+  Napi::Value InactiveXml(const Napi::CallbackInfo& info) {
+    return Run<std::optional<std::string>>(
+        info.Env(), [name = StringAt(info, 0)](Connection& connection) { return connection.InactiveXml(name); },
+        [](Napi::Env env, std::optional<std::string>& xml) { return ToJs(env, xml); });
   }
 
   // defineXml(xml)

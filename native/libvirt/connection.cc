@@ -284,23 +284,29 @@ Result<std::shared_ptr<virDomain>> Connection::Find(virConnectPtr connection, co
   return found;
 }
 
-Result<DomainXml> Connection::Xml(const std::string& name) {
+Result<std::string> Connection::Xml(const std::string& name) {
+  Call call(*this);
+  if (!call) return Call::NotOpen();
+  Result<DomainHandle> domain = Find(call.get(), name);
+  if (!domain.ok()) return domain.error();
+  Text xml(virDomainGetXMLDesc(domain.value().get(), 0));
+  if (!xml) return LastError("virDomainGetXMLDesc");
+  return std::string(xml.get());
+}
+
+Result<std::optional<std::string>> Connection::InactiveXml(const std::string& name) {
   Call call(*this);
   if (!call) return Call::NotOpen();
   Result<DomainHandle> domain = Find(call.get(), name);
   if (!domain.ok()) return domain.error();
   virDomainPtr handle = domain.value().get();
-  Text current(virDomainGetXMLDesc(handle, 0));
-  if (!current) return LastError("virDomainGetXMLDesc");
   int persistent = virDomainIsPersistent(handle);
   if (persistent < 0) return LastError("virDomainIsPersistent");
-  DomainXml found{.current = current.get(), .inactive = {}};
-  if (persistent == 1) {
-    Text inactive(virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE));
-    if (!inactive) return LastError("virDomainGetXMLDesc");
-    found.inactive = inactive.get();
-  }
-  return found;
+  // With VIR_DOMAIN_XML_INACTIVE a transient domain has a definition too: the one in force.
+  if (persistent == 0) return std::optional<std::string>();
+  Text xml(virDomainGetXMLDesc(handle, VIR_DOMAIN_XML_INACTIVE));
+  if (!xml) return LastError("virDomainGetXMLDesc");
+  return std::optional<std::string>(xml.get());
 }
 
 template <class Make>

@@ -25,13 +25,6 @@ struct DomainInfo {
   bool persistent = false;
 };
 
-// A domain's definitions: the one in force, whose root has an id while the domain is active, and the inactive one while
-// it is persistent. Secrets are left out.
-struct DomainXml {
-  std::string current;
-  std::optional<std::string> inactive;
-};
-
 struct BlockStats {
   int64_t read_requests, read_bytes, write_requests, write_bytes, errors;
 };
@@ -71,7 +64,10 @@ class Connection {
   Result<bool> IsAlive();
   Result<std::vector<DomainInfo>> Domains();
   Result<DomainInfo> Domain(const std::string& domain);
-  Result<DomainXml> Xml(const std::string& domain);
+  // The definition in force, whose root has an id while the domain is active. Secrets are left out, here and below.
+  Result<std::string> Xml(const std::string& domain);
+  // The definition that the domain's next start takes; nothing where it is transient.
+  Result<std::optional<std::string>> InactiveXml(const std::string& domain);
 
   Result<DomainInfo> Define(const std::string& xml);
   Result<DomainInfo> Create(const std::string& xml);

@@ -9,12 +9,6 @@ export interface NativeDomain {
   persistent: boolean
 }
 
-/** A domain's definitions: the one in force, which has an id while active, and the inactive one while persistent. */
-export interface DomainXml {
-  current: string
-  inactive: string | null
-}
-
 export type LibvirtEvent =
   | {kind: 'lifecycle'; domain: string; uuid: string; event: number; detail: number}
   | {kind: 'deviceRemoved' | 'deviceRemovalFailed'; domain: string; uuid: string; alias: string}
@@ -38,7 +32,10 @@ export interface LibvirtConnection {
   isAlive(): Promise<boolean>
   domains(): Promise<NativeDomain[]>
   domain(domain: string): Promise<NativeDomain>
-  xml(domain: string): Promise<DomainXml>
+  /** The definition in force, whose root has an id while the domain is active. */
+  xml(domain: string): Promise<string>
+  /** The definition that the next start takes; null while the domain is transient. */
+  inactiveXml(domain: string): Promise<string | null>
   defineXml(xml: string): Promise<NativeDomain>
   createXml(xml: string): Promise<NativeDomain>
   start(domain: string): Promise<void>

@@ -3,7 +3,6 @@ import {StorageError} from '../errors.js'
 import {checkIscsiName} from '../iqn.js'
 import type {Disk, DiskSource, Domain, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
-import type {DomainXml} from './connection.js'
 
 const aliasPrefix = 'ua-lunpath-'
 
@@ -130,18 +129,25 @@ export interface Definition {
   scsiUnits: Set<number>
 }
 
-/** Reads the two definitions of a domain; the one in force is the live one where it has an id. */
-export function parseDomain(xml: DomainXml): Definition {
-  const root = rootOf(xml.current)
-  const id = attribute(root, 'id')
+/** A definition as libvirt writes it: its `<domain>`. @throws INVALID_ARGUMENT */
+export function parseDomain(xml: string): XmlElement {
+  return elementAt(parseXml(xml, ['disk', 'controller', 'hostdev']), 'domain') ?? {}
+}
+
+/**
+ * What a domain's two definitions say: the one in force, which is the live one where it has an id, and the inactive one,
+ * null where the domain is transient.
+ */
+export function describeDomain(inForce: XmlElement, forNextStart: XmlElement | null): Definition {
+  const id = attribute(inForce, 'id')
   const domain = {
-    name: childText(root, 'name') ?? '',
-    uuid: childText(root, 'uuid') ?? '',
+    name: childText(inForce, 'name') ?? '',
+    uuid: childText(inForce, 'uuid') ?? '',
     id: id === undefined ? null : Number(id),
-    persistent: xml.inactive !== null,
+    persistent: forNextStart !== null,
   }
-  const live = id === undefined ? undefined : elementAt(root, 'devices')
-  const inactive = xml.inactive === null ? undefined : elementAt(rootOf(xml.inactive), 'devices')
+  const live = id === undefined ? undefined : elementAt(inForce, 'devices')
+  const inactive = elementAt(forNextStart ?? undefined, 'devices')
   const byKey = new Map<string, Disk>()
   for (const [devices, place] of [
     [live, 'live'],
@@ -166,10 +172,6 @@ export function parseDomain(xml: DomainXml): Definition {
     .filter(it => attribute(it, 'type') === 'drive' && Number(attribute(it, 'controller')) === scsiController)
     .map(it => Number(attribute(it, 'unit')))
   return {domain, disks: [...byKey.values()], scsiController, scsiUnits: new Set(scsiUnits)}
-}
-
-function rootOf(xml: string): XmlElement | undefined {
-  return elementAt(parseXml(xml, ['disk', 'controller', 'hostdev']), 'domain')
 }
 
 /** One `<disk>` element as text. */

@@ -18,6 +18,7 @@ import {
   checkTarget,
   type Definition,
   type DiskPlan,
+  describeDomain,
   freeTarget,
   freeUnit,
   idOfAlias,
@@ -405,7 +406,14 @@ export class LibvirtDriver implements ComputeDriver {
 
   async #inspect(domain: string): Promise<Definition> {
     checkDomainName(domain)
-    return parseDomain(await this.#query(`read domain ${domain}`, {domain}, connection => connection.xml(domain)))
+    // Both at once, and one is parsed while libvirt writes the other.
+    const [inForce, forNextStart] = await this.#query(`read domain ${domain}`, {domain}, connection =>
+      Promise.all([
+        connection.xml(domain).then(parseDomain),
+        connection.inactiveXml(domain).then(xml => (xml === null ? null : parseDomain(xml))),
+      ]),
+    )
+    return describeDomain(inForce, forNextStart)
   }
 
   async #disksOrNone(uuid: string): Promise<Disk[]> {

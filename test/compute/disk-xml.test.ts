@@ -4,6 +4,7 @@ import {
   buildDiskXml,
   buildSecretXml,
   type DiskPlan,
+  describeDomain,
   freeTarget,
   freeUnit,
   parseDiskXml,
@@ -113,7 +114,7 @@ test('what is no source or no target name is refused before it reaches libvirt',
 
 test('a DOCTYPE is refused', t => {
   const bomb = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx">]><domain><devices><disk>&x;</disk></devices></domain>'
-  t.throws(() => parseDomain({current: bomb, inactive: null}), {code: 'INVALID_ARGUMENT'})
+  t.throws(() => parseDomain(bomb), {code: 'INVALID_ARGUMENT'})
 })
 
 // As libvirt 9.0 prints it.
@@ -172,8 +173,12 @@ const inactive = `<domain type='qemu'>
   </devices>
 </domain>`
 
+function describe(inForce: string, forNextStart: string | null) {
+  return describeDomain(parseDomain(inForce), forNextStart === null ? null : parseDomain(forNextStart))
+}
+
 test('the live and the inactive definition of a domain become one list of disks', t => {
-  const {domain, disks, scsiController, scsiUnits} = parseDomain({current: live, inactive})
+  const {domain, disks, scsiController, scsiUnits} = describe(live, inactive)
   t.deepEqual(domain, {name: 'web', uuid: 'c7a5fdbd-cdaf-9455-926a-d65c16db1809', id: 3, persistent: true})
   t.true(disks.every(disk => disk.domain === 'web'))
   const rows = disks.map(({target, alias, live, persistent}) => [target, alias, live, persistent])
@@ -197,7 +202,7 @@ test('the live and the inactive definition of a domain become one list of disks'
 })
 
 test('a domain that is shut off has its persistent disks alone, a transient one its live ones', t => {
-  const off = parseDomain({current: inactive, inactive})
+  const off = describe(inactive, inactive)
   t.like(off.domain, {id: null, persistent: true})
   t.deepEqual(
     off.disks.map(({target, live, persistent}) => [target, live, persistent]),
@@ -206,7 +211,7 @@ test('a domain that is shut off has its persistent disks alone, a transient one 
       ['sdc', false, true],
     ],
   )
-  const transient = parseDomain({current: live, inactive: null})
+  const transient = describe(live, null)
   t.like(transient.domain, {id: 3, persistent: false})
   t.true(transient.disks.length === 3 && transient.disks.every(disk => disk.live && !disk.persistent))
 })
@@ -215,8 +220,8 @@ test('a domain with no devices or no disks has no disks', t => {
   for (const content of ['', '<devices/>', '<name>x</name>']) {
     for (const id of ['', " id='1'"]) {
       const xml = `<domain${id}>${content}</domain>`
-      t.deepEqual(parseDomain({current: xml, inactive: null}).disks, [])
-      t.deepEqual(parseDomain({current: xml, inactive: xml}).disks, [])
+      t.deepEqual(describe(xml, null).disks, [])
+      t.deepEqual(describe(xml, xml).disks, [])
     }
   }
 })
