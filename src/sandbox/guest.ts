@@ -39,6 +39,8 @@ export interface GuestOptions {
   transient?: boolean
   /** `kvm` or `qemu` (emulation); by default the one that works here. */
   accelerator?: 'kvm' | 'qemu'
+  /** The processor runs only where nobody else wants to (SCHED_IDLE of sched(7)). Default false. */
+  idlePriority?: boolean
 }
 
 const channelName = 'org.lunpath.guest.0'
@@ -177,6 +179,7 @@ export class Guest {
         name: this.name,
         memory: {'@unit': 'MiB', '#text': String(this.#options.memoryMiB ?? 128)},
         vcpu: '1',
+        ...(this.#options.idlePriority ? {cputune: {vcpusched: {'@vcpus': '0', '@scheduler': 'idle'}}} : {}),
         os: {
           type: {'@arch': 'x86_64', '@machine': 'pc', '#text': 'hvm'},
           kernel: image.kernel,
