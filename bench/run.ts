@@ -152,8 +152,8 @@ async function main(signal: AbortSignal): Promise<number> {
 }
 
 const interrupt = new AbortController()
-// Once: a second one ends it at once.
-for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupt.abort(new Interrupted(name)))
+// All but the first are ignored: a terminal's Ctrl-C comes twice, from the terminal and from npm, which passes it on.
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => interrupt.abort(new Interrupted(name)))
 // Drivers do not keep a process alive; the measurement must.
 setInterval(() => undefined, 1_000)
 try {
