@@ -1,6 +1,7 @@
 import {constants} from 'node:fs'
 import {type FileHandle, open, readdir, readFile, realpath, stat} from 'node:fs/promises'
-import {blockDeviceUse, deviceNumber} from './device-use.js'
+import {deviceNumber} from './device-number.js'
+import {blockDeviceUse} from './device-use.js'
 import {StorageError} from './errors.js'
 import {signatureOf} from './signatures.js'
 

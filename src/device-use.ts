@@ -1,5 +1,13 @@
-import {constants, existsSync, type Stats} from 'node:fs'
-import {readdir, readFile, realpath, stat} from 'node:fs/promises'
+import {constants, type Stats} from 'node:fs'
+import {open, realpath, stat} from 'node:fs/promises'
+import {backingOf, loopDevices, overlap} from './backing.js'
+import {
+  type DeviceNumber,
+  deviceNumber,
+  formatDeviceNumber,
+  entriesOf as names,
+  attributeText as text,
+} from './device-number.js'
 
 /** Who uses a file or a block device, as far as the kernel tells it cheaply. */
 export interface Use {
@@ -9,12 +17,12 @@ export interface Use {
 }
 
 /**
- * Who uses a regular file: a loop device (sysfs, block/loopN/loop/backing_file), swap (/proc/swaps), or a process that
- * holds a lock on it (/proc/locks, proc(5)); QEMU locks the images it has open. An open descriptor without a lock is
- * not seen: exports and sessions are the caller's knowledge.
+ * Who uses a regular file: a loop device over it, whole or in part (sysfs, block/loopN/loop), swap (/proc/swaps), or
+ * a process that holds a lock on it (/proc/locks, proc(5)); QEMU locks the images it has open. An open descriptor without a
+ * lock is not seen: see `writerOf`.
  */
 export async function fileUse(path: string, stats: Stats): Promise<Use | undefined> {
-  const [loop, swap, lock] = await Promise.all([loopDeviceOf(path, stats), swapOf(path), lockOf(stats)])
+  const [loop, swap, lock] = await Promise.all([loopDeviceOver(path, stats), isSwap(stats), lockOf(stats)])
   if (loop) return {how: `is the backing file of ${loop}`, info: {loopDevice: loop}}
   if (swap) return {how: 'is swap space', info: {swap: path}}
   return lock
@@ -22,7 +30,7 @@ export async function fileUse(path: string, stats: Stats): Promise<Use | undefin
 
 /**
  * Who uses a block device, its partitions, or the disk that it is a partition of: a mount (/proc/self/mountinfo), swap,
- * or a holder such as device-mapper or md (sysfs, block/…/holders). A loop device over the device itself counts too.
+ * or a holder such as device-mapper or md (sysfs, block/…/holders). A loop device over it counts too.
  */
 export async function blockDeviceUse(path: string, {major, minor}: DeviceNumber): Promise<Use | undefined> {
   const numbers = await relatedDevices({major, minor})
@@ -35,15 +43,39 @@ export async function blockDeviceUse(path: string, {major, minor}: DeviceNumber)
     if (holders.length > 0) return {how: `is held by ${holders.join(', ')}`, info: {device: number, holders, path}}
   }
   const stats = await stat(path).catch(() => undefined)
-  const loop = stats && (await loopDeviceOf(path, stats))
+  const loop = stats && (await loopDeviceOver(path, stats))
   return loop ? {how: `is under ${loop}`, info: {loopDevice: loop}} : undefined
 }
 
 /**
+ * Who uses a file or block device in any way that can be seen, down to a process that has it open for writing and a target
+ * of the kernel's that offers it. The kernel lets one holder open a block device with O_EXCL (open(2)), so a mount of another
+ * namespace shows too. The look at all processes costs some milliseconds for each hundred of them.
+ */
+export async function anyUse(path: string, stats: Stats): Promise<Use | undefined> {
+  if (!stats.isBlockDevice()) return (await fileUse(path, stats)) ?? (await writerOf(stats))
+  const use = await blockDeviceUse(path, deviceNumber(stats.rdev))
+  return use ?? (await exclusiveHolder(path)) ?? (await writerOf(stats))
+}
+
+async function exclusiveHolder(path: string): Promise<Use | undefined> {
+  try {
+    await (await open(path, constants.O_RDONLY | constants.O_EXCL | constants.O_NONBLOCK)).close()
+    return undefined
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EBUSY') throw error
+    return {how: 'is claimed by another part of the kernel', info: {}}
+  }
+}
+
+/**
  * The process, this one apart, that has a file or block device open for writing, by /proc/PID/fd and fdinfo (proc(5)):
- * tgtd and QEMU claim nothing. Processes that this one may not look into are not seen: it is meant for root.
+ * tgtd and QEMU claim nothing. Processes that this one may not look into are not seen: it is meant for root. What the kernel
+ * itself offers, by LIO or IET, is in no process and counts too.
  */
 export async function writerOf(stats: Stats): Promise<Use | undefined> {
+  const target = await kernelTargetOf(stats)
+  if (target) return target
   const pids = (await names('/proc')).filter(name => /^\d+$/.test(name) && Number(name) !== process.pid)
   for (const pid of pids) {
     for (const fd of await names(`/proc/${pid}/fd`)) {
@@ -64,33 +96,44 @@ function isSame(one: Stats, other: Stats): boolean {
   return one.dev === other.dev && one.ino === other.ino
 }
 
-export interface DeviceNumber {
-  major: number
-  minor: number
+/** A loop device that shows any of these bytes: the same file by another hard link, or a part of the disk. */
+async function loopDeviceOver(path: string, stats: Stats): Promise<string | undefined> {
+  const loops = await loopDevices()
+  if (loops.length === 0) return undefined
+  const own = await backingOf(path, stats)
+  // A loop device that this one is, or lies on, is no user of it.
+  const isBelow = (number: string) => [...own.same, ...own.under].some(({base}) => base === `device ${number}`)
+  return loops.find(({number, backing}) => !isBelow(number) && overlap(backing, own))?.device
 }
 
-/** Splits a dev_t as stat(2) gives it; the layout is glibc's gnu_dev_makedev (sys/sysmacros.h). */
-export function deviceNumber(device: number): DeviceNumber {
-  const bits = BigInt(device)
-  return {
-    major: Number(((bits >> 8n) & 0xfffn) | ((bits >> 32n) & 0xfffff000n)),
-    minor: Number((bits & 0xffn) | ((bits >> 12n) & 0xffffff00n)),
+/**
+ * A target of this kernel that offers the file or device. LIO shows what a backstore was given (target_core_configfs.c:
+ * `udev_path`, and `File: …` in a fileio's `info`), IET prints `path:…` for each volume.
+ */
+async function kernelTargetOf(stats: Stats): Promise<Use | undefined> {
+  const core = '/sys/kernel/config/target/core'
+  const hbas = (await names(core)).filter(name => /^(fileio|iblock|rd_mcp|pscsi)_\d+$/.test(name))
+  for (const hba of hbas) {
+    for (const name of await names(`${core}/${hba}`)) {
+      const [device, info] = await Promise.all([
+        text(`${core}/${hba}/${name}/udev_path`),
+        text(`${core}/${hba}/${name}/info`),
+      ])
+      const paths = [device.trim(), /\bFile: (.+?)\s+Size: /.exec(info)?.[1] ?? '']
+      if (await anyIs(paths, stats))
+        return {how: `is offered by LIO as ${hba}/${name}`, info: {backstore: `${hba}/${name}`}}
+    }
   }
+  const paths = [...(await text('/proc/net/iet/volume')).matchAll(/ path:(.+)$/gm)].map(([, path]) => path!)
+  return (await anyIs(paths, stats)) ? {how: 'is offered by IET', info: {}} : undefined
 }
 
-async function loopDeviceOf(path: string, stats: Stats): Promise<string | undefined> {
-  const loops = (await names('/sys/block')).filter(name => /^loop\d+$/.test(name))
-  // Only a loop device in use has the attribute. Asking sysfs does not block and is many times cheaper than a failed read.
-  const bound = loops.filter(name => existsSync(`/sys/block/${name}/loop/backing_file`))
-  const found = await Promise.all(
-    bound.map(async name => {
-      const backing = (await text(`/sys/block/${name}/loop/backing_file`)).replace(/\n$/, '')
-      // By another hard link or device node it is the same thing; a path of another mount namespace may lead elsewhere.
-      const backed = await stat(backing).catch(() => undefined)
-      return backing === path || (backed && isSame(backed, stats)) ? `/dev/${name}` : undefined
-    }),
-  )
-  return found.find(name => name !== undefined)
+async function anyIs(paths: string[], stats: Stats): Promise<boolean> {
+  for (const path of paths.filter(one => one !== '')) {
+    const found = await stat(path).catch(() => undefined)
+    if (found && isSame(found, stats)) return true
+  }
+  return false
 }
 
 /** The first column of /proc/swaps, with its octal escapes (seq_path in the kernel's fs/seq_file.c) undone. */
@@ -99,8 +142,8 @@ async function swapPaths(): Promise<string[]> {
   return lines.map(line => unescapeOctal(/^(\S+)/.exec(line)?.[1] ?? '')).filter(path => path !== '')
 }
 
-async function swapOf(path: string): Promise<boolean> {
-  return (await swapPaths()).includes(path)
+async function isSwap(stats: Stats): Promise<boolean> {
+  return anyIs(await swapPaths(), stats)
 }
 
 async function lockOf({dev, ino}: Stats): Promise<Use | undefined> {
@@ -152,19 +195,9 @@ async function swapsByDevice(): Promise<Set<string>> {
 
 async function numberOf(path: string): Promise<string | undefined> {
   const stats = await stat(path).catch(() => undefined)
-  if (!stats?.isBlockDevice()) return undefined
-  const {major, minor} = deviceNumber(stats.rdev)
-  return `${major}:${minor}`
+  return stats?.isBlockDevice() ? formatDeviceNumber(stats.rdev) : undefined
 }
 
 function unescapeOctal(field: string): string {
   return field.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
-}
-
-function text(path: string): Promise<string> {
-  return readFile(path, 'utf8').catch(() => '')
-}
-
-function names(directory: string): Promise<string[]> {
-  return readdir(directory).catch(() => [])
 }

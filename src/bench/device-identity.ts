@@ -1,7 +1,7 @@
 import type {Stats} from 'node:fs'
 import {readFile, realpath} from 'node:fs/promises'
 import {dirname} from 'node:path'
-import {deviceNumber} from '../device-use.js'
+import {deviceNumber} from '../device-number.js'
 
 /**
  * By what a person tells one block device or file from another: the serial number, with `-partN` for a partition, and for

@@ -1,8 +1,10 @@
-import {constants, type Stats} from 'node:fs'
-import {lstat, open, readdir, readFile, realpath} from 'node:fs/promises'
+import type {Stats} from 'node:fs'
+import {lstat, readdir, readFile, realpath} from 'node:fs/promises'
 import {dirname, join} from 'node:path'
-import {blockDeviceUse, deviceNumber, fileUse, type Use} from '../device-use.js'
+import {deviceNumber} from '../device-number.js'
+import {anyUse, type Use} from '../device-use.js'
 import {StorageError} from '../errors.js'
+import {imageFormatAt} from '../image-format.js'
 import {sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {poolMarker} from './file.js'
@@ -55,9 +57,7 @@ export async function importOffered({
 async function importFile(path: string, stats: Stats, id: VolumeId): Promise<Volume> {
   if (await isInPool(path)) throw importError('VOLUME_EXISTS', path, 'belongs to a pool of lunpath already')
   checkImportSize(path, stats.size)
-  const use = await fileUse(path, stats)
-  if (use) throw inUse(path, use)
-  await checkOpens(path, constants.O_RDONLY | constants.O_NOFOLLOW)
+  await checkFree(path, stats)
   const allocation = stats.blocks * 512 >= stats.size ? 'preallocated' : 'sparse'
   return {...imported(id, path), kind: 'file', sizeBytes: stats.size, allocation}
 }
@@ -68,10 +68,7 @@ async function importBlockDevice(path: string, stats: Stats, id: VolumeId): Prom
   const sectors = await readFile(`/sys/dev/block/${number.major}:${number.minor}/size`, 'utf8').catch(() => '')
   const sizeBytes = Number(sectors) * sectorBytes
   checkImportSize(path, sizeBytes)
-  const use = await blockDeviceUse(path, number)
-  if (use) throw inUse(path, use)
-  // The kernel lets one holder open a block device with O_EXCL (open(2)): what is mounted in another namespace shows here.
-  await checkOpens(path, constants.O_RDONLY | constants.O_EXCL)
+  await checkFree(path, stats)
   return {...imported(id, await stableName(path)), kind: 'block', sizeBytes, allocation: 'preallocated'}
 }
 
@@ -101,17 +98,24 @@ async function isInPool(path: string): Promise<boolean> {
   )
 }
 
-async function checkOpens(path: string, flags: number): Promise<void> {
-  try {
-    await (await open(path, flags)).close()
-  } catch (error) {
-    const {code} = error as NodeJS.ErrnoException
-    if (code === 'EBUSY') throw inUse(path, {how: 'is claimed by another part of the kernel', info: {}}, error)
-    throw importError('VOLUME_MISSING', path, `cannot be opened: ${(error as Error).message}`, error)
-  }
+/** Nobody uses it, it can be read, and its bytes are what a guest is to find on its disk. */
+async function checkFree(path: string, stats: Stats): Promise<void> {
+  const unreadable = (error: unknown) =>
+    importError('VOLUME_MISSING', path, `cannot be opened: ${(error as Error).message}`, error)
+  const use = await anyUse(path, stats).catch(error => {
+    throw unreadable(error)
+  })
+  if (use) throw inUse(path, use)
+  const format = await imageFormatAt(path).catch(error => {
+    throw unreadable(error)
+  })
+  if (format === undefined) return
+  const remedy = `convert it first: qemu-img convert -O raw ${path} ${path}.raw`
+  throw importError('UNSUPPORTED', path, `is a ${format} image, and a volume is raw: ${remedy}`, undefined, {format})
 }
 
-async function stableName(path: string): Promise<string> {
+/** The name of a block device that stays the same after a reboot, where udev gave it one; else the path itself. */
+export async function stableName(path: string): Promise<string> {
   const directory = '/dev/disk/by-id'
   const links = (await readdir(directory).catch(() => [])).sort()
   for (const link of links.map(name => join(directory, name))) {

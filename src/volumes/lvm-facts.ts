@@ -1,4 +1,4 @@
-import {deviceNumber} from '../device-use.js'
+import {deviceNumber} from '../device-number.js'
 import type {VolumeId} from '../types.js'
 import {isVolumeId} from './id.js'
 import type {LvmRow} from './lvm-report.js'
