@@ -215,6 +215,19 @@ export interface Disk {
   readOnly: boolean
 }
 
+/** Something that a domain reads or writes: of a disk each image of its chain, or a SCSI device that is handed on. */
+export interface Feed {
+  domain: string
+  domainUuid: string
+  /** libvirt's name of the disk, `vdb`, or what else it is. */
+  device: string
+  alias: string
+  /** `scsi`: a device of this host, `host:channel:target:lun`. */
+  source: DiskSource | {type: 'scsi'; address: string}
+  /** The domain's owner has said that others have it too (`<shareable/>`). */
+  shared: boolean
+}
+
 export type DomainState =
   | 'nostate'
   | 'running'

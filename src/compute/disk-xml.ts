@@ -1,7 +1,7 @@
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
 import {checkIscsiName} from '../iqn.js'
-import type {Disk, DiskSource, Domain, VolumeId} from '../types.js'
+import type {Disk, DiskSource, Domain, Feed, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
 
 const aliasPrefix = 'ua-lunpath-'
@@ -42,6 +42,8 @@ export interface DiskPlan {
   /** On the scsi bus: where on which controller. Left out, libvirt decides, and adds a controller after 7 units. */
   address?: {controller: number; unit: number}
   readOnly: boolean
+  /** Others may have it open too: QEMU then takes no lock that keeps them out. */
+  shared?: boolean
   /** QEMU's cache mode: `none` (O_DIRECT), or `writethrough` for a file system that has no O_DIRECT. */
   cache: 'none' | 'writethrough'
 }
@@ -67,6 +69,7 @@ export function buildDiskXml(plan: DiskPlan): string {
     alias: {'@name': aliasOf(plan.id)},
   }
   if (plan.readOnly) disk.readonly = {}
+  if (plan.shared) disk.shareable = {}
   if (plan.bus === 'scsi' && plan.address) {
     disk.address = {
       '@type': 'drive',
@@ -123,6 +126,8 @@ export function checkTarget(target: string, bus: 'virtio' | 'scsi'): void {
 export interface Definition {
   domain: Pick<Domain, 'name' | 'uuid' | 'id' | 'persistent'>
   disks: Disk[]
+  /** All that the domain can read or write, for whoever asks who else has a disk. */
+  feeds: Feed[]
   /** The first virtio-scsi controller; undefined where there is none. */
   scsiController: number | undefined
   /** Units in use on that controller. */
@@ -171,7 +176,57 @@ export function describeDomain(inForce: XmlElement, forNextStart: XmlElement | n
     .map(it => elementAt(it, 'address'))
     .filter(it => attribute(it, 'type') === 'drive' && Number(attribute(it, 'controller')) === scsiController)
     .map(it => Number(attribute(it, 'unit')))
-  return {domain, disks: [...byKey.values()], scsiController, scsiUnits: new Set(scsiUnits)}
+  const feeds = [live, inactive].flatMap(devices => feedsOf(domain, devices))
+  return {domain, disks: [...byKey.values()], feeds, scsiController, scsiUnits: new Set(scsiUnits)}
+}
+
+function feedsOf(domain: {name: string; uuid: string}, devices: XmlElement | undefined): Feed[] {
+  const common = (element: XmlElement) => ({
+    domain: domain.name,
+    domainUuid: domain.uuid,
+    alias: attribute(elementAt(element, 'alias'), 'name') ?? '',
+    shared: element.shareable !== undefined,
+  })
+  const disks = elementsOf(devices, 'disk').flatMap(element => {
+    const device = attribute(elementAt(element, 'target'), 'dev') ?? ''
+    return sourcesOf(element).map(source => ({...common(element), device, source}))
+  })
+  const handedOn = elementsOf(devices, 'hostdev').flatMap(element => {
+    const source = hostdevSource(element)
+    return source ? [{...common(element), device: 'a hostdev', source}] : []
+  })
+  return [...disks, ...handedOn]
+}
+
+/** A disk's own source, and those of the images that it is a layer above (formatdomain.html, `backingStore`, `mirror`). */
+function sourcesOf(disk: XmlElement): Feed['source'][] {
+  const sources: Feed['source'][] = []
+  let layer: XmlElement | undefined = disk
+  while (layer) {
+    // Whatever its format is, a file is a file.
+    const file = attribute(layer, 'type') === 'file' ? attribute(elementAt(layer, 'source'), 'file') : undefined
+    const source = file === undefined ? parseSource(layer) : {type: 'file' as const, path: file, format: 'raw' as const}
+    if (source.type !== 'other') sources.push(source)
+    const mirror = elementAt(layer, 'mirror')
+    if (mirror) sources.push(...sourcesOf(mirror))
+    layer = elementAt(layer, 'backingStore')
+  }
+  return sources
+}
+
+/** A SCSI device that is handed on as it is (formatdomain.html, "SCSI host devices"). */
+function hostdevSource(hostdev: XmlElement): Feed['source'] | undefined {
+  if (attribute(hostdev, 'type') !== 'scsi') return undefined
+  const source = elementAt(hostdev, 'source')
+  if (attribute(source, 'protocol') === 'iscsi') {
+    const lun = parseSource({'@type': 'network', source: source!})
+    return lun.type === 'iscsi' ? lun : undefined
+  }
+  const host = /^scsi_host(\d+)$/.exec(attribute(elementAt(source, 'adapter'), 'name') ?? '')?.[1]
+  const address = elementAt(source, 'address')
+  if (host === undefined || !address) return undefined
+  const [bus, target, unit] = ['bus', 'target', 'unit'].map(name => Number(attribute(address, name)))
+  return {type: 'scsi', address: [host, bus, target, unit].join(':')}
 }
 
 /** One `<disk>` element as text. */
@@ -219,13 +274,12 @@ function parseSource(disk: XmlElement): Disk['source'] {
   return {type: 'other', description: [type, names.find(name => name !== undefined) ?? '-'].join(' ')}
 }
 
-/** True where both lead to the same blocks: the same LUN at the same portal, or the same path. */
+/**
+ * True where both say the same: one LUN, at whichever portal, or one path. Two paths may still lead to one device: whoever
+ * has to know asks the host (src/backing.ts).
+ */
 export function sameSource(a: Disk['source'], b: Disk['source']): boolean {
-  if (a.type === 'iscsi' && b.type === 'iscsi') {
-    return (
-      a.iqn === b.iqn && a.lun === b.lun && a.portal.address === b.portal.address && a.portal.port === b.portal.port
-    )
-  }
+  if (a.type === 'iscsi' && b.type === 'iscsi') return a.iqn.toLowerCase() === b.iqn.toLowerCase() && a.lun === b.lun
   const isPath = (source: Disk['source']) => source.type === 'file' || source.type === 'block'
   return isPath(a) && isPath(b) && (a as {path: string}).path === (b as {path: string}).path
 }

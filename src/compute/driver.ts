@@ -1,4 +1,4 @@
-import type {ChapCredentials, Disk, DiskSource, Domain, VolumeId} from '../types.js'
+import type {ChapCredentials, Disk, DiskSource, Domain, Feed, VolumeId} from '../types.js'
 
 export interface AttachSpec {
   /** Name or UUID of the domain. */
@@ -15,6 +15,8 @@ export interface AttachSpec {
   /** `vdb`, `sdc`; the first free name of the bus where none is given. */
   target?: string
   readOnly?: boolean
+  /** Others may have the source too; else a second disk of the domain with it is refused. */
+  shared?: boolean
   /** Also in the persistent definition, so that it is there after the domain's next start. Default false. */
   persistent?: boolean
   /** Default true for an active domain. With `live: false` and `persistent: true` only the definition changes. */
@@ -47,6 +49,8 @@ export interface ComputeDriver {
   /** @throws DOMAIN_NOT_FOUND */
   domain(nameOrUuid: string): Promise<Domain>
   disks(domain: string): Promise<Disk[]>
+  /** What feeds all domains, running or not: asked of the hypervisor now. @throws COMPUTE_UNAVAILABLE */
+  feeds(): Promise<Feed[]>
 
   /**
    * Attaches a disk. The same id attached already to this domain is adopted and returned.

@@ -1,7 +1,7 @@
 import {EventEmitter} from 'node:events'
 import {hasCode, StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
-import type {ChapCredentials, Disk, Domain, DomainState, VolumeId} from '../types.js'
+import type {ChapCredentials, Disk, Domain, DomainState, Feed, VolumeId} from '../types.js'
 import {
   affectConfig,
   affectLive,
@@ -97,6 +97,8 @@ export class LibvirtDriver implements ComputeDriver {
   /** `UUID alias` of disks that a guest was asked to release, and when, on the clock of performance.now(). */
   readonly #leaving = new Map<string, number>()
   readonly #known = new Map<string, Domain>()
+  /** By UUID: what libvirt wrote at the last look at all domains, and what it said. */
+  readonly #definitions = new Map<string, {inForce: string; forNextStart: string | null; feeds: Feed[]}>()
   /** By what a domain was asked for: its UUID when it was last looked up. Whoever uses it sees whether it still holds. */
   readonly #uuids = new Map<string, string>()
   #connection: LibvirtConnection | undefined
@@ -162,6 +164,28 @@ export class LibvirtDriver implements ComputeDriver {
   /** What `virsh domblklist` shows, live and persistent together. @throws DOMAIN_NOT_FOUND */
   async disks(domain: string): Promise<Disk[]> {
     return (await this.#inspect(domain)).disks
+  }
+
+  /** Definitions that have not changed since the last look are not parsed again. */
+  async feeds(): Promise<Feed[]> {
+    const domains = await this.domains()
+    const known = new Map(this.#definitions)
+    this.#definitions.clear()
+    const found = await Promise.all(
+      domains.map(async ({uuid}) => {
+        const [inForce, forNextStart] = await this.#definitionsOf(uuid).catch((error: unknown) => {
+          if (hasCode(error, 'DOMAIN_NOT_FOUND')) return [undefined, null] as const
+          throw error
+        })
+        if (inForce === undefined) return []
+        const before = known.get(uuid)
+        const isKnown = before?.inForce === inForce && before.forNextStart === forNextStart
+        const feeds = isKnown ? before.feeds : describeTexts(inForce, forNextStart).feeds
+        this.#definitions.set(uuid, {inForce, forNextStart, feeds})
+        return feeds
+      }),
+    )
+    return found.flat()
   }
 
   /**
@@ -402,6 +426,12 @@ export class LibvirtDriver implements ComputeDriver {
       const uuid = await connection.findSecret(secretUsage(iqn))
       if (uuid !== null) await connection.undefineSecret(uuid)
     })
+  }
+
+  #definitionsOf(domain: string): Promise<[string, string | null]> {
+    return this.#query(`read domain ${domain}`, {domain}, connection =>
+      Promise.all([connection.xml(domain), connection.inactiveXml(domain)]),
+    )
   }
 
   async #inspect(domain: string): Promise<Definition> {
@@ -654,6 +684,10 @@ const stateAfter: (DomainState | undefined)[] = [
   'crashed',
 ]
 
+function describeTexts(inForce: string, forNextStart: string | null): Definition {
+  return describeDomain(parseDomain(inForce), forNextStart === null ? null : parseDomain(forNextStart))
+}
+
 function describe({name, uuid, id, state, persistent}: NativeDomain): Domain {
   return {name, uuid, id, state: states[state] ?? 'nostate', persistent}
 }
@@ -685,7 +719,7 @@ function placesFor({live, persistent = false}: AttachSpec, domain: Definition['d
 }
 
 /** libvirt attaches one LUN twice without a word, and two file systems' worth of damage follows. */
-function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: Definition): void {
+function refuseOtherUses({id, source, shared}: AttachSpec, domain: string, {disks}: Definition): void {
   const alias = aliasOf(id)
   for (const disk of disks) {
     if (disk.alias === alias && !sameSource(disk.source, source)) {
@@ -694,7 +728,7 @@ function refuseOtherUses({id, source}: AttachSpec, domain: string, {disks}: Defi
         info: {domain, id, target: disk.target},
       })
     }
-    if (disk.alias !== alias && sameSource(disk.source, source)) {
+    if (!shared && disk.alias !== alias && sameSource(disk.source, source)) {
       throw new StorageError('ATTACHMENT_EXISTS', `The same source is attached to domain ${domain} as ${disk.target}`, {
         op,
         info: {domain, id, target: disk.target, alias: disk.alias},
@@ -722,6 +756,7 @@ function planDisk(spec: AttachSpec, domain: string, found: Definition, given: st
     target,
     address: controller === undefined ? undefined : {controller, unit: freeUnit(scsiUnits)},
     readOnly: spec.readOnly ?? false,
+    shared: spec.shared ?? false,
     cache: 'none',
   }
 }
