@@ -20,6 +20,9 @@ const ioType = Type.Union([Type.Literal('fileio'), Type.Literal('blockio'), Type
     'IET alone. nullio keeps no data: it is for measuring. Default: files fileio, block devices as configured.',
 })
 
+const shared = Type.Optional(
+  Type.Boolean({description: 'True: others may have the same bytes at the same time. The caller answers for that.'}),
+)
 const pool = Type.Optional(Type.String({description: 'Default: the default pool; of a clone its source’s.'}))
 const preallocate = Type.Optional(
   Type.Boolean({description: 'True: all space is reserved. False: thin. Default: as the pool makes volumes.'}),
@@ -76,6 +79,7 @@ export const NewExportBody = Type.Object(
     writeCache: Type.Optional(writeCache),
     readOnly: Type.Optional(Type.Boolean()),
     ioType: Type.Optional(ioType),
+    shared,
   },
   strict,
 )
@@ -83,6 +87,10 @@ export const NewAttachmentBody = Type.Object(
   {
     ...volumeChoice,
     device: Type.Optional(Type.String()),
+    format: Type.Optional(
+      Type.Union([Type.Literal('raw'), Type.Literal('qcow2')], {description: 'Of a device: what the image is.'}),
+    ),
+    shared,
     domain: Type.String(),
     bus: Type.Optional(Type.Union([Type.Literal('virtio'), Type.Literal('scsi')])),
     target: Type.Optional(Type.String({pattern: '^(vd|sd)[a-z]{1,3}$'})),

@@ -1,16 +1,17 @@
-import {stat} from 'node:fs/promises'
-import {isAbsolute} from 'node:path'
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
 import {checkAddressRule, checkIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
 import {refuseIoType} from '../targets/spec.js'
-import type {AccessRules, ChapAuth, DiskSource, IoType, VolumeId} from '../types.js'
+import type {AccessRules, ChapAuth, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
+import {refuseClaimed, refuseOtherUsers} from './claims.js'
+import {type DeviceAsked, deviceOrigin, refuseUsedDevice} from './devices.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Rooms, Route} from './rooms.js'
 import type {Answer} from './run.js'
+import {refuseStrangers} from './sessions.js'
 import type {DiskRequest, ExportRequest, MakeRequest, VolumeOrigin} from './steps.js'
 
 export interface NewVolume {
@@ -31,6 +32,8 @@ export interface ExportOptions {
   readOnly?: boolean
   /** IET alone. */
   ioType?: IoType
+  /** Others on this host may have the volume too. */
+  shared?: boolean
 }
 
 /** Exactly one of a volume that exists (id or name) and a size for a new one. */
@@ -42,13 +45,15 @@ export type AttachAsked = {
   bus?: 'virtio' | 'scsi'
   target?: string
   readOnly?: boolean
+  /** Others may have the same bytes: who asks answers for that. */
+  shared?: boolean
   persistent?: boolean
   live?: boolean
   auth?: ChapAuth
   writeCache?: 'through' | 'back'
   /** Who logs in; default as configured. */
   route?: Route
-} & (VolumeChoice | {device: string})
+} & (VolumeChoice | {device: string; format?: DeviceAsked['format']})
 
 /** `volume create`: intent, then the volume. */
 export function createVolume(operations: Operations, asked: NewVolume, options: Asked = {}): Promise<Answer> {
@@ -65,20 +70,14 @@ export function importVolume(
   options: Asked = {},
 ): Promise<Answer> {
   return operations.perform('volume.import', asked, options, () => {
-    const {store} = operations.rooms
-    const known = [...store.volumes.values()].find(({path}) => path === asked.path)
-    if (known) {
-      throw new StorageError('VOLUME_EXISTS', `${asked.path} is the volume ${known.id} already`, {
-        info: {id: known.id, path: asked.path},
-      })
-    }
     const volume: VolumeOrigin = {
       from: 'import',
       id: freshId(operations.rooms),
       name: checkName(operations.rooms, asked.name),
       path: asked.path,
     }
-    return wanted('volume.import', {volume}, ['volume'])
+    const check = () => refuseClaimed(operations.rooms, asked.path, 'volume.import')
+    return {...wanted('volume.import', {volume}, ['volume']), check, claims: true}
   })
 }
 
@@ -201,7 +200,11 @@ export function createExport(
       })
     const request = {volume, export: exportRequest(rooms, volume.id, asked)}
     const plan = volume.from === 'existing' ? (['export'] as const) : (['volume', 'export'] as const)
-    return {...wanted('export.create', request, [...plan]), changes: secretChanges(volume.id, asked.auth)}
+    const check = async () => {
+      if (asked.shared || volume.from !== 'existing') return
+      await refuseOtherUsers(rooms, rooms.store.volume(volume.id), {op: 'export.create', except: {id: volume.id}})
+    }
+    return {...wanted('export.create', request, [...plan]), check, changes: secretChanges(volume.id, asked.auth)}
   })
 }
 
@@ -216,8 +219,12 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     if ('device' in asked) {
       if (asked.route === 'host')
         throw new StorageError('INVALID_ARGUMENT', 'A device is on this host already: give no route with --device')
-      const source = await deviceSource(rooms, asked.device)
-      return wanted('attach', {volume: {from: 'device', id: freshId(rooms), source}, disk}, ['disk'])
+      const origin = await deviceOrigin({path: asked.device, format: asked.format})
+      const volume = {from: 'device' as const, id: freshId(rooms), ...origin}
+      const check = async () => {
+        if (!disk.shared && 'path' in origin.source) await refuseUsedDevice(rooms, origin.source.path)
+      }
+      return {...wanted('attach', {volume, disk}, ['disk']), check, claims: true}
     }
     const volume = chooseVolume(rooms, asked)
     const attached = rooms.store.attachments.get(volume.id)
@@ -255,7 +262,16 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     const plan: Wanted['plan'] = route === 'host' ? ['device', 'disk'] : ['disk']
     if (!exported) plan.unshift('export')
     if (volume.from !== 'existing') plan.unshift('volume')
-    return {...wanted('attach', request, plan), changes: exported ? [] : secretChanges(volume.id, asked.auth)}
+    const check = async () => {
+      if (disk.shared || volume.from !== 'existing') return
+      if (exported) await refuseStrangers(rooms, exported)
+      await refuseOtherUsers(rooms, rooms.store.volume(volume.id), {
+        op: 'attach',
+        except: {id: volume.id, domainUuid: disk.domainUuid},
+      })
+    }
+    const changes = exported ? [] : secretChanges(volume.id, asked.auth)
+    return {...wanted('attach', request, plan), check, changes}
   })
 }
 
@@ -268,7 +284,6 @@ function locksOf(origin: VolumeOrigin): string[] {
   const locks = 'name' in origin && origin.name !== null ? [`name ${origin.name}`] : []
   if (origin.from === 'clone' || origin.from === 'snapshot') locks.push(origin.sourceId)
   if (origin.from === 'import' || origin.from === 'target') locks.push(`path ${origin.path}`)
-  if (origin.from === 'device' && 'path' in origin.source) locks.push(`path ${origin.source.path}`)
   return locks
 }
 
@@ -357,31 +372,10 @@ async function diskRequest(rooms: Rooms, asked: AttachAsked): Promise<DiskReques
     bus: asked.bus ?? 'virtio',
     target: asked.target,
     readOnly: asked.readOnly ?? false,
+    ...(asked.shared ? {shared: true} : {}),
     persistent,
     live,
   }
-}
-
-/** Any block device or disk image, as `virsh attach-disk DOMAIN SOURCE TARGET` takes it. It is never changed by lunpath. */
-async function deviceSource(rooms: Rooms, path: string): Promise<DiskSource> {
-  if (!isAbsolute(path))
-    throw new StorageError('NAME_INVALID', `${JSON.stringify(path)} is not an absolute path`, {info: {path}})
-  const facts = await stat(path).catch(cause => {
-    throw new StorageError('NOT_FOUND', `There is no device or file ${path}`, {info: {path}, cause})
-  })
-  const holder = [...rooms.store.attachments.values()].find(({source}) => 'path' in source && source.path === path)
-  if (holder) {
-    throw new StorageError(
-      'ATTACHMENT_EXISTS',
-      `${path} is attached already: to ${holder.domain} as ${holder.target}`,
-      {
-        info: {id: holder.id, domain: holder.domain, path},
-      },
-    )
-  }
-  if (facts.isBlockDevice()) return {type: 'block', path}
-  if (facts.isFile()) return {type: 'file', path, format: 'raw'}
-  throw new StorageError('INVALID_ARGUMENT', `${path} is neither a block device nor a regular file`, {info: {path}})
 }
 
 /** @throws VOLUME_IN_USE where an export or an attachment could change the volume meanwhile */

@@ -1,6 +1,7 @@
 import type {Stats} from 'node:fs'
 import {constants} from 'node:fs'
-import {open, stat} from 'node:fs/promises'
+import {open} from 'node:fs/promises'
+import {backingOf} from '../backing.js'
 import {type BenchTarget, workloadOf} from '../bench/job.js'
 import type {JobSpec, TargetSpec} from '../bench/job-schema.js'
 import type {TargetFacts} from '../bench/result.js'
@@ -10,6 +11,7 @@ import {StorageError} from '../errors.js'
 import {signatureOf} from '../signatures.js'
 import {parseSize} from '../size.js'
 import type {ExportRecord, VolumeRecord} from '../state/store.js'
+import {claimOf, ownLuns} from './claims.js'
 import type {Rooms} from './rooms.js'
 
 /** What a written-down job measures, looked up in the store. */
@@ -73,18 +75,11 @@ export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
   return resolved
 }
 
-/** Who of lunpath's volumes lies on a path: for paths that a job wants to write to. */
-export async function volumeAt({store}: Rooms, path: string, stats: Stats): Promise<string | undefined> {
-  for (const volume of store.volumes.values()) {
-    const other = await stat(volume.path).catch(() => undefined)
-    const isSame =
-      other?.isBlockDevice() && stats.isBlockDevice()
-        ? other.rdev === stats.rdev
-        : other?.dev === stats.dev && other.ino === stats.ino
-    if (isSame || volume.path === path)
-      return `is the volume ${volume.name ?? volume.id}: export it and name the volume, not its path`
-  }
-  return undefined
+/** Who has the bytes of a path that a job wants to write to, in lunpath or in a domain. */
+export async function ownerOf(rooms: Rooms, path: string, stats: Stats): Promise<string | undefined> {
+  const claim = await claimOf(rooms, await backingOf(path, stats, ownLuns(rooms.store)))
+  if (claim?.code !== 'VOLUME_EXISTS') return claim?.how
+  return `${claim.how}: export it and name the volume, not its path`
 }
 
 function lookUp({store}: Rooms, name: string): {found: VolumeRecord; exported: ExportRecord} {

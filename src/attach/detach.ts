@@ -12,11 +12,12 @@ export type AttachmentChoice = {id: string} | {domain: string; target: string}
 
 /**
  * The path back: the guest releases the disk, then the export that the attach had made is taken down. The volume stays,
- * always. @throws DETACH_PENDING where the guest keeps the disk: the request stands and can be repeated
+ * always. `force` ends whoever is still logged in to that export when the guest has let go.
+ * @throws DETACH_PENDING where the guest keeps the disk, or somebody is still logged in: the request stands and can be repeated
  */
 export function detach(
   operations: Operations,
-  asked: AttachmentChoice & {timeoutMs?: number},
+  asked: AttachmentChoice & {timeoutMs?: number; force?: boolean},
   options: Asked = {},
 ): Promise<Answer> {
   return operations.perform('detach', asked, {...options, timeoutMs: asked.timeoutMs ?? releaseTimeoutMs}, () => {
@@ -28,7 +29,13 @@ export function detach(
     )
     const plan: Wanted['plan'] = route === 'host' ? ['device', 'disk'] : ['disk']
     if (madeExport && store.exports.has(id)) plan.unshift('export')
-    return {kind: 'detach', direction: 'unmake', subject: id, plan, request: {timeoutMs: asked.timeoutMs}}
+    return {
+      kind: 'detach',
+      direction: 'unmake',
+      subject: id,
+      plan,
+      request: {timeoutMs: asked.timeoutMs, force: asked.force ?? false},
+    }
   })
 }
 

@@ -1,9 +1,9 @@
-import {realpath} from 'node:fs/promises'
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
 import {type ForeignTarget, type ForeignUnit, type IdentityPages, offered} from '../targets/driver.js'
-import type {ChapAuth, LunIdentity, TakenTarget, Volume} from '../types.js'
+import type {ChapAuth, LunIdentity, TakenTarget} from '../types.js'
 import {freshId, secretChanges, wanted} from './attach.js'
+import {refuseClaimed} from './claims.js'
 import type {Asked, Operations} from './operations.js'
 import type {Rooms} from './rooms.js'
 import {describe} from './run.js'
@@ -82,12 +82,7 @@ async function read(
   const {unit} = target
   if (!unit || target.refused !== null) throw refusal(iqn, target.refused ?? 'it has no logical unit')
   const {path} = unit.volume
-  const known = await volumeAt(rooms, path)
-  if (known) {
-    throw new StorageError('VOLUME_EXISTS', `${iqn} offers ${path}, which is the volume ${known.id} already`, {
-      info: {iqn, id: known.id, path},
-    })
-  }
+  await refuseClaimed(rooms, path, 'target.import')
   const auth = accountsOf(target, given)
   const {identity, pages} = await inquire(rooms, {iqn, lun: unit.lun}, auth)
   if (identity.sizeBytes !== unit.volume.sizeBytes || identity.blockSizeBytes !== unit.blockSizeBytes) {
@@ -99,14 +94,6 @@ async function read(
   const {lun, ioType, blockSizeBytes} = unit
   const ids = offered(rooms.targets, 'identify').identify({iqn, lun}, pages)
   return {target, unit, auth, taken: {lun, wwid: identity.wwid, ...ids, ioType, blockSizeBytes}}
-}
-
-/** The volume that lies there, whatever its path is called: IET shows the one that it was given. */
-async function volumeAt({store}: Rooms, path: string): Promise<Volume | undefined> {
-  const real = (one: string) => realpath(one).catch(() => one)
-  const sought = await real(path)
-  for (const volume of store.volumes.values()) if ((await real(volume.path)) === sought) return volume
-  return undefined
 }
 
 /** The credentials that go with the target's accounts. Whether the secrets are right is seen at the login. */
@@ -154,7 +141,9 @@ async function take(
       export: {iqn, tid, access: {addresses: [], names: []}, writeCache, readOnly, parameters, taken},
     }
     const settled = wanted('target.import', request, ['volume', 'export'])
-    return {...settled, locks: [...(settled.locks ?? []), `target ${iqn}`], changes: secretChanges(id, auth)}
+    const check = () => refuseClaimed(operations.rooms, volume.path, 'target.import')
+    const locks = [...(settled.locks ?? []), `target ${iqn}`]
+    return {...settled, locks, check, claims: true, changes: secretChanges(id, auth)}
   })
   return answer.volume!.id
 }

@@ -1,4 +1,5 @@
 import {hasCode, StorageError} from '../errors.js'
+import {KeyedQueue} from '../lock.js'
 import {hashRequest, type Operation, type StepName} from '../state/journal.js'
 import type {Change} from '../state/store.js'
 import type {Rooms} from './rooms.js'
@@ -20,6 +21,10 @@ export interface Wanted {
   changes?: Change[]
   /** What else nobody may touch meanwhile, beside the subject: a name, the source of a clone, a device's path. */
   locks?: string[]
+  /** Looks at the world once more, under the locks and right before the intent: what it throws ends the request. */
+  check?: () => Promise<void>
+  /** The request takes bytes by a path: its check and its intent come before or after those of another such request. */
+  claims?: boolean
 }
 
 type Resumable = Pick<Operation, 'id' | 'subject' | 'kind'>
@@ -32,6 +37,7 @@ export class Operations {
   readonly rooms: Rooms
   readonly #running = new Map<string, {answer: Promise<Answer>; recovering: boolean}>()
   readonly #locked = new Set<string>()
+  readonly #claiming = new KeyedQueue()
 
   constructor(rooms: Rooms) {
     this.rooms = rooms
@@ -53,12 +59,16 @@ export class Operations {
     if (earlier) return this.#again(earlier, options)
     const unlockToken = token === null ? null : this.lock(`token ${token}`)
     try {
-      const {changes, locks, ...wanted} = await prepare()
+      const {changes, locks, check, claims, ...wanted} = await prepare()
       const standing = this.rooms.journal.unfinishedOn(wanted.subject)
       if (standing) return await this.#join(standing, wanted, options)
       const unlock = this.lock(wanted.subject, ...(locks ?? []))
       try {
-        const operation = await this.rooms.journal.begin({...wanted, token, requestHash}, changes)
+        const begin = async () => {
+          await check?.()
+          return this.rooms.journal.begin({...wanted, token, requestHash}, changes)
+        }
+        const operation = await (claims ? this.#claiming.run('claims', begin) : begin())
         return await this.#run(operation, options)
       } finally {
         unlock()

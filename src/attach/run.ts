@@ -35,7 +35,7 @@ export interface Answer {
  * @throws StorageError of the failed step, with `info.undone`: what was made and is gone again
  */
 export async function run(rooms: Rooms, operation: Operation, options: RunOptions = {}): Promise<Answer> {
-  if (operation.state === 'undoing') return undo(rooms, operation, options)
+  if (operation.state === 'undoing') return undo(rooms, {...operation, keep: keeps(operation, options)}, options)
   return operation.direction === 'make' ? make(rooms, operation, options) : unmake(rooms, operation, options)
 }
 
@@ -62,8 +62,8 @@ function startingPath(rooms: Rooms, operation: Operation): Path {
   }
 }
 
-/** Failures after which nobody knows whether the step's effect is in the world: an undo makes sure that it is not. */
-const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'INITIATOR_UNAVAILABLE', 'TIMEOUT'] as const
+/** A daemon that does not answer may answer later: then a recovery tries once more. */
+const unreachable = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'INITIATOR_UNAVAILABLE', 'TIMEOUT'] as const
 
 async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promise<Answer> {
   const {journal} = rooms
@@ -74,7 +74,7 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
   try {
     for (const step of remaining) {
       if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: step.name})
-      const context = {rooms, operation, signal, onProgress}
+      const context = {rooms, operation, signal, onProgress, recovering}
       path = await step.make(context, path).catch(async error => {
         const changes = await step.failed?.(context).catch((): Change[] => [])
         if (changes?.length) await rooms.store.write(changes)
@@ -90,11 +90,49 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
     // Whoever has cancelled is told that nothing is left, also where the last step had made its effect meanwhile.
     if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: operation.kind})
   } catch (error) {
-    if (recovering && hasCode(error, ...uncertain)) throw error
-    return undo(rooms, await journal.failing(operation, describe(error)), options, error)
+    if (recovering && hasCode(error, ...unreachable)) {
+      await stand(rooms, operation, error)
+      throw error
+    }
+    const failing = await journal.failing(operation, describe(error), keeps(begun, options)).catch(cause => {
+      throw unrecorded(operation, error, cause)
+    })
+    return undo(rooms, failing, options, error)
   }
   await journal.complete(operation, 'done', answer(path))
   return answer(path)
+}
+
+/**
+ * True where the volume and its export have to outlive a failed operation: an earlier run had come so far that an initiator
+ * may have written since, a guest that had the disk while no daemon ran, for example. `found` is what the journal said when
+ * this run began.
+ */
+function keeps(found: Operation, {recovering}: RunOptions): boolean {
+  if (found.keep) return true
+  if (!recovering) return false
+  // An export that is made for a disk lets nobody in but that disk's initiator, who comes when the export is journalled.
+  const isOpen = !found.plan.includes('disk') && unfinishedStep(found)?.name === 'export'
+  return isOpen || 'export' in found.finished
+}
+
+/** The first step that is not known to be made. It may have had its effect all the same. */
+function unfinishedStep(operation: Operation): Step | undefined {
+  return planned(operation).find(({name}) => !(name in operation.finished))
+}
+
+/** The store took neither the step nor its failure: the journal still says that the operation goes on. */
+function unrecorded({id, kind}: Operation, error: unknown, cause: unknown): StorageError {
+  const message = `${kind} is not finished, and its failure cannot be recorded: ${(error as Error).message}. The operation goes on when the store can be written`
+  return new StorageError('STORE_FAILED', message, {op: kind, info: {operation: id, stands: true}, cause})
+}
+
+/** Notes why an operation stands. It is for people: where the store does not take it, the operation stands all the same. */
+async function stand(rooms: Rooms, operation: Operation, error: unknown, keep = operation.keep): Promise<void> {
+  const {message} = error as Error
+  const unknownDisk = hasCode(error, 'DETACH_PENDING') && error.info.problem === 'disk-unknown-to-libvirt'
+  const waits = unknownDisk ? {message, problem: 'disk-unknown-to-libvirt' as const} : {message}
+  await rooms.journal.waiting(operation, waits, keep).catch(() => undefined)
 }
 
 function pieceOf(path: Path, step: StepName): unknown {
@@ -105,32 +143,53 @@ function answer(path: Path): Answer {
   return {volume: path.volume ?? null, export: path.export ?? null, disk: path.disk ?? null}
 }
 
+/** What an undo leaves alone where `keep` says so: what somebody has written, and how he gets at it. */
+const stays: readonly StepName[] = ['volume', 'export']
+
 /**
- * Takes back what the operation itself has made, in reverse. Where a step cannot be undone now (its daemon is dead), the
- * operation stays in the journal as `undoing` and the reconciler goes on with it later.
+ * Takes back what the operation itself has made, in reverse. The step that failed is taken back too, unless its error proves
+ * that it has made nothing: whether an effect is in the world is asked of the world. Where a step cannot be undone now (its
+ * daemon is dead, a guest keeps its disk), the operation stays in the journal as `undoing`, and the reconciler goes on with it.
  */
 async function undo(rooms: Rooms, failing: Operation, options: RunOptions, cause?: unknown): Promise<never> {
   let operation = failing
   const undone: StepName[] = []
-  const failed = planned(operation).find(({name}) => !(name in operation.finished))
-  const suspect = (uncertain as readonly string[]).includes(operation.error!.code) ? failed : undefined
+  const kept: StepName[] = []
+  const failed = unfinishedStep(operation)
+  const isRefusal = !options.recovering && failed?.refusals.includes(operation.error!.code)
+  const suspect = isRefusal ? undefined : failed
   for (const step of planned(operation).reverse()) {
-    if (!(step.name in operation.finished) && step !== suspect) continue
+    const isMade = step.name in operation.finished
+    if (!isMade && step !== suspect) continue
+    if (operation.keep && isMade && stays.includes(step.name)) {
+      kept.push(step.name)
+      continue
+    }
     const context = {rooms, operation, releaseTimeoutMs: releaseTimeout(options)}
     try {
       await step.unmake(context)
     } catch (error) {
+      await stand(rooms, operation, error, operation.keep || (step.name !== 'volume' && 'export' in operation.finished))
       throw failureOf(operation, cause, {undone, notUndone: step.name, undoError: nativeFacts(error)})
     }
     operation = await rooms.journal.stepUnmade(operation, step.name, step.unmade(context))
     if (step !== suspect) undone.push(step.name)
   }
   // A secret is stored with the intent, before the export that it belongs to: it goes also where no step was made.
-  const secrets: Change[] = operation.plan.includes('export')
-    ? [{table: 'secrets', id: operation.subject, value: null}]
-    : []
-  await rooms.journal.complete(operation, 'failed', null, secrets)
-  throw failureOf(operation, cause, {undone})
+  const isWithout = operation.plan.includes('export') && !kept.includes('export')
+  const secrets: Change[] = isWithout ? [{table: 'secrets', id: operation.subject, value: null}] : []
+  const ended = kept.length > 0 ? {...operation, error: withKept(operation, kept)} : operation
+  await rooms.journal.complete(ended, 'failed', null, secrets)
+  throw failureOf(ended, cause, {undone, ...(kept.length > 0 ? {kept} : {})})
+}
+
+function withKept({error, subject}: Operation, kept: StepName[]): Operation['error'] {
+  const what = kept.includes('export') ? 'the volume and its export stay' : 'the volume stays'
+  const remedy = kept.includes('export')
+    ? `lunpath export delete ${subject}, then lunpath volume delete ${subject}`
+    : `lunpath volume delete ${subject}`
+  const message = `${error!.message}. An initiator may have written to ${subject}, so ${what}: attach it, or remove it with ${remedy}`
+  return {...error!, message, info: {...error!.info, kept}}
 }
 
 function failureOf(operation: Operation, cause: unknown, facts: Record<string, unknown>): StorageError {
@@ -168,8 +227,9 @@ async function unmake(rooms: Rooms, begun: Operation, options: RunOptions): Prom
       // Once a step is done the rest must follow, a guest may release its disk later, and after a restart a daemon may
       // not answer yet: then the operation stands. Else nothing was done, and it is as if never asked.
       const untouched = Object.keys(operation.finished).length === 0
-      const waits = hasCode(error, 'DETACH_PENDING') || (recovering && hasCode(error, ...uncertain))
+      const waits = hasCode(error, 'DETACH_PENDING') || (recovering && hasCode(error, ...unreachable))
       if (untouched && !waits) await rooms.journal.complete({...operation, error: describe(error)}, 'failed', null)
+      else await stand(rooms, operation, error)
       throw error
     }
     const changes = step.unmade(context)

@@ -1,5 +1,7 @@
+import {stat} from 'node:fs/promises'
 import {setTimeout as sleep} from 'node:timers/promises'
 import type {AttachSpec} from '../compute/driver.js'
+import {writerOf} from '../device-use.js'
 import {hasCode, StorageError} from '../errors.js'
 import type {ConnectSpec} from '../initiators/driver.js'
 import type {Operation, StepName} from '../state/journal.js'
@@ -13,11 +15,14 @@ import type {
   ExportSpec,
   Portal,
   TakenTarget,
+  TargetSession,
   Volume,
   VolumeId,
 } from '../types.js'
 import {importOffered} from '../volumes/imported.js'
+import {confirmDevice} from './devices.js'
 import type {Rooms, Route} from './rooms.js'
+import {describeSessions, lastingSessions, refuseStrangers, sessionsOf} from './sessions.js'
 
 /** Where the volume of a make operation comes from. */
 export type VolumeOrigin =
@@ -27,7 +32,13 @@ export type VolumeOrigin =
   | {from: 'import'; id: VolumeId; name: string | null; path: string}
   | ({from: 'target'; id: VolumeId; name: null} & Pick<Volume, 'path' | 'kind' | 'sizeBytes'>)
   | {from: 'existing'; id: VolumeId}
-  | {from: 'device'; id: VolumeId; source: DiskSource}
+  | {
+      from: 'device'
+      id: VolumeId
+      source: DiskSource
+      /** What was found at the path. Absent in requests of older daemons. */
+      identity?: string
+    }
 
 export interface ExportRequest {
   iqn: string
@@ -47,6 +58,8 @@ export interface DiskRequest {
   bus: 'virtio' | 'scsi'
   target?: string
   readOnly: boolean
+  /** Others may have the same bytes: the caller answers for that. */
+  shared?: boolean
   persistent: boolean
   live?: boolean
   /** Who logs in. Absent in requests of before the host route, and for `--device`: `qemu`. */
@@ -64,7 +77,7 @@ export interface MakeRequest {
 
 /** The settled request of an unmake operation. */
 export interface UnmakeRequest {
-  /** Close sessions that are still logged in. */
+  /** Close sessions that are still logged in; of a detach: those that stay after the guest's release. */
   force?: boolean
   /** Milliseconds to wait for the guest's release. */
   timeoutMs?: number
@@ -86,6 +99,8 @@ export interface StepContext {
   onProgress?: (progress: {copiedBytes: number; totalBytes: number}) => void
   /** Milliseconds to wait for a guest's release, where it is not the request's own. */
   releaseTimeoutMs?: number
+  /** An earlier run has begun this step, and was cut off. */
+  recovering?: boolean
 }
 
 /**
@@ -94,6 +109,8 @@ export interface StepContext {
  */
 export interface Step {
   name: StepName
+  /** Codes of a `make` that has found somebody else there and touched nothing: an undo must not take that away. */
+  refusals: readonly string[]
   make(context: StepContext, path: Path): Promise<Path>
   made(context: StepContext, path: Path): Change[]
   unmake(context: StepContext): Promise<Unmade | undefined>
@@ -112,10 +129,11 @@ const logoutMs = 3_000
 
 const makeRequest = (operation: Operation) => operation.request as MakeRequest
 const unmakeRequest = (operation: Operation) =>
-  operation.direction === 'unmake' ? (operation.request as UnmakeRequest) : ({force: true} satisfies UnmakeRequest)
+  operation.direction === 'unmake' ? (operation.request as UnmakeRequest) : ({} satisfies UnmakeRequest)
 
 const volumeStep: Step = {
   name: 'volume',
+  refusals: ['VOLUME_EXISTS'],
   async make({rooms, operation, signal, onProgress}, path) {
     const origin = makeRequest(operation).volume
     switch (origin.from) {
@@ -173,6 +191,7 @@ export function exportSpec(
 
 const exportStep: Step = {
   name: 'export',
+  refusals: ['TARGET_EXISTS'],
   async make({rooms, operation}, path) {
     const request = makeRequest(operation).export!
     const spec = exportSpec(rooms, {...request, volumeId: operation.subject}, path.volume!)
@@ -194,7 +213,7 @@ const exportStep: Step = {
       await rooms.targets.unexport(iqn, {force})
       return
     }
-    await closeAfterDisk(rooms, iqn)
+    await closeAfterDisk(rooms, iqn, operation)
   },
   unmade({operation}) {
     return [
@@ -205,17 +224,27 @@ const exportStep: Step = {
 }
 
 /**
- * Takes an export down whose disk has left its domain. libvirt tells of the removal a little before QEMU logs out, and a
- * QEMU that never does holds nothing that a guest could still reach: then its session is closed here.
+ * Takes an export down whose disk has left its domain. libvirt tells of the removal a little before QEMU logs out. A session
+ * that stays belongs to somebody else as far as anybody can tell: the domain on another host after a migration, for example,
+ * which has the same initiator name. @throws DETACH_PENDING where it stays: its end, or `--force`, is waited for
  */
-async function closeAfterDisk(rooms: Rooms, iqn: string): Promise<void> {
+async function closeAfterDisk(rooms: Rooms, iqn: string, {subject}: Operation): Promise<void> {
   const deadline = performance.now() + logoutMs
   for (;;) {
     try {
-      return await rooms.targets.unexport(iqn, {force: performance.now() >= deadline})
+      return await rooms.targets.unexport(iqn)
     } catch (error) {
       if (!hasCode(error, 'TARGET_IN_USE')) throw error
-      await sleep(100)
+      if (performance.now() < deadline) await sleep(100)
+      else {
+        const who = await sessionsOf(rooms, iqn)
+        const message = `The disk has left its domain, and ${describeSessions(who)} logged in to ${iqn}. The request stands: the export goes when that session ends. To end it at the target: lunpath detach ${subject} --force`
+        throw new StorageError('DETACH_PENDING', message, {
+          op: 'target.unexport',
+          info: {iqn, initiators: who.map(({initiator}) => initiator)},
+          cause: error,
+        })
+      }
     }
   }
 }
@@ -258,7 +287,9 @@ export function connectSpec(rooms: Rooms, {volumeId, iqn, lun, portals, wwid, se
 /** On the host route: the export becomes a block device of this host, proven to be the volume. */
 const deviceStep: Step = {
   name: 'device',
-  async make({rooms}, path) {
+  refusals: ['TARGET_IN_USE'],
+  async make({rooms, operation}, path) {
+    if (!makeRequest(operation).disk?.shared) await refuseStrangers(rooms, path.export!)
     return {...path, device: await rooms.host.connect(connectSpec(rooms, path.export!))}
   },
   made: () => [],
@@ -275,13 +306,26 @@ const deviceStep: Step = {
 
 const diskStep: Step = {
   name: 'disk',
-  async make({rooms, operation}, path) {
+  refusals: ['ATTACHMENT_EXISTS', 'TARGET_IN_USE'],
+  async make({rooms, operation, recovering}, path) {
     const {disk: request, volume} = makeRequest(operation)
-    const {domain, bus, target, readOnly, persistent, live} = request!
-    const spec = {domain, id: operation.subject, bus, target, readOnly, persistent, live}
+    const {bus, target, readOnly, shared, persistent} = request!
+    const live = recovering ? await liveAfterAll(rooms, request!) : request!.live
+    const spec = {domain: request!.domainUuid, id: operation.subject, bus, target, readOnly, shared, persistent, live}
     if (request!.route === 'host') return attachDevice(rooms, spec, path)
-    const source = volume.from === 'device' ? volume.source : await proveExport(rooms, path.export!)
-    return {...path, disk: await rooms.compute.attach({...spec, source})}
+    if (volume.from === 'device') {
+      const confirm = async () => {
+        await confirmDevice(rooms, volume, {shared})
+        return volume.source
+      }
+      return {...path, disk: await rooms.compute.attach({...spec, source: volume.source, confirm})}
+    }
+    const source = await proveExport(rooms, path.export!)
+    const confirm = async () => {
+      if (!shared) await refuseStrangers(rooms, path.export!)
+      return source
+    }
+    return {...path, disk: await rooms.compute.attach({...spec, source, confirm})}
   },
   made({operation}, path) {
     const {volume, disk: request} = makeRequest(operation)
@@ -313,6 +357,7 @@ const diskStep: Step = {
       timeoutMs: releaseTimeoutMs ?? unmakeRequest(operation).timeoutMs,
       persistent: record?.persistent ?? makeRequest(operation).disk?.persistent,
     })
+    if (operation.direction === 'make') await proveUnknownToNobody(rooms, operation)
   },
   unmade({operation}) {
     return [{table: 'attachments', id: operation.subject, value: null}]
@@ -327,12 +372,51 @@ async function attachDevice(rooms: Rooms, spec: Omit<AttachSpec, 'source'>, path
   const {wwid, serial, sizeBytes} = path.export!
   let device = path.device!
   const confirm = async (): Promise<DiskSource> => {
+    if (!spec.shared) await refuseStrangers(rooms, path.export!)
     device = await rooms.host.verify(device, {wwid, serial, sizeBytes})
     return {type: 'block', path: spec.persistent ? await rooms.host.awaitStablePath(device) : device.path}
   }
   const disk = await rooms.compute.attach({...spec, source: {type: 'block', path: device.path}, confirm})
   await rooms.host.awaitStablePath(device)
   return {...path, device, disk}
+}
+
+/**
+ * Whether a recovered attach still changes the running domain. One that was to be in the definition too, of a domain that has
+ * shut off meanwhile, has nothing left to do there: the definition alone counts.
+ */
+async function liveAfterAll(
+  {compute}: Rooms,
+  {domainUuid, persistent, live}: DiskRequest,
+): Promise<boolean | undefined> {
+  if (!live || !persistent) return live
+  return (await compute.domain(domainUuid)).id !== null
+}
+
+/**
+ * libvirt that dies in the middle of an attach can leave QEMU with a disk that its XML does not show: for libvirt the disk is
+ * gone, and the guest has it. The target, or the open device, tells. @throws DETACH_PENDING
+ */
+async function proveUnknownToNobody(rooms: Rooms, {subject, request, finished}: Operation): Promise<void> {
+  const {disk, volume} = request as MakeRequest
+  if (disk?.shared || volume.from === 'device') return
+  const holder = disk?.route === 'host' ? await writerOfDevice(finished.device as Device | undefined) : undefined
+  const iqn = rooms.store.exports.get(subject)?.iqn
+  const isOurs = ({initiator}: TargetSession) => initiator === rooms.initiatorName
+  const sessions = disk?.route === 'host' || iqn === undefined ? [] : await lastingSessions(rooms, iqn, isOurs)
+  if (holder === undefined && sessions.length === 0) return
+  const who = holder ?? describeSessions(sessions)
+  const message = `${disk!.domain} no longer shows the disk ${subject}, and ${who} still there: a QEMU process may have the disk without libvirt's knowledge. The volume and its export stay. Shut the domain off to end that`
+  throw new StorageError('DETACH_PENDING', message, {
+    op: 'compute.detach',
+    info: {id: subject, domain: disk!.domain, iqn, problem: 'disk-unknown-to-libvirt'},
+  })
+}
+
+async function writerOfDevice(device: Device | undefined): Promise<string | undefined> {
+  const stats = device && (await stat(device.path).catch(() => undefined))
+  const use = stats && (await writerOf(stats))
+  return use && `${device!.path} ${use.how}, so it is`
 }
 
 function withoutSecret(source: DiskSource): DiskSource {
@@ -361,6 +445,7 @@ async function proveExport(rooms: Rooms, exported: Export): Promise<DiskSource> 
 /** Growing a volume: the file, then the target's LUN, then the guest's disk, each only where there is one. */
 const sizeStep: Step = {
   name: 'size',
+  refusals: [],
   async make({rooms, operation}, path) {
     const record = rooms.store.exports.get(operation.subject)
     const volume = await rooms.volumes.extend(path.volume!, makeRequest(operation).sizeBytes!)

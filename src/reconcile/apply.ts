@@ -50,6 +50,9 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
 function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
   const {volumes, exports, attachments} = operations.rooms.store
   if (problem === 'pool-unusable') return true
+  if (problem === 'disk-unknown-to-libvirt') {
+    return operations.rooms.journal.unfinishedOn(subject)?.waits?.problem === problem
+  }
   const id = operations.rooms.store.volumeIdOf(subject)
   if (!operations.idle(id)) return false
   switch (problem) {

@@ -32,6 +32,7 @@ export interface Problem {
     | 'export-unknown'
     | 'disk-absent'
     | 'disk-stale'
+    | 'disk-unknown-to-libvirt'
     | 'session-lost'
     | 'session-stuck'
   subject: string
@@ -74,6 +75,7 @@ export function plan(
     ...exports.filter(record => !isOnline(record)).map(({volumeId}): Action => ({do: 'restore', volumeId})),
     ...sessionActions(attachments, observed, names, giveUpFailed),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
+    ...desired.unfinished.flatMap(waitingForSomebody),
     ...observed.unusablePools.map(poolUnusable),
     ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
     ...settled(observed.volumes, ({id}) => id)
@@ -158,6 +160,11 @@ function volumeMissing({id, path}: VolumeRecord): Action {
 
 function volumeUnknown({id, path}: Volume): Action {
   return report('volume-unknown', id, `${path} has the form of a volume, and the store has none with that id`)
+}
+
+/** An operation that goes on when somebody has acted, and says what for. */
+function waitingForSomebody({subject, waits}: Operation): Action[] {
+  return waits?.problem ? [report(waits.problem, subject, waits.message)] : []
 }
 
 function diskStale({id, domain, target}: AttachmentRecord): Action {

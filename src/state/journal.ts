@@ -24,6 +24,13 @@ export interface Operation<Request = unknown> {
   /** Of those, the ones that are known to be made (direction `unmake`: unmade), with what each gave. */
   finished: Partial<Record<StepName, unknown>>
   state: 'running' | 'undoing' | 'done' | 'failed'
+  /**
+   * An undo leaves the volume and its export as they are: an initiator may have written to the volume, and only
+   * `volume delete` removes what somebody has written.
+   */
+  keep?: boolean
+  /** Why an unfinished operation stands, for people; `problem` where somebody has to act. */
+  waits?: {message: string; problem?: 'disk-unknown-to-libvirt'}
   /** The answer of a finished operation: the result, or the error. */
   result?: unknown
   error?: {code: string; message: string; op?: string; info?: Record<string, unknown>; cause?: unknown}
@@ -90,8 +97,14 @@ export class Journal {
   }
 
   /** A step failed, and what was made is being undone. From here on the operation can only end as failed. */
-  async failing(operation: Operation, error: Operation['error']): Promise<Operation> {
-    return this.#update({...operation, state: 'undoing', error}, [])
+  async failing(operation: Operation, error: Operation['error'], keep?: boolean): Promise<Operation> {
+    return this.#update({...operation, state: 'undoing', error, ...(keep ? {keep} : {})}, [])
+  }
+
+  /** It cannot go on now, and stands. */
+  async waiting(operation: Operation, waits: Operation['waits'], keep?: boolean): Promise<Operation> {
+    const isKnown = operation.waits?.message === waits?.message && operation.keep === keep
+    return isKnown ? operation : this.#update({...operation, waits, ...(keep ? {keep} : {})}, [])
   }
 
   /** The end. Kept where a token may ask for the answer again, else forgotten. */

@@ -75,7 +75,11 @@ function commit({writes}: StoreBatch): void {
 
 port.on('message', (message: StoreBatch | 'close') => {
   if (message === 'close') {
-    database.exec('PRAGMA wal_checkpoint(TRUNCATE)')
+    try {
+      database.exec('PRAGMA wal_checkpoint(TRUNCATE)')
+    } catch {
+      // The file system is full: the log stays as it is, and the next start reads it.
+    }
     database.close()
     held.exec('ROLLBACK')
     held.close()

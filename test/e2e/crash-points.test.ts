@@ -174,15 +174,18 @@ test('03 kill -9 around each journal write of a detach: the disk and its export 
   }
 })
 
-test('04 a domain that is gone when the daemon comes back: what the attach had made is undone', async t => {
-  wholePath = true
+test('04 a domain that is gone when the daemon comes back: what no guest can have had is undone, the rest is kept', async t => {
   for (const at of attachWrites.slice(0, -1)) {
     await underCrash({when: 'after', at}, attach(token()))
     await host.guest.stop()
+    // Once the export is written down QEMU may have logged in, and the guest may have written.
+    const kept = at === 'attach:stepMade:export'
+    wholePath = !kept
     t.deepEqual(await disagreements(), [], `after ${at}`)
-    t.deepEqual(await node.poolFiles(), [], `after ${at}`)
+    t.is((await node.poolFiles()).length, kept ? 1 : 0, `after ${at}`)
     await host.guest.boot()
     await host.guest.waitReady()
+    await takeDown()
   }
 })
 

@@ -210,13 +210,58 @@ test('08 a domain that is destroyed while a detach waits for it: the detach ends
   await host.guest.waitReady()
 })
 
-test('09 a session that stays after the disk has left the domain is closed, and the detach ends', async t => {
-  const made = await attach()
-  const {iqn, lun, portals, volumeId} = made.export
+/** A second session on a disk's target, by the initiator name that QEMU has too: whose it is cannot be told from the name. */
+async function secondSession(t: ExecutionContext, {export: {iqn, lun, portals}}: Made) {
   const {initiatorName} = node.daemon.operations.rooms
   const session = await new LibiscsiInitiator().connect({portal: portals[0]!, iqn, lun, initiatorName})
   t.teardown(() => session.close())
-  await detach(volumeId)
+  return session
+}
+
+const waitsFor = async () => {
+  const {unfinished} = await node.api.call<{unfinished: {subject: string; waitsFor: string}[]}>('GET', '/status')
+  return unfinished.map(({waitsFor}) => waitsFor).join()
+}
+
+test('09 a session that stays after the disk has left the domain is not ended: the detach stands until it goes', async t => {
+  const made = await attach()
+  const session = await secondSession(t, made)
+  await t.throwsAsync(detach(made.volume.id), {code: 'DETACH_PENDING', message: /iqn\.[^ ]+ \(127\.0\.0\.1\).*--force/})
+  await session.read(0, 4096)
+  t.true(node.store.exports.has(made.volume.id))
+  t.regex(await waitsFor(), /logged in to .*--force/)
+  await session.close()
+  await detach(made.volume.id)
+  await checkGone(t, made)
+})
+
+test('10 --force ends it, also where the detach stands without', async t => {
+  const made = await attach()
+  const session = await secondSession(t, made)
+  await t.throwsAsync(detach(made.volume.id), {code: 'DETACH_PENDING'})
+  await node.api.call('DELETE', `/attachments/${made.volume.id}?force=true`)
   await checkGone(t, made)
   await t.throwsAsync(session.read(0, 4096), {code: 'INITIATOR_FAILED'})
+})
+
+test('11 a domain that is destroyed and undefined while its detach stands takes nobody else’s session with it', async t => {
+  const made = await attach()
+  const session = await secondSession(t, made)
+  await host.libvirtd.connection.suspend('vm')
+  await t.throwsAsync(detach(made.volume.id, 200), {code: 'DETACH_PENDING'})
+  await host.guest.stop()
+  await until(async () => /logged in to/.test(await waitsFor()))
+  await node.daemon.reconcile('test')
+  t.true(node.store.exports.has(made.volume.id))
+  await session.read(0, 4096)
+  await session.close()
+  await until(async () => {
+    await node.daemon.reconcile('test')
+    return node.daemon.operations.rooms.journal.unfinished().length === 0
+  })
+  t.true(node.store.volumes.has(made.volume.id))
+  t.false(node.store.exports.has(made.volume.id))
+  await node.api.call('DELETE', `/volumes/${made.volume.id}`)
+  await host.guest.boot()
+  await host.guest.waitReady()
 })

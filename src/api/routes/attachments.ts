@@ -9,7 +9,7 @@ import {askedOf} from '../server.js'
 import {chooseOne} from './exports.js'
 
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
-type DetachQuery = {timeoutMs?: number; domain?: string; target?: string}
+type DetachQuery = {timeoutMs?: number; force?: boolean}
 
 /** /v1/attachments */
 export function attachmentRoutes({operations}: Service) {
@@ -27,36 +27,42 @@ export function attachmentRoutes({operations}: Service) {
       },
     )
 
-    const querystring = Type.Object({timeoutMs: Type.Optional(Type.Integer({minimum: 1}))})
+    const querystring = Type.Object({
+      timeoutMs: Type.Optional(Type.Integer({minimum: 1})),
+      force: Type.Optional(Type.Boolean()),
+    })
     const coerced = {querystring, response: answers}
     api.delete<{Params: {attachment: string}; Querystring: DetachQuery}>(
       '/attachments/:attachment',
-      {schema: coerced, validatorCompiler: numericQuery},
+      {schema: coerced, validatorCompiler: detachQuery},
       async (request, reply) =>
-        detach(
-          operations,
-          {id: request.params.attachment, timeoutMs: request.query.timeoutMs},
-          askedOf(request, reply),
-        ),
+        detach(operations, {id: request.params.attachment, ...request.query}, askedOf(request, reply)),
     )
 
     api.delete<{Params: {domain: string; target: string}; Querystring: DetachQuery}>(
       '/domains/:domain/disks/:target',
-      {schema: coerced, validatorCompiler: numericQuery},
+      {schema: coerced, validatorCompiler: detachQuery},
       async (request, reply) => {
         const {domain, target} = request.params
-        return detach(operations, {domain, target, timeoutMs: request.query.timeoutMs}, askedOf(request, reply))
+        return detach(operations, {domain, target, ...request.query}, askedOf(request, reply))
       },
     )
   }
 }
 
-/** Query values are text: the one number among them is read here, since the API coerces nothing elsewhere. */
-function numericQuery() {
-  return (query: {timeoutMs?: unknown}) => {
-    if (query.timeoutMs === undefined) return {value: query}
-    const timeoutMs = Number(query.timeoutMs)
-    if (Number.isInteger(timeoutMs) && timeoutMs > 0) return {value: {...query, timeoutMs}}
-    return {error: new Error('timeoutMs must be a positive whole number of milliseconds')}
+/** Query values are text: the number and the choice among them are read here, since the API coerces nothing elsewhere. */
+function detachQuery() {
+  return ({timeoutMs, force}: {timeoutMs?: unknown; force?: unknown}) => {
+    const value: DetachQuery = {}
+    if (timeoutMs !== undefined) {
+      value.timeoutMs = Number(timeoutMs)
+      if (!Number.isInteger(value.timeoutMs) || value.timeoutMs <= 0)
+        return {error: new Error('timeoutMs must be a positive whole number of milliseconds')}
+    }
+    if (force !== undefined) {
+      if (force !== 'true' && force !== 'false') return {error: new Error('force must be true or false')}
+      value.force = force === 'true'
+    }
+    return {value}
   }
 }

@@ -1,6 +1,6 @@
 import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance, FastifyReply} from 'fastify'
-import {proveWritable, resolveTargets, volumeAt} from '../../attach/bench-targets.js'
+import {ownerOf, proveWritable, resolveTargets} from '../../attach/bench-targets.js'
 import {type BenchJob, settleJob} from '../../bench/job.js'
 import {JobSchema, type JobSpec} from '../../bench/job-schema.js'
 import {type BenchRun, type StartOptions, start} from '../../bench/run.js'
@@ -27,7 +27,7 @@ export function benchRoutes({operations, benches, benchResults}: Service) {
       try {
         for (const one of written) await proveWritable(rooms, one)
         const {signal} = askedOfLongWork(request, reply)
-        const options: StartOptions = {signal, facts, ownedBy: (path, stats) => volumeAt(rooms, path, stats)}
+        const options: StartOptions = {signal, facts, ownedBy: (path, stats) => ownerOf(rooms, path, stats)}
         const job = jobOf(spec, targets)
         settleJob(job)
         const {sendLine, end} = lineAnswer(reply, formOf(request))

@@ -13,9 +13,10 @@ export function nodeRoutes({operations, version, doctor, problems}: Service) {
       pid: process.pid,
       portals: rooms.targets.portals(),
       initiatorName: rooms.initiatorName,
-      unfinished: rooms.journal
-        .unfinished()
-        .map(({kind, subject, state, startedAt}) => ({kind, subject, state, startedAt})),
+      unfinished: rooms.journal.unfinished().map(({kind, subject, state, startedAt, waits}) => ({
+        ...{kind, subject, state, startedAt},
+        waitsFor: waits?.message ?? null,
+      })),
       problems: problems(),
     }))
     api.get('/domains', async () => rooms.compute.domains())

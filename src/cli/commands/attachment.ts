@@ -33,7 +33,11 @@ export function attachmentCommands(program: Command): void {
           'host',
         ]),
       )
+      .addOption(
+        new Option('--format <format>', 'what the file of --device is (default: raw)').choices(['raw', 'qcow2']),
+      )
       .option('--read-only', 'the guest may only read')
+      .option('--shared', 'allow others to use the same disk at the same time; without it a disk in use is refused')
       .option('--persistent', 'also in the domain’s definition, for its next start')
       .option('--write-back', 'the export acknowledges writes before they are on stable storage')
       .addHelpText(
@@ -41,6 +45,10 @@ export function attachmentCommands(program: Command): void {
         `
 TARGET is libvirt's name of the disk (vdb, sdc); the first free one where none is given. The guest may
 name it otherwise: look for its serial, /dev/disk/by-id/virtio-SERIAL.
+
+A disk that somebody uses already is refused: another VM, a session at the target, a mount, swap, LVM,
+a loop device or a process that writes. --shared is for guests that share a disk knowingly, as cluster
+file systems do: everything else loses data on it.
 
 Examples:
   lunpath attach vm1 --size 2GiB
@@ -52,10 +60,10 @@ Examples:
   ).action((domain: string, target: string | undefined, options, command: Command) => {
     requireOne(options, ['volume', 'size', 'device'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, device, name, pool, bus, route, readOnly, persistent, writeBack} = options
+      const {volume, size, device, format, name, pool, bus, route, readOnly, shared, persistent, writeBack} = options
       const auth = await readChap(options)
       const writeCache = writeBack ? 'back' : undefined
-      const disk = {domain, target, device, bus, route, readOnly, persistent}
+      const disk = {domain, target, device, format, bus, route, readOnly, shared, persistent}
       const body = {...disk, volume, sizeBytes: size, name, pool, writeCache, auth}
       const made = await call<{volume: Volume | null; export: Export | null; disk: Disk}>('POST', '/attachments', body)
       if (json) return printJson(made)
@@ -69,11 +77,13 @@ Examples:
     .command('detach <attachment> [target]')
     .description('take a disk back, by volume id or name, or by DOMAIN and TARGET; the volume stays')
     .option('--timeout <seconds>', 'how long to wait for the guest’s release (default: 20)', positiveSeconds)
+    .option('--force', 'end sessions that stay at the target after the guest has released the disk')
     .addHelpText(
       'after',
       `
 A guest that does not answer keeps its disk: exit code 6, and the attachment shows as detaching. The
-request stands; the same command waits again.
+request stands; the same command waits again. Nor does the export go while somebody is logged in to it, as
+a VM on another host after a migration: --force ends that session.
 
 On the host route the disk is flushed before it goes. One that takes no flush goes too: the answer says
 that data may be lost, with --json as "flushed": false. The exit code is 0.
@@ -82,13 +92,16 @@ Examples:
   lunpath detach 0123456789abcdef
   lunpath detach vm1 vdb --timeout 60`,
     )
-    .action((key: string, target: string | undefined, {timeout}, command: Command) =>
+    .action((key: string, target: string | undefined, {timeout, force}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        const query = timeout === undefined ? '' : `?timeoutMs=${Math.round(timeout * 1000)}`
+        const query = new URLSearchParams({
+          ...(timeout === undefined ? {} : {timeoutMs: String(Math.round(timeout * 1000))}),
+          ...(force ? {force: 'true'} : {}),
+        })
         const [first, second] = [key, target ?? ''].map(encodeURIComponent)
         const path = target === undefined ? `/attachments/${first}` : `/domains/${first}/disks/${second}`
         showProgress('waiting until the guest has released the disk')
-        const ended = await call<{flushed?: boolean}>('DELETE', `${path}${query}`).finally(endProgress)
+        const ended = await call<{flushed?: boolean}>('DELETE', `${path}?${query}`).finally(endProgress)
         if (json) return printJson(ended)
         process.stdout.write(`detached ${[key, target].filter(Boolean).join(' ')}\n`)
         if (ended.flushed === false) process.stderr.write(unflushed)

@@ -24,6 +24,10 @@ export function exportCommands(program: Command): void {
         accessRule,
       )
       .option('--read-only', 'refuse writes')
+      .option(
+        '--shared',
+        'allow others on this host to use the volume at the same time; without it one in use is refused',
+      )
       .option('--write-back', 'acknowledge writes before they are on stable storage (default: write-through)')
       .addOption(
         new Option(
@@ -43,13 +47,14 @@ Examples:
   ).action((options, command: Command) => {
     requireOne(options, ['volume', 'size'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, name, pool, allow, readOnly, writeBack, ioType} = options
+      const {volume, size, name, pool, allow, readOnly, shared, writeBack, ioType} = options
       const body = {
         volume,
         sizeBytes: size,
         name,
         pool,
         readOnly,
+        shared,
         access: allow ? accessRules(allow) : undefined,
         writeCache: writeBack ? 'back' : undefined,
         ioType,

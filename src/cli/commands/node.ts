@@ -12,7 +12,7 @@ interface Status {
   pid: number
   portals: Portal[]
   initiatorName: string
-  unfinished: {kind: string; subject: string; state: string; startedAt: string}[]
+  unfinished: {kind: string; subject: string; state: string; startedAt: string; waitsFor: string | null}[]
   problems: {message: string}[]
 }
 
@@ -121,8 +121,10 @@ export function nodeCommands(program: Command): void {
           unfinished: unfinished.length,
           problems: problems.length,
         })
-        for (const {kind, subject, state, startedAt} of unfinished)
+        for (const {kind, subject, state, startedAt, waitsFor} of unfinished) {
           process.stdout.write(`unfinished: ${kind} of ${subject}, ${state} since ${startedAt}\n`)
+          if (waitsFor !== null) process.stdout.write(`  ${waitsFor}\n`)
+        }
         for (const {message} of problems) process.stdout.write(`problem: ${message}\n`)
       }),
     )
