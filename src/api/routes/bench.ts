@@ -23,7 +23,7 @@ export function benchRoutes({operations, benches, benchResults}: Service) {
     api.post<{Body: JobSpec}>('/bench', {schema: {body: JobSchema}}, async (request, reply) => {
       const spec = request.body
       const {targets, facts, written} = resolveTargets(rooms, spec)
-      const unlock = operations.lock(...written.map(({volume}) => volume.id))
+      const unlock = operations.claim(...written.map(({volume}) => volume.id))
       try {
         for (const one of written) await proveWritable(rooms, one)
         const {signal} = askedOfLongWork(request, reply)

@@ -24,7 +24,7 @@ export function targetRoutes({operations}: Service) {
   /** Changes an export and its record, so that it is put back as it is now. */
   const amend = async <T>(iqn: string, change: () => Promise<T>, made: (record: ExportRecord) => ExportRecord) => {
     const {volumeId} = recordOf(iqn)
-    const unlock = operations.lock(volumeId)
+    const unlock = operations.claim(volumeId)
     try {
       const result = await change()
       await store.write([{table: 'exports', id: volumeId, value: made(recordOf(iqn))}])
