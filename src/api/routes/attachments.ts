@@ -9,7 +9,7 @@ import {askedOf} from '../server.js'
 import {chooseOne} from './exports.js'
 
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
-type DetachQuery = {timeoutMs?: number; domain?: string; target?: string}
+type DetachQuery = {timeoutMs?: number}
 
 /** /v1/attachments */
 export function attachmentRoutes({operations}: Service) {
@@ -27,7 +27,7 @@ export function attachmentRoutes({operations}: Service) {
       },
     )
 
-    const querystring = Type.Object({timeoutMs: Type.Optional(Type.Integer({minimum: 1}))})
+    const querystring = Type.Object({timeoutMs: Type.Optional(Type.Integer({minimum: 1, maximum: dayMs}))})
     const coerced = {querystring, response: answers}
     api.delete<{Params: {attachment: string}; Querystring: DetachQuery}>(
       '/attachments/:attachment',
@@ -51,12 +51,16 @@ export function attachmentRoutes({operations}: Service) {
   }
 }
 
+const dayMs = 24 * 3600 * 1000
+
 /** Query values are text: the one number among them is read here, since the API coerces nothing elsewhere. */
 function numericQuery() {
-  return (query: {timeoutMs?: unknown}) => {
+  return (query: Record<string, unknown>) => {
+    const unknown = Object.keys(query).find(key => key !== 'timeoutMs')
+    if (unknown !== undefined) return {error: new Error(`There is no ${unknown} in the query of a detach`)}
     if (query.timeoutMs === undefined) return {value: query}
-    const timeoutMs = Number(query.timeoutMs)
-    if (Number.isInteger(timeoutMs) && timeoutMs > 0) return {value: {...query, timeoutMs}}
-    return {error: new Error('timeoutMs must be a positive whole number of milliseconds')}
+    const timeoutMs = typeof query.timeoutMs === 'string' ? Number(query.timeoutMs) : Number.NaN
+    if (Number.isInteger(timeoutMs) && timeoutMs > 0 && timeoutMs <= dayMs) return {value: {timeoutMs}}
+    return {error: new Error('timeoutMs must be a positive whole number of milliseconds, a day at most')}
   }
 }

@@ -4,7 +4,7 @@ import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} f
 import {deleteVolume} from '../../attach/detach.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
-import {lineAnswer, throttled} from '../lines.js'
+import {answerInLines, throttled} from '../lines.js'
 import {
   AnswerSchema,
   CloneVolumeBody,
@@ -13,6 +13,7 @@ import {
   ImportVolumeBody,
   NewPoolBody,
   NewVolumeBody,
+  PoolQuery,
   PoolSchema,
   SnapshotVolumeBody,
   VolumeSchema,
@@ -66,15 +67,12 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
       {schema: {body: CloneVolumeBody}},
       async (request, reply) => {
         // A copy may take minutes, so it answers line by line: progress, then the result or the error.
-        const {sendLine, end} = lineAnswer(reply)
-        const onProgress = throttled((progress: object) => sendLine({progress}))
-        await end(
-          cloneVolume(
-            operations,
-            {...request.body, volume: request.params.volume},
-            {...askedOfLongWork(request, reply), onProgress},
-          ),
-        )
+        const asked = {...request.body, volume: request.params.volume}
+        const options = askedOfLongWork(request, reply)
+        await answerInLines(reply, 'lines', sendLine => {
+          const onProgress = throttled((progress: object) => sendLine({progress}))
+          return cloneVolume(operations, asked, {...options, onProgress})
+        })
       },
     )
 
@@ -102,7 +100,7 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
 
     api.get<{Querystring: {name?: string}}>(
       '/pool',
-      {schema: {response: {200: PoolSchema, default: ErrorSchema}}},
+      {schema: {querystring: PoolQuery, response: {200: PoolSchema, default: ErrorSchema}}},
       async ({query}) => rooms.volumes.pool(query.name).capacity(),
     )
 
