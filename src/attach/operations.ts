@@ -114,11 +114,13 @@ export class Operations {
     }
     const {token, requestHash} = wanted
     if (token !== null && !(await journal.join(standing, token, requestHash))) {
+      await released()
       const ended = journal.withToken(token, requestHash)
       return ended && this.#again(ended, options)
     }
     const running = this.#running.get(standing.id)
     if (!running) {
+      await released()
       const stronger = strongerRequest(standing.request, wanted.request)
       if (stronger) await this.#amend(standing, stronger)
       return this.resume(standing, options)

@@ -1,6 +1,7 @@
 import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} from '../../attach/attach.js'
+import {checkNewPool} from '../../attach/checks.js'
 import {deleteVolume} from '../../attach/detach.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
@@ -114,7 +115,10 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
     api.post<{Body: Static<typeof NewPoolBody>}>(
       '/pools',
       {schema: {body: NewPoolBody, response: {201: PoolSchema, default: ErrorSchema}}},
-      async ({body}, reply) => reply.status(201).send(await createPool(body)),
+      async ({body}, reply) => {
+        checkNewPool(body)
+        return reply.status(201).send(await createPool(body))
+      },
     )
 
     api.delete<{Params: {pool: string}}>(

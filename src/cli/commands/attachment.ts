@@ -35,12 +35,15 @@ export function attachmentCommands(program: Command): void {
       )
       .option('--read-only', 'the guest may only read')
       .option('--persistent', 'also in the domain’s definition, for its next start')
-      .option('--write-back', 'the export acknowledges writes before they are on stable storage')
+      .option('--write-back', 'the new export acknowledges writes before they are on stable storage')
       .addHelpText(
         'after',
         `
 TARGET is libvirt's name of the disk (vdb, sdc); the first free one where none is given. The guest may
 name it otherwise: look for its serial, /dev/disk/by-id/virtio-SERIAL.
+
+--name and --pool go with --size. --write-back and --chap-file are for the export that is made here: a volume
+that is exported already keeps its settings, and a device has none. What does not go together is refused.
 
 Examples:
   lunpath attach vm1 --size 2GiB
