@@ -36,29 +36,29 @@ export function refuseClientError(error: NodeJS.ErrnoException, socket: Duplex):
  */
 export function endConnections(api: FastifyInstance): void {
   const open = new Set<Duplex>()
-  const atWork = new Map<Duplex, ServerResponse>()
+  const atWork = new Set<ServerResponse>()
+  const {stopping} = api
   let timer: NodeJS.Timeout | undefined
-  const isStopping = () => api.stopping.aborted
+  const isAtWork = (socket: Duplex) => [...atWork].some(response => response.req.socket === socket)
   api.server.on('connection', (socket: Duplex) => {
-    if (isStopping()) return socket.destroy()
     open.add(socket)
     socket.once('close', () => open.delete(socket))
+    if (stopping.aborted) socket.destroy()
   })
-  api.addHook('preHandler', async (request, reply) => {
-    const {socket} = request.raw
-    atWork.set(socket, reply.raw)
-    reply.raw.once('close', () => {
-      atWork.delete(socket)
-      if (isStopping()) socket.destroySoon()
+  api.addHook('preHandler', async ({raw: {socket}}, {raw}) => {
+    atWork.add(raw)
+    raw.once('close', () => {
+      atWork.delete(raw)
+      if (stopping.aborted && !isAtWork(socket)) socket.destroySoon()
     })
   })
-  api.stopping.addEventListener('abort', () => {
-    for (const socket of open) if (!atWork.has(socket)) socket.destroy()
-    const unread = new Set<Duplex>()
+  stopping.addEventListener('abort', () => {
+    for (const socket of open) if (!isAtWork(socket)) socket.destroy()
+    const unread = new Set<ServerResponse>()
     timer = setInterval(() => {
-      for (const [socket, response] of atWork) {
-        if (unread.has(socket)) socket.destroy()
-        else if (response.writableEnded) unread.add(socket)
+      for (const response of atWork) {
+        if (unread.has(response)) response.destroy()
+        else if (response.writableEnded) unread.add(response)
       }
     }, unreadGraceMs)
   })

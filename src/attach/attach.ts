@@ -7,7 +7,7 @@ import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
 import type {AccessRules, ChapAuth, DiskSource, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
-import {checkDiskTarget, checkExport, checkPlaces, checkPortals, refuseIdleOptions} from './checks.js'
+import {checkDiskTarget, checkExport, checkGrown, checkPlaces, checkPortals, refuseIdleOptions} from './checks.js'
 import type {Asked, Operations, Wanted} from './operations.js'
 import type {Rooms, Route} from './rooms.js'
 import type {Answer} from './run.js'
@@ -175,7 +175,7 @@ export function extendVolume(
       )
     }
     // The look at the target took its time: the volume may be gone by now.
-    store.volume(id)
+    checkGrown(operations.rooms, store.volume(id), asked.sizeBytes)
     return {
       ...wanted('volume.extend', {volume: {from: 'existing', id}, sizeBytes: asked.sizeBytes}, ['size']),
       subject: id,

@@ -1,9 +1,9 @@
 import {checkTarget} from '../compute/disk-xml.js'
 import {StorageError} from '../errors.js'
-import type {ExportRecord} from '../state/store.js'
+import type {ExportRecord, VolumeRecord} from '../state/store.js'
 import type {ChapAuth, Domain, ExportSpec} from '../types.js'
 import type {Rooms} from './rooms.js'
-import type {DiskRequest, ExportRequest, VolumeOrigin} from './steps.js'
+import {type DiskRequest, type ExportRequest, exportSpec, type VolumeOrigin} from './steps.js'
 
 /**
  * What a request is refused for before its first effect: not even its intent is written then. Each check asks whoever would
@@ -69,18 +69,28 @@ export function checkExport(rooms: Rooms, origin: VolumeOrigin, request: ExportR
   rooms.targets.check({...request, volume: expectedVolume(rooms, origin), ...(auth && {auth})})
 }
 
+/** The same of an export whose volume is to grow, which cannot be taken back. @throws what the driver's check() throws */
+export function checkGrown(rooms: Rooms, volume: VolumeRecord, sizeBytes: number): void {
+  const exported = rooms.store.exports.get(volume.id)
+  if (!exported) return
+  const grown = {...volume, sizeBytes: volume.driver === 'lvm' ? wholeExtents(sizeBytes) : sizeBytes}
+  rooms.targets.check(exportSpec(rooms, exported, grown))
+}
+
 function expectedVolume({store, volumes}: Rooms, origin: VolumeOrigin): ExportSpec['volume'] {
   if (origin.from !== 'create') return store.volume(origin.id)
   const {id, pool, sizeBytes} = origin
-  // A pool in LVM gives whole extents; where its file or device will lie is the pool's own affair.
-  const kind = volumes.pool(pool).name === 'lvm' ? 'block' : 'file'
-  const extentBytes = 4 * 2 ** 20
-  return {
-    id,
-    path: `/${id}`,
-    kind,
-    sizeBytes: kind === 'block' ? Math.ceil(sizeBytes / extentBytes) * extentBytes : sizeBytes,
-  }
+  // Where its file or device will lie is the pool's own affair.
+  const path = `/${id}`
+  return volumes.pool(pool).name === 'lvm'
+    ? {id, path, kind: 'block', sizeBytes: wholeExtents(sizeBytes)}
+    : {id, path, kind: 'file', sizeBytes}
+}
+
+/** A pool in LVM gives whole extents, and those are whole blocks of any target's (4,096 bytes at most). */
+function wholeExtents(sizeBytes: number): number {
+  const blockBytes = 4096
+  return Math.ceil(sizeBytes / blockBytes) * blockBytes
 }
 
 /** @throws TARGET_UNAVAILABLE where nobody could log in to an export */
