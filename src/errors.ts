@@ -52,6 +52,24 @@ export const errorCodes = {
 
 export type ErrorCode = keyof typeof errorCodes
 
+/**
+ * Failures that are final: the request itself is refused, and no retry of it can succeed. A token keeps its answer only where
+ * that is a success or one of these. All other failures depend on the world (a daemon that is down, a name that is taken, a
+ * client that went away), and there a retry with the same token does the work.
+ */
+const finalCodes: ReadonlySet<string> = new Set<ErrorCode>([
+  'INVALID_ARGUMENT',
+  'NAME_INVALID',
+  'SIZE_INVALID',
+  'VOLUME_IMPORTED',
+  'UNSUPPORTED',
+])
+
+/** True where a token keeps this failure. */
+export function isFinal(code: string): boolean {
+  return finalCodes.has(code)
+}
+
 export interface ErrorDetails {
   /** The step that failed: `volume.create`, `target.export`, `compute.attach`. */
   op?: string

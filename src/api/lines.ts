@@ -1,39 +1,55 @@
 import type {FastifyReply, FastifyRequest} from 'fastify'
 import {describe} from '../attach/run.js'
 
+/** What may wait for a client that does not read: more than any burst of samples, and nothing to a daemon with many clients. */
+const maxUnreadBytes = 256 * 1024
+
+/** Sends one line of an answer. False where it was dropped, since the client does not read what it has got. */
+export type SendLine = (value: object) => boolean
+
 /**
  * An answer in parts for long work: any number of lines while it goes on, then exactly one `{"result": …}` or
  * `{"error": …}`. JSON lines (application/x-ndjson), or server-sent events (text/event-stream): there a line's key is
- * the event's name and its value the data.
+ * the event's name and its value the data. Until the first line nothing has been answered, so that a refusal is an answer like any
+ * other, with its status.
  */
-export function lineAnswer(
+export async function answerInLines(
   reply: FastifyReply,
-  form: 'lines' | 'events' = 'lines',
-): {
-  sendLine(value: object): void
-  end(work: Promise<unknown>): Promise<void>
-} {
-  reply.hijack()
+  form: 'lines' | 'events',
+  work: (sendLine: SendLine) => Promise<unknown>,
+): Promise<void> {
+  const {write, sendLine} = lineSender(reply, form)
+  try {
+    write({result: await work(sendLine)})
+  } catch (error) {
+    if (!reply.raw.headersSent) throw error
+    write({error: describe(error)})
+  }
+  reply.raw.end()
+}
+
+/** Takes the reply over from fastify with the first line. `write` drops nothing: it is for the last line. */
+export function lineSender(
+  reply: FastifyReply,
+  form: 'lines' | 'events',
+): {write: (value: object) => void; sendLine: SendLine} {
   const {raw} = reply
   const asEvents = form === 'events'
-  const sendLine = (value: object) => {
+  const write = (value: object) => {
     if (raw.destroyed) return
     if (!raw.headersSent) {
+      reply.hijack()
       const type = asEvents ? 'text/event-stream' : 'application/x-ndjson'
       raw.writeHead(200, {'content-type': type, ...(asEvents ? {'cache-control': 'no-store'} : {})})
     }
     raw.write(asEvents ? eventOf(value) : `${JSON.stringify(value)}\n`)
   }
-  return {
-    sendLine,
-    async end(work) {
-      await work.then(
-        result => sendLine({result}),
-        error => sendLine({error: describe(error)}),
-      )
-      raw.end()
-    },
+  const sendLine = (value: object) => {
+    if (raw.writableLength > maxUnreadBytes) return false
+    write(value)
+    return true
   }
+  return {write, sendLine}
 }
 
 /** One event of HTML's server-sent events: JSON has no line break in it. */

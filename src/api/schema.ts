@@ -5,6 +5,19 @@ import {type TSchema, Type} from '@sinclair/typebox'
 const strict = {additionalProperties: false} as const
 const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()])
 
+/** Of a route whose path says all. */
+export const noQuery = Type.Object({}, strict)
+/** Query values are text. */
+export const ForceQuery = Type.Object(
+  {force: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')]))},
+  strict,
+)
+const textQuery = <K extends string>(name: K) => Type.Object({[name]: Type.Optional(Type.String())}, strict)
+export const PoolQuery = textQuery('name')
+export const PortalQuery = textQuery('portal')
+export const SidQuery = textQuery('sid')
+export const LabelQuery = textQuery('label')
+
 export const Credentials = Type.Object({user: Type.String(), secret: Type.String()}, strict)
 export const Auth = Type.Object({incoming: Credentials, outgoing: Type.Optional(Credentials)}, strict)
 export const PortalSchema = Type.Object({address: Type.String(), port: Type.Integer({minimum: 1, maximum: 65535})})

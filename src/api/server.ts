@@ -1,4 +1,4 @@
-import {once} from 'node:events'
+import {once, setMaxListeners} from 'node:events'
 import {chmod, mkdir, rm} from 'node:fs/promises'
 import {connect} from 'node:net'
 import {dirname} from 'node:path'
@@ -12,10 +12,11 @@ import {
   LogController,
 } from 'fastify'
 import type {Asked} from '../attach/operations.js'
-import {describe} from '../attach/run.js'
-import {errorCodes, StorageError} from '../errors.js'
+import {StorageError} from '../errors.js'
 import type {Service} from '../service.js'
+import {errorAnswer} from './answers.js'
 import {lazyCompilers} from './compilers.js'
+import {endConnections, refuseBelowRoutes, refuseClientError} from './connections.js'
 import {attachmentRoutes} from './routes/attachments.js'
 import {benchRoutes} from './routes/bench.js'
 import {exportRoutes} from './routes/exports.js'
@@ -23,6 +24,7 @@ import {initiatorRoutes} from './routes/initiator.js'
 import {nodeRoutes} from './routes/node.js'
 import {targetRoutes} from './routes/targets.js'
 import {volumeRoutes} from './routes/volumes.js'
+import {noQuery} from './schema.js'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -32,19 +34,31 @@ declare module 'fastify' {
 }
 
 const maxTokenLength = 200
+/** The longest name in a path is an IQN of 223 bytes, each of which may come as three (%3A). */
+const maxParamLength = 1024
 
 /** Builds the JSON API (all under /v1). It listens nowhere yet. */
 export async function createApi(service: Service, log: FastifyBaseLogger): Promise<FastifyInstance> {
+  const stop = new AbortController()
   const api = fastify({
     loggerInstance: log,
     logController: new LogController({disableRequestLogging: true}),
     ajv: {customOptions: {removeAdditional: false, coerceTypes: false}},
     schemaController: {compilersFactory: lazyCompilers()},
     bodyLimit: 64 * 1024,
+    routerOptions: {maxParamLength},
+    // These would be answered in a form of Node's or fastify's own.
+    http: {requireHostHeader: false},
+    return503OnClosing: false,
+    clientErrorHandler: refuseClientError,
+    frameworkErrors: (error, _request, reply) => answerError(error, reply as FastifyReply),
   })
-  const stop = new AbortController()
   api.decorate('stopping', stop.signal)
+  // One listener for each client that looks on and each long request.
+  setMaxListeners(0, stop.signal)
   api.addHook('preClose', async () => stop.abort())
+  endConnections(api)
+  refuseBelowRoutes(api)
   await api.register(swagger, {openapi: {info: {title: 'lunpath', version: service.version}}})
   api.setErrorHandler((error, _request, reply) => answerError(error as Error, reply))
   api.setNotFoundHandler((request, reply) => {
@@ -52,6 +66,14 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
       new StorageError('NOT_FOUND', `There is no ${request.method} ${request.url}: see /v1/openapi.json`),
       reply,
     )
+  })
+  api.addHook('onRequest', async ({headers}) => {
+    if (stop.signal.aborted) throw new StorageError('DAEMON_UNREACHABLE', 'The daemon is ending', {op: 'api'})
+    checkToken(headers['idempotency-key'])
+  })
+  // A word that no route knows would be ignored without a word.
+  api.addHook('onRoute', route => {
+    route.schema = {querystring: noQuery, ...route.schema}
   })
   for (const routes of [
     volumeRoutes,
@@ -68,43 +90,56 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
   return api
 }
 
-function answerError(error: Error & {validation?: unknown; statusCode?: number}, reply: FastifyReply): void {
-  const refused = error.validation || (error.statusCode !== undefined && error.statusCode < 500)
-  const settled =
-    refused && !(error instanceof StorageError)
-      ? new StorageError('INVALID_ARGUMENT', error.message, {op: 'api'})
-      : error
-  const body = describe(settled)
-  const status = errorCodes[body.code as keyof typeof errorCodes] ?? 500
+function answerError(error: Error, reply: FastifyReply): void {
+  const {status, body} = errorAnswer(error)
   if (status === 500) reply.log.error({err: error}, 'request failed')
-  void reply
-    .status(status)
-    .type('application/json')
-    .send(JSON.stringify({error: body}))
+  void reply.status(status).type('application/json').send(body)
+}
+
+/** Of every request, before anything else is done with it: no route has begun an answer. @throws INVALID_ARGUMENT */
+function checkToken(token: string | string[] | undefined): void {
+  if (token === undefined) return
+  if (typeof token === 'string' && token.length <= maxTokenLength && /^[\x21-\x7e]+$/.test(token)) return
+  throw new StorageError('INVALID_ARGUMENT', `An Idempotency-Key has 1 to ${maxTokenLength} printable characters`, {
+    op: 'api',
+  })
 }
 
 /** The idempotency token of a request, and a signal that fires when the client goes away before the answer. */
 export function askedOf(request: FastifyRequest, reply: FastifyReply): Asked {
-  const token = request.headers['idempotency-key']
-  if (
-    token !== undefined &&
-    (typeof token !== 'string' || token.length > maxTokenLength || !/^[\x21-\x7e]+$/.test(token))
-  ) {
-    throw new StorageError('INVALID_ARGUMENT', `An Idempotency-Key has 1 to ${maxTokenLength} printable characters`, {
-      op: 'api',
-    })
-  }
   const cancel = new AbortController()
-  reply.raw.once('close', () => {
+  whenGone(reply, () => {
     if (!reply.raw.writableEnded) cancel.abort()
   })
-  return {token: token ?? null, signal: cancel.signal}
+  return {token: (request.headers['idempotency-key'] as string | undefined) ?? null, signal: cancel.signal}
 }
 
 /** The same for work that may take minutes: it does not keep the daemon from ending either. */
 export function askedOfLongWork(request: FastifyRequest, reply: FastifyReply): Asked {
-  const asked = askedOf(request, reply)
-  return {...asked, signal: AbortSignal.any([asked.signal!, request.server.stopping])}
+  const cancel = new AbortController()
+  const {token, signal} = askedOf(request, reply)
+  const abort = () => cancel.abort()
+  signal!.addEventListener('abort', abort)
+  whenStopping(request, reply, abort)
+  return {token, signal: cancel.signal}
+}
+
+/** Calls `action` when the daemon is told to end, where that comes before the end of the answer. */
+export function whenStopping(request: FastifyRequest, reply: FastifyReply, action: () => void): void {
+  const {stopping} = request.server
+  if (stopping.aborted) {
+    action()
+    return
+  }
+  stopping.addEventListener('abort', action, {once: true})
+  // The signal lives as long as the daemon: what is not taken off again stays.
+  whenGone(reply, () => stopping.removeEventListener('abort', action))
+}
+
+/** Calls `action` when the answer is out or its client is gone, which it may be already. */
+export function whenGone({raw}: FastifyReply, action: () => void): void {
+  if (raw.destroyed) action()
+  else raw.once('close', action)
 }
 
 /**

@@ -3,9 +3,9 @@ import {StorageError} from '../errors.js'
 import {checkAddressRule, checkIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
-import {refuseIoType} from '../targets/spec.js'
 import type {AccessRules, ChapAuth, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
+import {checkDiskTarget, checkExport, checkGrown, checkPlaces, checkPortals, refuseIdleOptions} from './checks.js'
 import {refuseClaimed, refuseOtherUsers} from './claims.js'
 import {type DeviceAsked, deviceOrigin, refuseUsedDevice} from './devices.js'
 import type {Asked, Operations, Wanted} from './operations.js'
@@ -174,7 +174,7 @@ export function extendVolume(
       )
     }
     // The look at the target took its time: the volume may be gone by now.
-    store.volume(id)
+    checkGrown(operations.rooms, store.volume(id), asked.sizeBytes)
     return {
       ...wanted('volume.extend', {volume: {from: 'existing', id}, sizeBytes: asked.sizeBytes}, ['size']),
       subject: id,
@@ -190,15 +190,15 @@ export function createExport(
 ): Promise<Answer> {
   return operations.perform('export.create', asked, options, () => {
     const {rooms} = operations
-    // A new volume would be made before the driver is asked.
-    if (!rooms.targets.supports.ioTypes) refuseIoType(rooms.targets.name, asked)
     const volume = chooseVolume(rooms, asked)
     const known = rooms.store.exports.get(volume.id)
     if (known)
       throw new StorageError('EXPORT_EXISTS', `${volume.id} is exported already as ${known.iqn}`, {
         info: {id: volume.id, iqn: known.iqn},
       })
+    refuseIdleOptions(rooms, asked)
     const request = {volume, export: exportRequest(rooms, volume.id, asked)}
+    checkExport(rooms, volume, request.export, asked.auth)
     const plan = volume.from === 'existing' ? (['export'] as const) : (['volume', 'export'] as const)
     const check = async () => {
       if (asked.shared || volume.from !== 'existing') return
@@ -216,16 +216,17 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
   return operations.perform('attach', asked, options, async () => {
     const {rooms} = operations
     const disk = await diskRequest(rooms, asked)
+    refuseIdleOptions(rooms, asked)
+    const locks = disk.target === undefined ? [] : [`disk ${disk.target} of ${disk.domainUuid}`]
     if ('device' in asked) {
-      if (asked.route === 'host')
-        throw new StorageError('INVALID_ARGUMENT', 'A device is on this host already: give no route with --device')
       const origin = await deviceOrigin({path: asked.device, format: asked.format})
       const volume = {from: 'device' as const, id: freshId(rooms), ...origin}
       const check = async () => {
         if (!disk.shared && 'path' in origin.source) await refuseUsedDevice(rooms, origin.source.path)
       }
-      return {...wanted('attach', {volume, disk}, ['disk']), check, claims: true}
+      return {...wanted('attach', {volume, disk}, ['disk'], locks), check, claims: true}
     }
+    checkPortals(rooms)
     const volume = chooseVolume(rooms, asked)
     const attached = rooms.store.attachments.get(volume.id)
     if (attached) {
@@ -238,11 +239,11 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
       )
     }
     const exported = rooms.store.exports.get(volume.id)
-    if (exported && asked.auth) {
+    if (exported?.readOnly && !disk.readOnly) {
       throw new StorageError(
-        'EXPORT_EXISTS',
-        `${volume.id} is exported already, with its own credentials: attach it without CHAP credentials`,
-        {info: {id: volume.id}},
+        'UNSUPPORTED',
+        `${volume.id} is exported read-only, and a guest opens no such disk for writing: attach it with --read-only`,
+        {op: 'attach', info: {id: volume.id, iqn: exported.iqn}},
       )
     }
     if (exported?.ioType === 'nullio') {
@@ -259,6 +260,7 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
       disk: {...disk, route},
       export: exportRequest(rooms, volume.id, {...asked, access}),
     }
+    if (!exported) checkExport(rooms, volume, request.export!, asked.auth)
     const plan: Wanted['plan'] = route === 'host' ? ['device', 'disk'] : ['disk']
     if (!exported) plan.unshift('export')
     if (volume.from !== 'existing') plan.unshift('volume')
@@ -271,12 +273,13 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
       })
     }
     const changes = exported ? [] : secretChanges(volume.id, asked.auth)
-    return {...wanted('attach', request, plan), check, changes}
+    return {...wanted('attach', request, plan, locks), check, changes}
   })
 }
 
-export function wanted(kind: string, request: MakeRequest, plan: Wanted['plan']): Wanted {
-  return {kind, direction: 'make', subject: request.volume.id, plan, request, locks: locksOf(request.volume)}
+export function wanted(kind: string, request: MakeRequest, plan: Wanted['plan'], locks: string[] = []): Wanted {
+  const all = [...locksOf(request.volume), ...locks]
+  return {kind, direction: 'make', subject: request.volume.id, plan, request, locks: all}
 }
 
 /** Names, paths and clone sources that two operations at once must not share. */
@@ -353,22 +356,13 @@ export function secretChanges(id: VolumeId, auth: ChapAuth | undefined): Change[
 }
 
 async function diskRequest(rooms: Rooms, asked: AttachAsked): Promise<DiskRequest> {
-  const {name, uuid, state} = await rooms.compute.domain(asked.domain)
+  const domain = await rooms.compute.domain(asked.domain)
   const persistent = asked.persistent ?? false
-  const live = asked.live ?? state !== 'shutoff'
-  if (!live && !persistent) {
-    throw new StorageError(
-      'DOMAIN_INACTIVE',
-      `The domain ${name} is shut off: start it, or attach with --persistent for its next start`,
-      {
-        op: 'compute.attach',
-        info: {domain: name, state},
-      },
-    )
-  }
-  return {
-    domain: name,
-    domainUuid: uuid,
+  const live = asked.live ?? domain.state !== 'shutoff'
+  checkPlaces(domain, {live, persistent})
+  const disk = {
+    domain: domain.name,
+    domainUuid: domain.uuid,
     bus: asked.bus ?? 'virtio',
     target: asked.target,
     readOnly: asked.readOnly ?? false,
@@ -376,6 +370,8 @@ async function diskRequest(rooms: Rooms, asked: AttachAsked): Promise<DiskReques
     persistent,
     live,
   }
+  await checkDiskTarget(rooms, disk)
+  return disk
 }
 
 /** @throws VOLUME_IN_USE where an export or an attachment could change the volume meanwhile */

@@ -1,5 +1,5 @@
 import {createHash, randomUUID} from 'node:crypto'
-import {StorageError} from '../errors.js'
+import {isFinal, StorageError} from '../errors.js'
 import type {Change, Store} from './store.js'
 
 export type StepName = 'volume' | 'export' | 'device' | 'disk' | 'size'
@@ -15,6 +15,8 @@ export interface Operation<Request = unknown> {
   direction: 'make' | 'unmake'
   /** The id of the volume or attachment that it works on. */
   subject: string
+  /** What nobody else may touch until it ends, beside the subject. Absent in rows of older versions. */
+  locks?: string[]
   /** The client's idempotency token, where it gave one. */
   token: string | null
   requestHash: string
@@ -23,7 +25,9 @@ export interface Operation<Request = unknown> {
   plan: StepName[]
   /** Of those, the ones that are known to be made (direction `unmake`: unmade), with what each gave. */
   finished: Partial<Record<StepName, unknown>>
-  state: 'running' | 'undoing' | 'done' | 'failed'
+  /** `joined`: no operation of its own, but the token of a request that has joined the operation `joins`. */
+  state: 'running' | 'undoing' | 'joined' | 'done' | 'failed'
+  joins?: string
   /**
    * An undo leaves the volume and its export as they are: an initiator may have written to the volume, and only
    * `volume delete` removes what somebody has written.
@@ -37,7 +41,7 @@ export interface Operation<Request = unknown> {
   startedAt: string
 }
 
-/** Finished operations with a token are kept this long, to give the same answer to the same request. */
+/** Final answers are kept this long under their tokens, to give the same answer to the same request. */
 export const tokenLifetimeMs = 24 * 3600 * 1000
 const maxTokens = 100_000
 
@@ -49,19 +53,43 @@ export class Journal {
   readonly #store: Store
   readonly #byToken = new Map<string, string>()
   readonly #unfinishedBySubject = new Map<string, Operation>()
+  /** Which unfinished operation needs a key: a subject, or one of `locks`. */
+  readonly #holders = new Map<string, Operation>()
+  /** Requests that have joined an unfinished operation, by its id. */
+  readonly #joined = new Map<string, Operation[]>()
 
   constructor(store: Store) {
     this.#store = store
-    for (const operation of store.operations.values()) this.#index(operation)
+    // Those that have joined come after what they have joined.
+    const rows = [...store.operations.values()].sort(
+      (a, b) => Number(a.state === 'joined') - Number(b.state === 'joined'),
+    )
+    for (const row of rows) if (row.state !== 'joined' || this.#isUnfinished(row.joins)) this.#index(row)
   }
 
   #index(operation: Operation): void {
-    if (operation.token !== null) this.#byToken.set(operation.token, operation.id)
-    if (operation.state === 'running' || operation.state === 'undoing') {
-      this.#unfinishedBySubject.set(operation.subject, operation)
-    } else if (this.#unfinishedBySubject.get(operation.subject)?.id === operation.id) {
-      this.#unfinishedBySubject.delete(operation.subject)
+    const {id, token, subject, state} = operation
+    if (token !== null) this.#byToken.set(token, id)
+    if (state === 'joined') {
+      this.#joined.set(operation.joins!, [...(this.#joined.get(operation.joins!) ?? []), operation])
+      return
     }
+    const isUnfinished = state === 'running' || state === 'undoing'
+    const indexes: [Map<string, Operation>, string[]][] = [
+      [this.#unfinishedBySubject, [subject]],
+      [this.#holders, [subject, ...(operation.locks ?? [])]],
+    ]
+    for (const [index, keys] of indexes) {
+      for (const key of keys) {
+        if (isUnfinished) index.set(key, operation)
+        else if (index.get(key)?.id === id) index.delete(key)
+      }
+    }
+  }
+
+  #isUnfinished(id: string | undefined): boolean {
+    const state = this.#store.operations.get(id ?? '')?.state
+    return state === 'running' || state === 'undoing'
   }
 
   /** The intent, before any effect. `changes` are rows that recovery needs from here on (a CHAP secret). */
@@ -107,7 +135,26 @@ export class Journal {
     return isKnown ? operation : this.#update({...operation, waits, ...(keep ? {keep} : {})}, [])
   }
 
-  /** The end. Kept where a token may ask for the answer again, else forgotten. */
+  /** The request is a stronger one now. Nobody may be at work on the operation. */
+  async amend(operation: Operation, request: unknown): Promise<Operation> {
+    return this.#update({...operation, request}, [])
+  }
+
+  /**
+   * A request with a token of its own has joined an unfinished operation: its token is to have the answer too. False where
+   * the operation has ended meanwhile.
+   */
+  async join({id, kind, direction, subject}: Operation, token: string, requestHash: string): Promise<boolean> {
+    const row = {kind, direction, subject, token, requestHash, request: null, plan: [], finished: {}}
+    const joined = {...row, id: randomUUID(), joins: id, state: 'joined' as const, startedAt: new Date().toISOString()}
+    await this.#update(joined, [])
+    if (this.unfinishedOn(subject)?.id === id) return true
+    // One that was ending may have taken it along.
+    if (this.#store.operations.get(joined.id)?.state === 'joined') await this.#forget([joined])
+    return false
+  }
+
+  /** The end. A final answer is kept for each token that may ask again; all else is forgotten. */
   async complete(
     operation: Operation,
     state: 'done' | 'failed',
@@ -115,10 +162,27 @@ export class Journal {
     changes: Change[] = [],
   ): Promise<Operation> {
     const ended: Operation = {...operation, state, result}
-    const value = ended.token === null ? null : ended
-    await this.#store.write([...changes, {table: 'operations', id: ended.id, value}])
-    this.#index(ended)
+    const joined = this.#joined.get(ended.id) ?? []
+    await this.#end([ended, ...joined.map(row => endedWith(row, ended))], changes)
+    // Requests that have joined during that write.
+    const late = (this.#joined.get(ended.id) ?? []).filter(row => !joined.includes(row))
+    this.#joined.delete(ended.id)
+    if (late.length > 0) await this.#end(late.map(row => endedWith(row, ended)))
     return ended
+  }
+
+  async #end(rows: Operation[], changes: Change[] = []): Promise<void> {
+    const writes = rows.map((row): Change => ({table: 'operations', id: row.id, value: isKept(row) ? row : null}))
+    await this.#store.write([...changes, ...writes])
+    for (const row of rows) {
+      this.#index(row)
+      if (!isKept(row) && row.token !== null) this.#byToken.delete(row.token)
+    }
+  }
+
+  async #forget(rows: Operation[]): Promise<void> {
+    await this.#store.write(rows.map(({id}) => ({table: 'operations', id, value: null})))
+    for (const {id, token} of rows) if (token !== null && this.#byToken.get(token) === id) this.#byToken.delete(token)
   }
 
   async #update(operation: Operation, changes: Change[]): Promise<Operation> {
@@ -137,12 +201,20 @@ export class Journal {
     return this.#unfinishedBySubject.get(subject)
   }
 
+  /** The unfinished operation that needs this key: as its subject, or as one of its locks. */
+  holderOf(key: string): Operation | undefined {
+    return this.#holders.get(key)
+  }
+
   /**
-   * The operation that was begun with this token. @throws TOKEN_CONFLICT where the token came with another request.
+   * The operation that was begun with this token, or joined (`joined`, while that is unfinished).
+   * @throws TOKEN_CONFLICT where the token came with another request
    */
   withToken(token: string | null, requestHash: string): Operation | undefined {
     const operation = token === null ? undefined : this.#store.operations.get(this.#byToken.get(token) ?? '')
-    if (operation && operation.requestHash !== requestHash) {
+    // An older version has kept answers that are not final.
+    if (!operation || (operation.state === 'failed' && !isKept(operation))) return undefined
+    if (operation.requestHash !== requestHash) {
       throw new StorageError('TOKEN_CONFLICT', `The token ${JSON.stringify(token)} was used for another request`, {
         info: {token, kind: operation.kind},
       })
@@ -153,16 +225,24 @@ export class Journal {
   /** Forgets answers older than a day, and the oldest above 100,000. */
   async expireTokens(now = Date.now()): Promise<number> {
     const ended = [...this.#store.operations.values()]
-      .filter(({state}) => state === 'done' || state === 'failed')
+      .filter(({state, joins}) => state === 'done' || state === 'failed' || (joins && !this.#isUnfinished(joins)))
       .sort((a, b) => a.startedAt.localeCompare(b.startedAt))
     const surplus = ended.length - maxTokens
     const expired = ended.filter(
       ({startedAt}, index) => index < surplus || now - Date.parse(startedAt) > tokenLifetimeMs,
     )
-    if (expired.length > 0) await this.#store.write(expired.map(({id}) => ({table: 'operations', id, value: null})))
-    for (const {token} of expired) if (token !== null) this.#byToken.delete(token)
+    if (expired.length > 0) await this.#forget(expired)
     return expired.length
   }
+}
+
+/** The answer of the operation that a request has joined, under the request's own token. */
+function endedWith(joined: Operation, {state, result, error}: Operation): Operation {
+  return {...joined, state, result, ...(error && {error})}
+}
+
+function isKept({token, state, error}: Operation): boolean {
+  return token !== null && (state === 'done' || (state === 'failed' && error !== undefined && isFinal(error.code)))
 }
 
 /** A hash of a request that does not depend on the order of its keys. Secrets may be part of it: it is one-way. */

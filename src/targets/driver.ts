@@ -99,6 +99,12 @@ export interface TargetDriver {
   restore(specs: ExportSpec[]): Promise<void>
 
   /**
+   * Refuses an export that this driver could not keep, before anything is made for it; export() refuses the same. The target
+   * daemon is not asked. @throws NAME_INVALID, SIZE_INVALID, INVALID_ARGUMENT, UNSUPPORTED, CONFLICT (see `chapUserPerTarget`)
+   */
+  check(spec: ExportSpec): void
+
+  /**
    * Offers the volume: target, LUN 1, serial and SCSI id, accounts, and the access rule last, so that nobody sees a
    * half-made target. A failure removes what this call made.
    * @throws NAME_INVALID, UNSUPPORTED (a rule or an ioType that the driver cannot keep), TARGET_EXISTS (a foreign target has that

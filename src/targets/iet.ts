@@ -148,6 +148,10 @@ export class IetDriver implements TargetDriver {
     }
   }
 
+  check(spec: ExportSpec): void {
+    this.#targets.check(spec)
+  }
+
   async export(spec: ExportSpec): Promise<Export> {
     this.#targets.check(spec)
     await this.#targets.queue.run(spec.iqn, () =>

@@ -126,6 +126,10 @@ export class LioDriver implements TargetDriver {
     refuseUnrestored(failed, specs.length)
   }
 
+  check(spec: ExportSpec): void {
+    checkLioSpec(spec)
+  }
+
   async export(spec: ExportSpec): Promise<Export> {
     checkLioSpec(spec)
     this.#requireOpen()

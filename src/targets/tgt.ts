@@ -187,6 +187,11 @@ export class TgtDriver implements TargetDriver {
     refuseUnrestored(failed, specs.length)
   }
 
+  check(spec: ExportSpec): void {
+    checkSpec(spec)
+    this.#checkAccounts(spec)
+  }
+
   async export(spec: ExportSpec): Promise<Export> {
     checkSpec(spec)
     await this.#queue.run(spec.iqn, () =>
@@ -569,10 +574,9 @@ export class TgtDriver implements TargetDriver {
 
   // ---- accounts: tgtd keeps one list for all targets ----
 
-  /** Takes part in the accounts of `spec`; returns the users that tgtd does not have yet. @throws CONFLICT */
-  #reserveAccounts(spec: ExportSpec): string[] {
-    const credentials = credentialsOf(spec)
-    for (const {user, secret} of credentials) {
+  /** @throws CONFLICT */
+  #checkAccounts(spec: ExportSpec): void {
+    for (const {user, secret} of credentialsOf(spec)) {
       const account = this.#accounts.get(user)
       if (account && account.secret !== secret) {
         throw new StorageError(
@@ -582,8 +586,13 @@ export class TgtDriver implements TargetDriver {
         )
       }
     }
+  }
+
+  /** Takes part in the accounts of `spec`; returns the users that tgtd does not have yet. @throws CONFLICT */
+  #reserveAccounts(spec: ExportSpec): string[] {
+    this.#checkAccounts(spec)
     const added: string[] = []
-    for (const {user, secret} of credentials) {
+    for (const {user, secret} of credentialsOf(spec)) {
       const account = this.#accounts.get(user)
       if (account) {
         account.iqns.add(spec.iqn)

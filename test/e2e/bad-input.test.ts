@@ -7,6 +7,7 @@ import {fileURLToPath} from 'node:url'
 import anyTest, {type ExecutionContext, type TestFn} from 'ava'
 import Database from 'libsql'
 import {Daemon} from '../../src/daemon.js'
+import {lunpath} from '../fixtures/cli.js'
 import {Host, Node} from '../fixtures/node.js'
 
 /** Bad input and bad luck: each gets a clear error with a stable code, and nothing is lost or left half-made. */
@@ -303,4 +304,120 @@ test('17 the pool’s disk is full: the volume is refused and nothing is left', 
   child.stdout.on('data', chunk => output.push(String(chunk)))
   await once(child, 'close')
   t.deepEqual(JSON.parse(output.join('')), {code: 'POOL_FULL', volumes: 0, files: [], unfinished: 0})
+})
+
+/** Refused before its first effect: not even an intent was written. */
+async function untouched(
+  t: ExecutionContext,
+  body: object,
+  {path = '/attachments', code, message}: {path?: string; code: string; message?: RegExp},
+): Promise<void> {
+  const what = JSON.stringify(body)
+  const before = node.store.commits
+  const error = await t.throwsAsync<Error & {code: string}>(post(path, body), undefined, what)
+  t.is(error.code, code, `${what}: ${error.message}`)
+  if (message) t.regex(error.message, message, what)
+  t.is(node.store.commits, before, `${what}: something was written`)
+}
+
+test('18 all of a request is checked before a volume is made: what the target driver cannot keep', async t => {
+  const credentials = {user: 'someone', secret: 'x'.repeat(16)}
+  const exported = await post('/exports', {sizeBytes, auth: {incoming: credentials}})
+  const {volume} = exported
+  for (const [more, code] of [
+    [{access: {addresses: ['10.0.0.0/0']}}, 'NAME_INVALID'],
+    [{access: {addresses: ['::/0']}}, 'NAME_INVALID'],
+    [{access: {addresses: ['10.0.0.1', '10.0.0.0/33']}}, 'NAME_INVALID'],
+    [{access: {names: ['iqn.nonsense']}}, 'NAME_INVALID'],
+    [{auth: {incoming: {...credentials, user: 'u'.repeat(129)}}}, 'INVALID_ARGUMENT'],
+    [{auth: {incoming: {...credentials, secret: 'x'.repeat(129)}}}, 'INVALID_ARGUMENT'],
+    [{auth: {incoming: credentials, outgoing: {...credentials, secret: 'y'.repeat(16)}}}, 'INVALID_ARGUMENT'],
+    [{auth: {incoming: {...credentials, secret: 'z'.repeat(16)}}}, 'CONFLICT'],
+    [{ioType: 'nullio'}, 'UNSUPPORTED'],
+    [{name: '-'}, 'NAME_INVALID'],
+    [{pool: 'nosuch'}, 'NOT_FOUND'],
+  ] as const) {
+    await untouched(t, {sizeBytes, ...more}, {path: '/exports', code})
+    if ('auth' in more || 'name' in more || 'pool' in more) {
+      await untouched(t, {domain: 'vm', sizeBytes, ...more}, {code})
+    }
+  }
+  await remove(`/exports/${volume.id}`)
+  await remove(`/volumes/${volume.id}`)
+})
+
+test('19 … and what the domain cannot take', async t => {
+  const {volume, disk} = await post('/attachments', {domain: 'vm', sizeBytes, name: 'taken'})
+  await host.libvirtd.connection.defineXml(
+    '<domain type="qemu"><name>off</name><memory>65536</memory><os><type>hvm</type></os></domain>',
+  )
+  t.teardown(() => host.libvirtd.connection.undefine('off'))
+  for (const [more, code, message] of [
+    [{bus: 'scsi', target: 'vdx'}, 'INVALID_ARGUMENT', /scsi/],
+    [{bus: 'virtio', target: 'sdx'}, 'INVALID_ARGUMENT', /virtio/],
+    [{target: 'sdx'}, 'INVALID_ARGUMENT', /virtio/],
+    [{target: disk.target}, 'DISK_TARGET_IN_USE', new RegExp(disk.target)],
+    [{name: 'taken'}, 'VOLUME_EXISTS', /taken/],
+    [{domain: 'off', live: true}, 'DOMAIN_INACTIVE', /shut off/],
+    [{domain: 'off', live: true, persistent: true}, 'DOMAIN_INACTIVE', /shut off/],
+    [{live: false}, 'INVALID_ARGUMENT', /persistent/],
+    [{domain: 'off', persistent: true, bus: 'scsi', target: 'vdb'}, 'INVALID_ARGUMENT', /scsi/],
+  ] as const) {
+    await untouched(t, {domain: 'vm', sizeBytes, ...more}, {code, message})
+  }
+  await remove(`/attachments/${volume.id}`)
+  await remove(`/volumes/${volume.id}`)
+})
+
+test('20 two requests at once for one target name: one disk, and the other makes nothing', async t => {
+  const asked = [1, 2].map(() => post('/attachments', {domain: 'vm', sizeBytes, target: 'vdx'}))
+  const [done, refusal] = (await Promise.allSettled(asked)).sort((a, b) => a.status.localeCompare(b.status))
+  t.is(done?.status, 'fulfilled')
+  t.is((refusal as PromiseRejectedResult).reason.code, 'CONFLICT')
+  const {volume} = (done as PromiseFulfilledResult<Made>).value
+  t.deepEqual(await node.poolFiles(), [`${volume.id}.img`])
+  await remove(`/attachments/${volume.id}`)
+  await remove(`/volumes/${volume.id}`)
+})
+
+test('21 an option that means nothing with what was chosen is refused, not ignored', async t => {
+  const {volume} = await post('/volumes', {sizeBytes, name: 'there'})
+  const auth = {incoming: {user: 'u', secret: 'x'.repeat(16)}}
+  const device = join(node.directory, 'a-device.img')
+  await writeFile(device, Buffer.alloc(1 << 20))
+  const ofNew = [{name: 'x'}, {pool: 'nosuch'}, {pool: 'default'}, {preallocate: true}, {preallocate: false}]
+  const code = 'INVALID_ARGUMENT'
+  for (const more of ofNew) {
+    const message = new RegExp(`${Object.keys(more)[0]}.*new volume`)
+    await untouched(t, {volume: 'there', ...more}, {path: '/exports', code, message})
+    await untouched(t, {volume: 'there', domain: 'vm', ...more}, {code, message})
+    await untouched(t, {device, domain: 'vm', ...more}, {code, message})
+  }
+  for (const more of [{writeCache: 'back'}, {writeCache: 'through'}, {auth}, {route: 'host'}, {route: 'qemu'}])
+    await untouched(t, {device, domain: 'vm', ...more}, {code, message: new RegExp(Object.keys(more)[0]!)})
+  await untouched(t, {group: 'nosuch', devices: [], thinBytes: 1 << 30}, {path: '/pools', code, message: /thin/})
+
+  const cli = (...args: string[]) => lunpath(args, {env: {LUNPATH_SOCKET: node.socket}})
+  for (const args of [
+    ['attach', 'vm', '--device', device, '--write-back'],
+    ['attach', 'vm', '--volume', 'there', '--pool', 'x'],
+    ['export', 'create', '--volume', 'there', '--name', 'x'],
+    ['pool', 'create', '--vg', 'nosuch', '--thin-size', '1GiB'],
+  ]) {
+    t.is((await cli(...args)).exitCode, 2, args.join(' '))
+  }
+
+  await post('/exports', {volume: 'there'})
+  for (const more of [{writeCache: 'back'}, {auth}]) {
+    const message = /lunpath export delete/
+    await untouched(t, {volume: 'there', domain: 'vm', ...more}, {code: 'EXPORT_EXISTS', message})
+  }
+  // What it has already is no other setting.
+  await post('/attachments', {volume: 'there', domain: 'vm', writeCache: 'through', readOnly: true})
+  await remove(`/attachments/${volume.id}`)
+  await remove(`/exports/${volume.id}`)
+  await post('/exports', {volume: 'there', readOnly: true})
+  await untouched(t, {volume: 'there', domain: 'vm'}, {code: 'UNSUPPORTED', message: /--read-only/})
+  await remove(`/exports/${volume.id}`)
+  await remove('/volumes/there')
 })

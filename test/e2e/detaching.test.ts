@@ -265,3 +265,29 @@ test('11 a domain that is destroyed and undefined while its detach stands takes 
   await host.guest.boot()
   await host.guest.waitReady()
 })
+
+test('12 each request that joins a detach waits its own time, and each token has its answer', async t => {
+  const made = await attach()
+  const {id} = made.volume
+  await host.libvirtd.connection.suspend('vm')
+  t.teardown(() => host.libvirtd.connection.resume('vm').catch(() => {}))
+  const ask = (token: string, timeoutMs: number) =>
+    node.api.call('DELETE', `/attachments/${id}?timeoutMs=${timeoutMs}`, undefined, {token})
+  const impatient = ask('first', 300)
+  await until(async () => (await stateOf(id)) === 'detaching')
+  const patient = ask('second', 60_000)
+  await t.throwsAsync(impatient, {code: 'DETACH_PENDING'})
+  await t.throwsAsync(ask('third', 300), {code: 'DETACH_PENDING'})
+  t.is(await stateOf(id), 'detaching')
+  await host.libvirtd.connection.resume('vm')
+  const answer = await patient
+  await node.stopDaemon()
+  await node.start()
+  for (const [token, timeoutMs] of [
+    ['first', 300],
+    ['second', 60_000],
+    ['third', 300],
+  ] as const)
+    t.deepEqual(await ask(token, timeoutMs), answer, token)
+  await checkGone(t, made)
+})

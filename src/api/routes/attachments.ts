@@ -28,7 +28,7 @@ export function attachmentRoutes({operations}: Service) {
     )
 
     const querystring = Type.Object({
-      timeoutMs: Type.Optional(Type.Integer({minimum: 1})),
+      timeoutMs: Type.Optional(Type.Integer({minimum: 1, maximum: dayMs})),
       force: Type.Optional(Type.Boolean()),
     })
     const coerced = {querystring, response: answers}
@@ -50,14 +50,19 @@ export function attachmentRoutes({operations}: Service) {
   }
 }
 
+const dayMs = 24 * 3600 * 1000
+
 /** Query values are text: the number and the choice among them are read here, since the API coerces nothing elsewhere. */
 function detachQuery() {
-  return ({timeoutMs, force}: {timeoutMs?: unknown; force?: unknown}) => {
+  return (query: Record<string, unknown>) => {
+    const {timeoutMs, force, ...others} = query
+    const [unknown] = Object.keys(others)
+    if (unknown !== undefined) return {error: new Error(`There is no ${unknown} in the query of a detach`)}
     const value: DetachQuery = {}
     if (timeoutMs !== undefined) {
-      value.timeoutMs = Number(timeoutMs)
-      if (!Number.isInteger(value.timeoutMs) || value.timeoutMs <= 0)
-        return {error: new Error('timeoutMs must be a positive whole number of milliseconds')}
+      value.timeoutMs = typeof timeoutMs === 'string' ? Number(timeoutMs) : Number.NaN
+      if (!Number.isInteger(value.timeoutMs) || value.timeoutMs <= 0 || value.timeoutMs > dayMs)
+        return {error: new Error('timeoutMs must be a positive whole number of milliseconds, a day at most')}
     }
     if (force !== undefined) {
       if (force !== 'true' && force !== 'false') return {error: new Error('force must be true or false')}

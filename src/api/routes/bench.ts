@@ -1,5 +1,4 @@
-import {type Static, Type} from '@sinclair/typebox'
-import type {FastifyInstance, FastifyReply} from 'fastify'
+import type {FastifyInstance, FastifyReply, FastifyRequest} from 'fastify'
 import {ownerOf, proveWritable, resolveTargets} from '../../attach/bench-targets.js'
 import {type BenchJob, settleJob} from '../../bench/job.js'
 import {JobSchema, type JobSpec} from '../../bench/job-schema.js'
@@ -10,10 +9,9 @@ import {type RoundOptions, sweep} from '../../bench/sweep.js'
 import {StorageError} from '../../errors.js'
 import type {Service} from '../../service.js'
 import type {KeptReport} from '../../state/bench-results.js'
-import {formOf, lineAnswer} from '../lines.js'
-import {askedOfLongWork} from '../server.js'
-
-const ListQuery = Type.Object({label: Type.Optional(Type.String())}, {additionalProperties: false})
+import {answerInLines, formOf, lineSender, type SendLine} from '../lines.js'
+import {LabelQuery} from '../schema.js'
+import {askedOfLongWork, whenGone, whenStopping} from '../server.js'
 
 /** Benchmarks: run one, look on, and what is kept of them. */
 export function benchRoutes({operations, benches, benchResults}: Service) {
@@ -22,43 +20,25 @@ export function benchRoutes({operations, benches, benchResults}: Service) {
   return async (api: FastifyInstance) => {
     api.post<{Body: JobSpec}>('/bench', {schema: {body: JobSchema}}, async (request, reply) => {
       const spec = request.body
+      const {signal} = askedOfLongWork(request, reply)
       const {targets, facts, written} = resolveTargets(rooms, spec)
-      const unlock = operations.lock(...written.map(({volume}) => volume.id))
+      const unlock = operations.claim(...written.map(({volume}) => volume.id))
       try {
         for (const one of written) await proveWritable(rooms, one)
-        const {signal} = askedOfLongWork(request, reply)
         const options: StartOptions = {signal, facts, ownedBy: (path, stats) => ownerOf(rooms, path, stats)}
         const job = jobOf(spec, targets)
         settleJob(job)
-        const {sendLine, end} = lineAnswer(reply, formOf(request))
-        const watched: Promise<void>[] = []
-        const watch = (run: BenchRun, step: string) => {
-          const name = spec.name ?? 'bench'
-          watched.push(benches.watch(run, {name, step}, sample => sendLine({sample})))
-        }
-        const onRun: RoundOptions['onRun'] = (run, step) => {
-          sendLine({step})
-          watch(run, step.label)
-        }
-        await end(
-          measure(spec, job, {...options, onRun}, run => watch(run, '')).then(async report => {
-            await Promise.all(watched)
-            const id = spec.keep === false ? null : await benchResults.keep(report, spec.label ?? null)
-            return {id, ...report}
-          }),
-        )
+        await answerInLines(reply, formOf(request), sendLine => run(spec, job, options, sendLine))
       } finally {
         unlock()
       }
     })
 
     api.get('/bench/running', async () => benches.list())
-    api.get('/bench/events', async (request, reply) => watchAll(reply, request.server.stopping))
+    api.get('/bench/events', async (request, reply) => watchAll(request, reply))
 
-    api.get<{Querystring: Static<typeof ListQuery>}>(
-      '/bench/results',
-      {schema: {querystring: ListQuery}},
-      async ({query}) => benchResults.list(query.label),
+    api.get<{Querystring: {label?: string}}>('/bench/results', {schema: {querystring: LabelQuery}}, async ({query}) =>
+      benchResults.list(query.label),
     )
     api.get<{Params: {id: string}}>('/bench/results/:id', async ({params}) => benchResults.read(params.id))
     api.delete<{Params: {id: string}}>('/bench/results/:id', async ({params}, reply) => {
@@ -67,23 +47,39 @@ export function benchRoutes({operations, benches, benchResults}: Service) {
     })
   }
 
-  /** Samples of all benchmarks, as server-sent events, until the client goes. */
-  function watchAll(reply: FastifyReply, stopping: AbortSignal): void {
-    const {sendLine} = lineAnswer(reply, 'events')
-    const onSample = (running: RunningBench) => sendLine({sample: running})
-    const onEnd = (ended: Pick<RunningBench, 'number' | 'name'>) => sendLine({end: ended})
-    sendLine({running: benches.list()})
+  /** Samples go out as they come; a client that is slow to read misses some. */
+  async function run(spec: JobSpec, job: BenchJob, options: StartOptions, sendLine: SendLine) {
+    const watched: Promise<void>[] = []
+    const watch = (run: BenchRun, step: string) => {
+      const name = spec.name ?? 'bench'
+      watched.push(benches.watch(run, {name, step}, sample => sendLine({sample})))
+    }
+    const onRun: RoundOptions['onRun'] = (run, step) => {
+      sendLine({step})
+      watch(run, step.label)
+    }
+    const report = await measure(spec, job, {...options, onRun}, run => watch(run, ''))
+    await Promise.all(watched)
+    const id = spec.keep === false ? null : await benchResults.keep(report, spec.label ?? null)
+    return {id, ...report}
+  }
+
+  /** Samples of all benchmarks, as server-sent events, until the client goes, or until it does not read any more. */
+  function watchAll(request: FastifyRequest, reply: FastifyReply): void {
+    const {sendLine} = lineSender(reply, 'events')
+    const show = (value: object) => {
+      if (!sendLine(value)) reply.raw.destroy()
+    }
+    const onSample = (running: RunningBench) => show({sample: running})
+    const onEnd = (ended: Pick<RunningBench, 'number' | 'name'>) => show({end: ended})
+    show({running: benches.list()})
     benches.on('sample', onSample)
     benches.on('end', onEnd)
-    const gone = new Promise<void>(resolve => {
-      reply.raw.once('close', resolve)
-      stopping.addEventListener('abort', () => resolve(), {once: true})
-    })
-    void gone.then(() => {
+    whenGone(reply, () => {
       benches.off('sample', onSample)
       benches.off('end', onEnd)
-      reply.raw.end()
     })
+    whenStopping(request, reply, () => reply.raw.end())
   }
 }
 

@@ -4,7 +4,7 @@ import {createExport, type VolumeChoice} from '../../attach/attach.js'
 import {deleteExport} from '../../attach/detach.js'
 import {StorageError} from '../../errors.js'
 import type {Service} from '../../service.js'
-import {AnswerSchema, ErrorSchema, ExportSchema, NewExportBody} from '../schema.js'
+import {AnswerSchema, ErrorSchema, ExportSchema, ForceQuery, NewExportBody} from '../schema.js'
 import {askedOf} from '../server.js'
 
 const answers = {'2xx': AnswerSchema, default: ErrorSchema}
@@ -24,9 +24,9 @@ export function exportRoutes({operations}: Service) {
       },
     )
 
-    api.delete<{Params: {export: string}; Querystring: {force?: string}}>(
+    api.delete<{Params: {export: string}; Querystring: Static<typeof ForceQuery>}>(
       '/exports/:export',
-      {schema: {response: answers}},
+      {schema: {querystring: ForceQuery, response: answers}},
       async (request, reply) => {
         const force = request.query.force === 'true'
         return deleteExport(operations, {export: request.params.export, force}, askedOf(request, reply))

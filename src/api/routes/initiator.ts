@@ -1,9 +1,9 @@
-import {type Static, Type} from '@sinclair/typebox'
+import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {StorageError} from '../../errors.js'
 import {parsePortal, parseTaggedPortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
-import {ConnectionBody} from '../schema.js'
+import {ConnectionBody, ForceQuery, PortalQuery} from '../schema.js'
 
 /** /v1/initiator: the kernel's own sessions and node records, for people who use two machines by hand. */
 export function initiatorRoutes({operations}: Service) {
@@ -24,10 +24,9 @@ export function initiatorRoutes({operations}: Service) {
       },
     )
 
-    const force = Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')]))
-    api.delete<{Params: {iqn: string}; Querystring: {force?: 'true' | 'false'}}>(
+    api.delete<{Params: {iqn: string}; Querystring: Static<typeof ForceQuery>}>(
       '/initiator/connections/:iqn',
-      {schema: {querystring: Type.Object({force})}},
+      {schema: {querystring: ForceQuery}},
       async ({params: {iqn}, query}) => {
         refuseAttached(iqn)
         return rooms.host.disconnect(iqn, {force: query.force === 'true'})
@@ -36,7 +35,7 @@ export function initiatorRoutes({operations}: Service) {
 
     api.delete<{Params: {iqn: string}; Querystring: {portal?: string}}>(
       '/initiator/nodes/:iqn',
-      {schema: {querystring: Type.Object({portal: Type.Optional(Type.String())})}},
+      {schema: {querystring: PortalQuery}},
       async ({params: {iqn}, query: {portal}}) =>
         rooms.host.deleteNode(iqn, portal === undefined ? undefined : parsePortal(portal)),
     )

@@ -6,7 +6,14 @@ import {formatPortal, parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
 import type {ExportRecord} from '../../state/store.js'
 import {offered} from '../../targets/driver.js'
-import {ErrorSchema, ImportedTargetsSchema, ImportTargetsBody, ParametersBody, RedirectBody} from '../schema.js'
+import {
+  ErrorSchema,
+  ImportedTargetsSchema,
+  ImportTargetsBody,
+  ParametersBody,
+  RedirectBody,
+  SidQuery,
+} from '../schema.js'
 import {askedOfLongWork} from '../server.js'
 
 interface Named {
@@ -24,7 +31,7 @@ export function targetRoutes({operations}: Service) {
   /** Changes an export and its record, so that it is put back as it is now. */
   const amend = async <T>(iqn: string, change: () => Promise<T>, made: (record: ExportRecord) => ExportRecord) => {
     const {volumeId} = recordOf(iqn)
-    const unlock = operations.lock(volumeId)
+    const unlock = operations.claim(volumeId)
     try {
       const result = await change()
       await store.write([{table: 'exports', id: volumeId, value: made(recordOf(iqn))}])
@@ -53,9 +60,11 @@ export function targetRoutes({operations}: Service) {
       {schema: {body: ImportTargetsBody, response: {200: ImportedTargetsSchema, default: ErrorSchema}}},
       async (request, reply) => importTargets(operations, request.body, askedOfLongWork(request, reply)),
     )
-    api.get<Named & {Querystring: {sid?: string}}>('/targets/:iqn/parameters', async ({params, query: {sid}}) => {
-      return offered(targets, 'parameters').parameters(params.iqn, {sid})
-    })
+    api.get<Named & {Querystring: {sid?: string}}>(
+      '/targets/:iqn/parameters',
+      {schema: {querystring: SidQuery}},
+      async ({params, query: {sid}}) => offered(targets, 'parameters').parameters(params.iqn, {sid}),
+    )
     api.post<Named & {Body: Static<typeof ParametersBody>}>(
       '/targets/:iqn/parameters',
       {schema: {body: ParametersBody}},

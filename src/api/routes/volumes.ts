@@ -1,10 +1,11 @@
 import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} from '../../attach/attach.js'
+import {checkNewPool} from '../../attach/checks.js'
 import {deleteVolume} from '../../attach/detach.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
-import {lineAnswer, throttled} from '../lines.js'
+import {answerInLines, throttled} from '../lines.js'
 import {
   AnswerSchema,
   CloneVolumeBody,
@@ -13,6 +14,7 @@ import {
   ImportVolumeBody,
   NewPoolBody,
   NewVolumeBody,
+  PoolQuery,
   PoolSchema,
   SnapshotVolumeBody,
   VolumeSchema,
@@ -66,15 +68,12 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
       {schema: {body: CloneVolumeBody}},
       async (request, reply) => {
         // A copy may take minutes, so it answers line by line: progress, then the result or the error.
-        const {sendLine, end} = lineAnswer(reply)
-        const onProgress = throttled((progress: object) => sendLine({progress}))
-        await end(
-          cloneVolume(
-            operations,
-            {...request.body, volume: request.params.volume},
-            {...askedOfLongWork(request, reply), onProgress},
-          ),
-        )
+        const asked = {...request.body, volume: request.params.volume}
+        const options = askedOfLongWork(request, reply)
+        await answerInLines(reply, 'lines', sendLine => {
+          const onProgress = throttled((progress: object) => sendLine({progress}))
+          return cloneVolume(operations, asked, {...options, onProgress})
+        })
       },
     )
 
@@ -102,7 +101,7 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
 
     api.get<{Querystring: {name?: string}}>(
       '/pool',
-      {schema: {response: {200: PoolSchema, default: ErrorSchema}}},
+      {schema: {querystring: PoolQuery, response: {200: PoolSchema, default: ErrorSchema}}},
       async ({query}) => rooms.volumes.pool(query.name).capacity(),
     )
 
@@ -116,7 +115,10 @@ export function volumeRoutes({operations, operations: {rooms}, createPool, delet
     api.post<{Body: Static<typeof NewPoolBody>}>(
       '/pools',
       {schema: {body: NewPoolBody, response: {201: PoolSchema, default: ErrorSchema}}},
-      async ({body}, reply) => reply.status(201).send(await createPool(body)),
+      async ({body}, reply) => {
+        checkNewPool(body)
+        return reply.status(201).send(await createPool(body))
+      },
     )
 
     api.delete<{Params: {pool: string}}>(

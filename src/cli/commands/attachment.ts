@@ -39,7 +39,7 @@ export function attachmentCommands(program: Command): void {
       .option('--read-only', 'the guest may only read')
       .option('--shared', 'allow others to use the same disk at the same time; without it a disk in use is refused')
       .option('--persistent', 'also in the domain’s definition, for its next start')
-      .option('--write-back', 'the export acknowledges writes before they are on stable storage')
+      .option('--write-back', 'the new export acknowledges writes before they are on stable storage')
       .addHelpText(
         'after',
         `
@@ -49,6 +49,9 @@ name it otherwise: look for its serial, /dev/disk/by-id/virtio-SERIAL.
 A disk that somebody uses already is refused: another VM, a session at the target, a mount, swap, LVM,
 a loop device or a process that writes. --shared is for guests that share a disk knowingly, as cluster
 file systems do: everything else loses data on it.
+
+--name and --pool go with --size. --write-back and --chap-file are for the export that is made here: a volume
+that is exported already keeps its settings, and a device has none. What does not go together is refused.
 
 Examples:
   lunpath attach vm1 --size 2GiB

@@ -38,6 +38,8 @@ export function exportCommands(program: Command): void {
       .addHelpText(
         'after',
         `
+--name and --pool go with --size.
+
 Examples:
   lunpath export create --volume db1
   lunpath export create --size 2GiB --name db2 --allow 10.0.0.0/8 iqn.2004-10.com.example:host1
