@@ -5,10 +5,12 @@ import type {ChapCredentials, Disk, Domain, DomainState, VolumeId} from '../type
 import {
   affectConfig,
   affectLive,
+  closeInTurn,
   type LibvirtConnection,
   type LibvirtEvent,
   type NativeDomain,
   newConnection,
+  whileWanted,
 } from './connection.js'
 import {
   aliasOf,
@@ -142,7 +144,7 @@ export class LibvirtDriver implements ComputeDriver {
     if (this.#attempt) dispose(this.#attempt)
     this.#ringAll()
     if (!connection) return
-    if ((await within(connection.close(), this.#queryTimeoutMs)) === late) connection.abandon()
+    if ((await within(closeInTurn(connection), this.#queryTimeoutMs)) === late) connection.abandon()
   }
 
   /** What `virsh list --all` shows. */
@@ -450,15 +452,17 @@ export class LibvirtDriver implements ComputeDriver {
   ): Promise<T> {
     // Without a pause where there is a connection: close() waits for the calls that came before it.
     const connection = this.#connection ?? (await this.#connected())
+    const waiting = new AbortController()
     let result: T | typeof late
     try {
-      result = await within(call(connection), timeoutMs)
+      result = await within(call(whileWanted(connection, waiting.signal)), timeoutMs)
     } catch (error) {
       if (isLibvirtError(error) && isConnectionLoss(error)) this.#lost(connection, {message: error.message})
       const secrets = [...this.#secrets.values()].map(({secret}) => secret)
       throw toStorageError(error, {...context, secrets})
     }
     if (result === late) {
+      waiting.abort()
       const {op, action, info} = context
       throw new StorageError('TIMEOUT', `Cannot ${action}: libvirt has not answered within ${timeoutMs} ms`, {op, info})
     }
@@ -774,7 +778,7 @@ async function giveSecret(connection: LibvirtConnection, iqn: string, {secret}: 
 
 const late = Symbol('late')
 
-/** What `promise` settles to, or `late`: the work goes on, its outcome is dropped. */
+/** What `promise` settles to, or `late`: what has begun goes on, and its outcome is dropped. */
 async function within<T>(promise: Promise<T>, timeoutMs: number): Promise<T | typeof late> {
   let timer: NodeJS.Timeout | undefined
   promise.catch(() => {})
