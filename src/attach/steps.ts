@@ -268,7 +268,7 @@ const deviceStep: Step = {
       attachments.get(operation.subject)?.iqn ??
       exports.get(operation.subject)?.iqn ??
       makeRequest(operation).export?.iqn
-    if (iqn !== undefined) return rooms.host.disconnect(iqn)
+    if (iqn !== undefined) return rooms.host.disconnect(iqn, {owner: 'attach'})
   },
   unmade: () => [],
 }

@@ -113,7 +113,7 @@ async function disconnect(operations: Operations, iqn: string, outcome: Outcome)
   try {
     // The look is some time old: an attach may have come and gone meanwhile.
     if (operations.rooms.store.attachments.has(id)) return
-    await operations.rooms.host.disconnect(iqn)
+    await operations.rooms.host.disconnect(iqn, {owner: 'attach'})
   } catch (error) {
     const message = `A session that no attachment needs is not gone: ${(error as Error).message}`
     outcome.problems.push({problem: 'session-stuck', subject: iqn, message})
