@@ -47,6 +47,8 @@ export interface ComputeDriver {
   /** @throws DOMAIN_NOT_FOUND */
   domain(nameOrUuid: string): Promise<Domain>
   disks(domain: string): Promise<Disk[]>
+  /** What the domain with this UUID is called, as far as is known without asking. */
+  nameOf(uuid: string): string | undefined
 
   /**
    * Attaches a disk. The same id attached already to this domain is adopted and returned.
