@@ -9,7 +9,7 @@ import {refuseIoType} from '../targets/spec.js'
 import type {AccessRules, ChapAuth, DiskSource, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
 import type {Asked, Operations, Wanted} from './operations.js'
-import type {Rooms, Route} from './rooms.js'
+import {named, type Rooms, type Route} from './rooms.js'
 import type {Answer} from './run.js'
 import type {DiskRequest, ExportRequest, MakeRequest, VolumeOrigin} from './steps.js'
 
@@ -220,8 +220,9 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
       return wanted('attach', {volume: {from: 'device', id: freshId(rooms), source}, disk}, ['disk'])
     }
     const volume = chooseVolume(rooms, asked)
-    const attached = rooms.store.attachments.get(volume.id)
-    if (attached) {
+    const record = rooms.store.attachments.get(volume.id)
+    if (record) {
+      const attached = named(rooms, record)
       throw new StorageError(
         'ATTACHMENT_EXISTS',
         `${volume.id} is attached already: to ${attached.domain} as ${attached.target}`,
@@ -369,8 +370,9 @@ async function deviceSource(rooms: Rooms, path: string): Promise<DiskSource> {
   const facts = await stat(path).catch(cause => {
     throw new StorageError('NOT_FOUND', `There is no device or file ${path}`, {info: {path}, cause})
   })
-  const holder = [...rooms.store.attachments.values()].find(({source}) => 'path' in source && source.path === path)
-  if (holder) {
+  const record = [...rooms.store.attachments.values()].find(({source}) => 'path' in source && source.path === path)
+  if (record) {
+    const holder = named(rooms, record)
     throw new StorageError(
       'ATTACHMENT_EXISTS',
       `${path} is attached already: to ${holder.domain} as ${holder.target}`,
@@ -386,7 +388,8 @@ async function deviceSource(rooms: Rooms, path: string): Promise<DiskSource> {
 
 /** @throws VOLUME_IN_USE where an export or an attachment could change the volume meanwhile */
 export function refuseWhileInUse(rooms: Rooms, id: VolumeId, verb: string): void {
-  const attachment = rooms.store.attachments.get(id)
+  const record = rooms.store.attachments.get(id)
+  const attachment = record && named(rooms, record)
   const exported = rooms.store.exports.get(id)
   if (!attachment && !exported) return
   const [use, remedy] = attachment

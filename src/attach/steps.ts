@@ -277,7 +277,7 @@ const diskStep: Step = {
   name: 'disk',
   async make({rooms, operation}, path) {
     const {disk: request, volume} = makeRequest(operation)
-    const {domain, bus, target, readOnly, persistent, live} = request!
+    const {domainUuid: domain, bus, target, readOnly, persistent, live} = request!
     const spec = {domain, id: operation.subject, bus, target, readOnly, persistent, live}
     if (request!.route === 'host') return attachDevice(rooms, spec, path)
     const source = volume.from === 'device' ? volume.source : await proveExport(rooms, path.export!)

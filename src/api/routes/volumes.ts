@@ -2,6 +2,7 @@ import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} from '../../attach/attach.js'
 import {deleteVolume} from '../../attach/detach.js'
+import {named} from '../../attach/rooms.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
 import {lineAnswer, throttled} from '../lines.js'
@@ -26,10 +27,14 @@ const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 /** /v1/volumes, /v1/pools and /v1/pool */
 export function volumeRoutes({operations, operations: {rooms}, createPool, deletePool}: Service) {
   const {store} = rooms
+  const domainOf = (id: string) => {
+    const attachment = store.attachments.get(id)
+    return attachment ? named(rooms, attachment).domain : null
+  }
   const shown = (volume: VolumeRecord) => ({
     ...volume,
     iqn: store.exports.get(volume.id)?.iqn ?? null,
-    domain: store.attachments.get(volume.id)?.domain ?? null,
+    domain: domainOf(volume.id),
   })
   const ShownVolume = Type.Composite([
     VolumeSchema,
