@@ -58,6 +58,26 @@ test('what is no well-formed document is refused', t => {
   }
 })
 
+test('a DOCTYPE in the prolog is refused, and the same characters in a comment or in CDATA are text', t => {
+  const prologs = [
+    '<!DOCTYPE a>',
+    '<?xml version="1.0"?>\n<!-- x -->\n<!DOCTYPE a [<!ENTITY e "x">]>',
+    '<!DOCTYPE a SYSTEM "b">',
+  ]
+  for (const prolog of prologs) {
+    t.throws(() => parseXml(`${prolog}<a/>`), {code: 'INVALID_ARGUMENT', message: /DOCTYPE/}, prolog)
+  }
+  for (const inside of ['<a><!DOCTYPE b></a>', '<a/><!DOCTYPE a>']) {
+    t.throws(() => parseXml(inside), {code: 'INVALID_ARGUMENT'}, inside)
+  }
+  t.deepEqual(
+    parseXml('<!-- <!DOCTYPE a> --><a><!-- <!DOCTYPE b> --><b><![CDATA[<!DOCTYPE c>]]></b></a><!-- <!DOCTYPE d> -->'),
+    {
+      a: {b: '<!DOCTYPE c>'},
+    },
+  )
+})
+
 test('what is built is read back', t => {
   const document = {a: {'@x': '<>&"\'', b: ['1', {'@y': ''}, '&amp;'], c: {'#text': ' t ', '@z': 'z'}, d: ''}}
   t.deepEqual(parseXml(buildXml(document)), document)

@@ -9,7 +9,7 @@ import {checkDiskTarget, checkExport, checkGrown, checkPlaces, checkPortals, ref
 import {refuseClaimed, refuseOtherUsers} from './claims.js'
 import {type DeviceAsked, deviceOrigin, refuseUsedDevice} from './devices.js'
 import type {Asked, Operations, Wanted} from './operations.js'
-import type {Rooms, Route} from './rooms.js'
+import {named, type Rooms, type Route} from './rooms.js'
 import type {Answer} from './run.js'
 import {refuseStrangers} from './sessions.js'
 import type {DiskRequest, ExportRequest, MakeRequest, VolumeOrigin} from './steps.js'
@@ -228,8 +228,9 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     }
     checkPortals(rooms)
     const volume = chooseVolume(rooms, asked)
-    const attached = rooms.store.attachments.get(volume.id)
-    if (attached) {
+    const record = rooms.store.attachments.get(volume.id)
+    if (record) {
+      const attached = named(rooms, record)
       throw new StorageError(
         'ATTACHMENT_EXISTS',
         `${volume.id} is attached already: to ${attached.domain} as ${attached.target}`,
@@ -376,7 +377,8 @@ async function diskRequest(rooms: Rooms, asked: AttachAsked): Promise<DiskReques
 
 /** @throws VOLUME_IN_USE where an export or an attachment could change the volume meanwhile */
 export function refuseWhileInUse(rooms: Rooms, id: VolumeId, verb: string): void {
-  const attachment = rooms.store.attachments.get(id)
+  const record = rooms.store.attachments.get(id)
+  const attachment = record && named(rooms, record)
   const exported = rooms.store.exports.get(id)
   if (!attachment && !exported) return
   const [use, remedy] = attachment

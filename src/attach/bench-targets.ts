@@ -12,7 +12,7 @@ import {signatureOf} from '../signatures.js'
 import {parseSize} from '../size.js'
 import type {ExportRecord, VolumeRecord} from '../state/store.js'
 import {claimOf, ownLuns} from './claims.js'
-import type {Rooms} from './rooms.js'
+import {named, type Rooms} from './rooms.js'
 
 /** What a written-down job measures, looked up in the store. */
 export interface ResolvedTargets {
@@ -113,7 +113,7 @@ function volumeTarget({store, initiatorName}: Rooms, volume: VolumeRecord, expor
  * UNSUPPORTED (exported read-only), INVALID_ARGUMENT and IDENTITY_MISMATCH (what it is has to be repeated)
  */
 export async function proveWritable(
-  {store, targets}: Rooms,
+  {store, targets, compute}: Rooms,
   {volume, exported, writeTo}: WrittenVolume,
 ): Promise<void> {
   const {iqn, serial, sizeBytes, readOnly, ioType} = exported
@@ -122,7 +122,10 @@ export async function proveWritable(
     new StorageError(code, `A benchmark must not write to ${name}: ${why}`, {op, info: {id: volume.id, iqn, ...info}})
   if (readOnly) throw refuse('UNSUPPORTED', 'it is exported read-only')
   const attached = [...store.attachments.values()].find(({volumeId}) => volumeId === volume.id)
-  if (attached) throw refuse('VOLUME_IN_USE', `it is attached to ${attached.domain} as ${attached.target}`)
+  if (attached) {
+    const {domain, target} = named({compute}, attached)
+    throw refuse('VOLUME_IN_USE', `it is attached to ${domain} as ${target}`)
+  }
   const session = (await targets.sessions()).find(one => one.iqn === iqn)
   if (session) throw refuse('TARGET_IN_USE', `${session.initiator} is logged in`, {initiator: session.initiator})
   // Writes to nullio reach no volume.

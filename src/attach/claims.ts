@@ -7,7 +7,7 @@ import {type ErrorCode, hasCode, StorageError} from '../errors.js'
 import type {Operation} from '../state/journal.js'
 import type {Store, VolumeRecord} from '../state/store.js'
 import type {DiskSource, Feed, VolumeId} from '../types.js'
-import type {Rooms} from './rooms.js'
+import {named, type Rooms} from './rooms.js'
 import type {MakeRequest} from './steps.js'
 
 /** Somebody who has the bytes that a request is about. */
@@ -30,7 +30,7 @@ const batchSize = 64
 export async function claimOf(rooms: Rooms, backing: Backing, query: ClaimQuery = {}): Promise<Claim | undefined> {
   return (
     (await volumeClaim(rooms.store, backing, query)) ??
-    (await deviceClaim(rooms.store, backing, query)) ??
+    (await deviceClaim(rooms, backing, query)) ??
     (await intentClaim(rooms, backing, query)) ??
     (await domainClaim(rooms, backing, query))
   )
@@ -62,11 +62,12 @@ async function volumeClaim(store: Store, backing: Backing, {except}: ClaimQuery)
   return {code: 'VOLUME_EXISTS', how, info: {id, path}}
 }
 
-async function deviceClaim(store: Store, backing: Backing, {except}: ClaimQuery): Promise<Claim | undefined> {
+async function deviceClaim(rooms: Rooms, backing: Backing, {except}: ClaimQuery): Promise<Claim | undefined> {
+  const {store} = rooms
   const byPath = [...store.attachments.values()].filter(({id, volumeId}) => volumeId === null && id !== except?.id)
   const found = await firstOverlap(byPath, ({source}) => backingOfSource(source, ownLuns(store)), backing)
   if (!found) return undefined
-  const {id, domain, target} = found
+  const {id, domain, target} = named(rooms, found)
   return {
     code: 'ATTACHMENT_EXISTS',
     how: `is attached already: to ${domain} as ${target}. First run: lunpath detach ${id}`,

@@ -2,6 +2,7 @@ import {StorageError} from '../errors.js'
 import type {AttachmentRecord, ExportRecord, Store} from '../state/store.js'
 import {refuseWhileInUse} from './attach.js'
 import type {Asked, Operations, Wanted} from './operations.js'
+import {named, type Rooms} from './rooms.js'
 import type {Answer} from './run.js'
 
 // A guest that is awake needs some tenths of a second.
@@ -23,7 +24,7 @@ export function detach(
   return operations.perform('detach', asked, {...options, timeoutMs: asked.timeoutMs ?? releaseTimeoutMs}, () => {
     const {store, journal} = operations.rooms
     const {id, madeExport, route} = findAttachment(
-      store,
+      operations.rooms,
       asked,
       journal.unfinishedOn('id' in asked ? asked.id : '')?.kind === 'detach',
     )
@@ -48,8 +49,9 @@ export function deleteExport(
   return operations.perform('export.delete', asked, options, () => {
     const {store} = operations.rooms
     const {volumeId, iqn} = findExport(store, asked.export)
-    const attachment = store.attachments.get(volumeId)
-    if (attachment) {
+    const record = store.attachments.get(volumeId)
+    if (record) {
+      const attachment = named(operations.rooms, record)
       throw new StorageError(
         'TARGET_IN_USE',
         `${iqn} feeds the disk ${attachment.target} of ${attachment.domain}. First run: lunpath detach ${volumeId}`,
@@ -89,11 +91,11 @@ function findExport(store: Store, key: string): ExportRecord {
 }
 
 function findAttachment(
-  store: Store,
+  {store, compute}: Pick<Rooms, 'store' | 'compute'>,
   asked: AttachmentChoice,
   standing: boolean,
 ): Pick<AttachmentRecord, 'id' | 'madeExport' | 'route'> {
-  const all = [...store.attachments.values()]
+  const all = [...store.attachments.values()].map(record => named({compute}, record))
   const found =
     'id' in asked
       ? (store.attachments.get(asked.id) ??

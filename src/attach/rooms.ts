@@ -15,6 +15,14 @@ export interface ProbeSpec {
   auth?: {incoming: {user: string; secret: string}; outgoing?: {user: string; secret: string}}
 }
 
+/**
+ * An attachment with the name that its domain has now. Its record has the name of when it was made, which serves while
+ * libvirt is away: what identifies a domain is its UUID.
+ */
+export function named<T extends {domain: string; domainUuid: string}>({compute}: Pick<Rooms, 'compute'>, record: T): T {
+  return {...record, domain: compute.nameOf(record.domainUuid) ?? record.domain}
+}
+
 /** Who logs in for a guest's disk: QEMU itself, or this host's kernel. */
 export type Route = 'qemu' | 'host'
 

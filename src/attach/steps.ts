@@ -21,7 +21,7 @@ import type {
 } from '../types.js'
 import {importOffered} from '../volumes/imported.js'
 import {confirmDevice} from './devices.js'
-import type {Rooms, Route} from './rooms.js'
+import {named, type Rooms, type Route} from './rooms.js'
 import {describeSessions, lastingSessions, refuseStrangers, sessionsOf} from './sessions.js'
 
 /** Where the volume of a make operation comes from. */
@@ -299,7 +299,7 @@ const deviceStep: Step = {
       attachments.get(operation.subject)?.iqn ??
       exports.get(operation.subject)?.iqn ??
       makeRequest(operation).export?.iqn
-    if (iqn !== undefined) return rooms.host.disconnect(iqn)
+    if (iqn !== undefined) return rooms.host.disconnect(iqn, {owner: 'attach'})
   },
   unmade: () => [],
 }
@@ -406,10 +406,11 @@ async function proveUnknownToNobody(rooms: Rooms, {subject, request, finished}: 
   const sessions = disk?.route === 'host' || iqn === undefined ? [] : await lastingSessions(rooms, iqn, isOurs)
   if (holder === undefined && sessions.length === 0) return
   const who = holder ?? describeSessions(sessions)
-  const message = `${disk!.domain} no longer shows the disk ${subject}, and ${who} still there: a QEMU process may have the disk without libvirt's knowledge. The volume and its export stay. Shut the domain off to end that`
+  const {domain} = named(rooms, disk!)
+  const message = `${domain} no longer shows the disk ${subject}, and ${who} still there: a QEMU process may have the disk without libvirt's knowledge. The volume and its export stay. Shut the domain off to end that`
   throw new StorageError('DETACH_PENDING', message, {
     op: 'compute.detach',
-    info: {id: subject, domain: disk!.domain, iqn, problem: 'disk-unknown-to-libvirt'},
+    info: {id: subject, domain, iqn, problem: 'disk-unknown-to-libvirt'},
   })
 }
 

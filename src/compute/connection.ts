@@ -1,3 +1,4 @@
+import {CallSlots} from '../call-slots.js'
 import {loadAddon} from '../native.js'
 
 /** A domain as the addon describes it; `state` is libvirt's virDomainState. */
@@ -63,6 +64,35 @@ export interface LibvirtConnection {
   undefineSecret(uuid: string): Promise<void>
   /** The UUID of the iSCSI secret with this usage. */
   findSecret(usage: string): Promise<string | null>
+}
+
+/** The threads of a connection (kThreads in native/libvirt/binding.cc). */
+const threads = 4
+const slots = new WeakMap<LibvirtConnection, CallSlots>()
+
+function slotsOf(connection: LibvirtConnection): CallSlots {
+  const known = slots.get(connection) ?? new CallSlots({total: threads})
+  slots.set(connection, known)
+  return known
+}
+
+/**
+ * A connection whose calls begin only while the signal is not aborted. A call of several steps that was given up stops
+ * before its next one, and a call that still waits for a thread never begins.
+ */
+export function whileWanted(connection: LibvirtConnection, signal: AbortSignal): LibvirtConnection {
+  return new Proxy(connection, {
+    get: (target, name) => {
+      const method = Reflect.get(target, name) as (...args: unknown[]) => Promise<unknown>
+      return (...args: unknown[]) => slotsOf(target).run('', signal, () => method.apply(target, args))
+    },
+  })
+}
+
+/** Closes a connection after the calls that came before. */
+export async function closeInTurn(connection: LibvirtConnection): Promise<void> {
+  await slotsOf(connection).idle()
+  await connection.close()
 }
 
 /** @throws StorageError DEPENDENCY_MISSING */

@@ -3,6 +3,7 @@ import {StorageError} from '../errors.js'
 import {checkIscsiName} from '../iqn.js'
 import type {Disk, DiskSource, Domain, Feed, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
+import type {Devices, PciAddress} from './addresses.js'
 
 const aliasPrefix = 'ua-lunpath-'
 
@@ -41,6 +42,8 @@ export interface DiskPlan {
   target: string
   /** On the scsi bus: where on which controller. Left out, libvirt decides, and adds a controller after 7 units. */
   address?: {controller: number; unit: number}
+  /** On the virtio bus: where the disk is plugged in. Left out, libvirt decides. */
+  pciAddress?: PciAddress
   readOnly: boolean
   /** Others may have it open too: QEMU then takes no lock that keeps them out. */
   shared?: boolean
@@ -78,6 +81,10 @@ export function buildDiskXml(plan: DiskPlan): string {
       '@target': '0',
       '@unit': String(plan.address.unit),
     }
+  }
+  if (plan.bus === 'virtio' && plan.pciAddress) {
+    const {bus, slot} = plan.pciAddress
+    disk.address = {'@type': 'pci', '@domain': '0', '@bus': String(bus), '@slot': String(slot), '@function': '0'}
   }
   return buildXml({disk})
 }
@@ -128,10 +135,7 @@ export interface Definition {
   disks: Disk[]
   /** All that the domain can read or write, for whoever asks who else has a disk. */
   feeds: Feed[]
-  /** The first virtio-scsi controller; undefined where there is none. */
-  scsiController: number | undefined
-  /** Units in use on that controller. */
-  scsiUnits: Set<number>
+  devices: Devices
 }
 
 /** A definition as libvirt writes it: its `<domain>`. @throws INVALID_ARGUMENT */
@@ -166,18 +170,8 @@ export function describeDomain(inForce: XmlElement, forNextStart: XmlElement | n
       else byKey.set(key, {...disk, [place]: true})
     }
   }
-  const scsiController = [live, inactive]
-    .flatMap(devices => elementsOf(devices, 'controller'))
-    .filter(it => attribute(it, 'type') === 'scsi' && attribute(it, 'model') === 'virtio-scsi')
-    .map(it => Number(attribute(it, 'index')))
-    .sort((a, b) => a - b)[0]
-  const scsiUnits = [live, inactive]
-    .flatMap(devices => [...elementsOf(devices, 'disk'), ...elementsOf(devices, 'hostdev')])
-    .map(it => elementAt(it, 'address'))
-    .filter(it => attribute(it, 'type') === 'drive' && Number(attribute(it, 'controller')) === scsiController)
-    .map(it => Number(attribute(it, 'unit')))
   const feeds = [live, inactive].flatMap(devices => feedsOf(domain, devices))
-  return {domain, disks: [...byKey.values()], feeds, scsiController, scsiUnits: new Set(scsiUnits)}
+  return {domain, disks: [...byKey.values()], feeds, devices: {live, persistent: inactive}}
 }
 
 function feedsOf(domain: {name: string; uuid: string}, devices: XmlElement | undefined): Feed[] {
@@ -297,13 +291,6 @@ export function freeTarget(bus: 'virtio' | 'scsi', taken: ReadonlySet<string>): 
 function letters(index: number): string {
   const last = String.fromCharCode(97 + (index % 26))
   return index < 26 ? last : letters(Math.floor(index / 26) - 1) + last
-}
-
-/** The first unit that no device has. */
-export function freeUnit(taken: ReadonlySet<number>): number {
-  let unit = 0
-  while (taken.has(unit)) unit++
-  return unit
 }
 
 function invalid(message: string): StorageError {

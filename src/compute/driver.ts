@@ -51,6 +51,8 @@ export interface ComputeDriver {
   disks(domain: string): Promise<Disk[]>
   /** What feeds all domains, running or not: asked of the hypervisor now. @throws COMPUTE_UNAVAILABLE */
   feeds(): Promise<Feed[]>
+  /** What the domain with this UUID is called, as far as is known without asking. */
+  nameOf(uuid: string): string | undefined
 
   /**
    * Attaches a disk. The same id attached already to this domain is adopted and returned.

@@ -65,9 +65,36 @@ export function isLeftoverNode({message}: LibvirtError): boolean {
   return /Duplicate nodes? with node-name/i.test(message)
 }
 
+/**
+ * Another device of QEMU's has the address, by QEMU's words (hw/scsi/scsi-bus.c, hw/pci/pci.c) or by libvirt's. libvirt
+ * chooses none that it knows to be taken: the device is one that it does not know, since it was killed in mid-attach.
+ */
+export function isAddressTaken({message}: LibvirtError): boolean {
+  return /lun already used by|slot \d+ function \d+ not available|double use of PCI Address|duplicate drive address/i.test(
+    message,
+  )
+}
+
 /** The file system below has no O_DIRECT, which cache mode `none` wants. */
 export function isWithoutDirectIo({message}: LibvirtError): boolean {
   return /does not support O_DIRECT/.test(message)
+}
+
+/** What libvirt's words do not say: what to do. */
+const hints: [RegExp, string][] = [
+  [
+    /No more available PCI/i,
+    "The machine has no free PCI slot. Shut the domain off and give it another <controller type='pci' model='pcie-root-port'/> (machine q35) or model='pci-bridge' (machine pc) with virsh edit, or attach with --bus scsi: all disks of that bus share one slot",
+  ],
+  [
+    /Duplicate device ID/i,
+    'QEMU has this disk already, and libvirt does not know it, since it was killed while it attached the disk. Shut the domain off and start it again: QEMU then has what libvirt has',
+  ],
+]
+
+function hintFor(message: string): string {
+  const hint = hints.find(([pattern]) => pattern.test(message))?.[1]
+  return hint === undefined ? '' : `. ${hint}`
 }
 
 function codeOf(error: LibvirtError): ErrorCode {
@@ -118,7 +145,7 @@ export function toStorageError(error: unknown, {op, action, info, secrets}: Erro
     domain: error.domain,
     syscall: error.syscall,
   })
-  return new StorageError(codeOf(error), `Cannot ${action}: ${message}`, {op, info, cause})
+  return new StorageError(codeOf(error), `Cannot ${action}: ${message}${hintFor(message)}`, {op, info, cause})
 }
 
 function scrub(message: string, secrets: Iterable<string>): string {

@@ -3,12 +3,22 @@ import {hasCode, StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
 import type {ChapCredentials, Disk, Domain, DomainState, Feed, VolumeId} from '../types.js'
 import {
+  buildScsiController,
+  chooseScsiController,
+  freePciAddresses,
+  freeUnit,
+  type Place,
+  takenUnits,
+} from './addresses.js'
+import {
   affectConfig,
   affectLive,
+  closeInTurn,
   type LibvirtConnection,
   type LibvirtEvent,
   type NativeDomain,
   newConnection,
+  whileWanted,
 } from './connection.js'
 import {
   aliasOf,
@@ -20,7 +30,6 @@ import {
   type DiskPlan,
   describeDomain,
   freeTarget,
-  freeUnit,
   idOfAlias,
   parseDomain,
   sameSource,
@@ -29,6 +38,7 @@ import {
 import type {AttachSpec, ComputeDriver, DetachOptions, DiskCounters} from './driver.js'
 import {
   type ErrorContext,
+  isAddressTaken,
   isConnectionLoss,
   isDeviceMissing,
   isDomainGone,
@@ -60,6 +70,7 @@ const promptReleaseMs = 2_000
 // QEMU's part of a removal takes some milliseconds.
 const leastRemovalMs = 500
 const leftoverRetries = 5
+const addressRetries = 8
 const targetRetries = 5
 /** Rings when a connection is there; never the UUID of a domain. */
 const connectionBell = 'connection'
@@ -75,8 +86,6 @@ const states: DomainState[] = [
   'crashed',
   'pmsuspended',
 ]
-
-type Place = 'live' | 'persistent'
 
 /**
  * Attaches disks to the domains of one libvirtd. A lost connection is made again in the background, with growing pauses;
@@ -99,6 +108,8 @@ export class LibvirtDriver implements ComputeDriver {
   readonly #known = new Map<string, Domain>()
   /** By UUID: what libvirt wrote at the last look at all domains, and what it said. */
   readonly #definitions = new Map<string, {inForce: string; forNextStart: string | null; feeds: Feed[]}>()
+  /** By UUID: a domain can be renamed, and its UUID stays. */
+  readonly #names = new Map<string, string>()
   /** By what a domain was asked for: its UUID when it was last looked up. Whoever uses it sees whether it still holds. */
   readonly #uuids = new Map<string, string>()
   #connection: LibvirtConnection | undefined
@@ -144,12 +155,13 @@ export class LibvirtDriver implements ComputeDriver {
     if (this.#attempt) dispose(this.#attempt)
     this.#ringAll()
     if (!connection) return
-    if ((await within(connection.close(), this.#queryTimeoutMs)) === late) connection.abandon()
+    if ((await within(closeInTurn(connection), this.#queryTimeoutMs)) === late) connection.abandon()
   }
 
   /** What `virsh list --all` shows. */
   async domains(): Promise<Domain[]> {
     const found = await this.#query('list the domains', {}, connection => connection.domains())
+    this.#learnNames(found)
     return found.map(describe)
   }
 
@@ -158,7 +170,18 @@ export class LibvirtDriver implements ComputeDriver {
     const action = `find domain ${nameOrUuid}`
     const found = await this.#query(action, {domain: nameOrUuid}, connection => connection.domain(nameOrUuid))
     this.#uuids.set(nameOrUuid, found.uuid)
+    this.#names.set(found.uuid, found.name)
     return describe(found)
+  }
+
+  nameOf(uuid: string): string | undefined {
+    return this.#names.get(uuid)
+  }
+
+  /** From a list of all domains. */
+  #learnNames(domains: Pick<Domain, 'uuid' | 'name'>[]): void {
+    this.#names.clear()
+    for (const {uuid, name} of domains) this.#names.set(uuid, name)
   }
 
   /** What `virsh domblklist` shows, live and persistent together. @throws DOMAIN_NOT_FOUND */
@@ -213,21 +236,26 @@ export class LibvirtDriver implements ComputeDriver {
   }
 
   async #attachTo(uuid: string, spec: AttachSpec): Promise<Disk> {
-    const inTurn = <T>(task: () => Promise<T>) => this.#inSlots(spec.bus, uuid, () => this.#queue.run(uuid, task))
-    return await inTurn(async () => {
-      for (let attempt = 0; ; attempt++) {
-        try {
-          return await this.#ensureAttached(spec, uuid)
-        } catch (error) {
-          // Somebody else has taken the name that we chose in between: choose again.
-          const chosen = spec.target === undefined && hasCode(error, 'DISK_TARGET_IN_USE')
-          if (!chosen || attempt >= targetRetries) throw error
-        }
-      }
-    })
+    const inTurn = (bus: string) =>
+      this.#inSlots(bus, uuid, () => this.#queue.run(uuid, () => this.#ensureWithTarget(spec, uuid, bus === 'virtio')))
+    // A SCSI disk has no slot of its own, but the controller that it may need first has.
+    return (await inTurn(spec.bus)) ?? (await inTurn('virtio'))!
   }
 
-  async #ensureAttached(spec: AttachSpec, uuid: string): Promise<Disk> {
+  /** Undefined where a slot is needed and `mayTakeSlot` is false. */
+  async #ensureWithTarget(spec: AttachSpec, uuid: string, mayTakeSlot: boolean): Promise<Disk | undefined> {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await this.#ensureAttached(spec, uuid, mayTakeSlot)
+      } catch (error) {
+        // Somebody else has taken the name that we chose in between: choose again.
+        const chosen = spec.target === undefined && hasCode(error, 'DISK_TARGET_IN_USE')
+        if (!chosen || attempt >= targetRetries) throw error
+      }
+    }
+  }
+
+  async #ensureAttached(spec: AttachSpec, uuid: string, mayTakeSlot: boolean): Promise<Disk | undefined> {
     const {id} = spec
     const found = await this.#inspect(uuid)
     const {name} = found.domain
@@ -248,11 +276,15 @@ export class LibvirtDriver implements ComputeDriver {
     const missing = places.filter(place => !ours.some(disk => disk[place]))
     if (missing.length === 0) return ours.find(disk => disk[places[0]!])!
 
+    const controller = spec.bus === 'scsi' ? chooseScsiController(found.devices, missing) : undefined
+    if (controller?.missing.includes('live') && !mayTakeSlot) return undefined
     const source = (await spec.confirm?.()) ?? spec.source
     if (source !== spec.source) refuseOtherUses({...spec, source}, name, found)
-    const plan = planDisk({...spec, source}, name, found, ours[0]?.target)
+    const plan = planDisk({...spec, source}, name, found, {target: ours[0]?.target, controller: controller?.index})
+    const context = {op, action: `attach disk ${id} to domain ${name}`, info}
+    if (controller) await this.#addController(uuid, controller, context)
     if (source.type === 'iscsi' && source.auth) await this.rememberSecret(source.iqn, source.auth)
-    await this.#attachDevice(uuid, plan, missing, {op, action: `attach disk ${id} to domain ${name}`, info})
+    await this.#attachDevice(uuid, {plan, places: missing, devices: found.devices}, context)
     const has = (place: Place) => missing.includes(place) || ours.some(disk => disk[place])
     return {
       domain: name,
@@ -326,7 +358,7 @@ export class LibvirtDriver implements ComputeDriver {
         }
         const until = Math.min(deadline, (this.#leaving.get(key) ?? performance.now()) + askAgainMs)
         do {
-          if (!(await this.#disksOrNone(uuid)).some(disk => disk.alias === alias && disk.live)) {
+          if (await this.#hasLeft(uuid, alias)) {
             this.#leaving.delete(key)
             return true
           }
@@ -335,6 +367,16 @@ export class LibvirtDriver implements ComputeDriver {
         rings.stop()
       }
       if (performance.now() >= deadline) return false
+    }
+  }
+
+  async #hasLeft(uuid: string, alias: string): Promise<boolean> {
+    try {
+      return !(await this.#disksOrNone(uuid)).some(disk => disk.alias === alias && disk.live)
+    } catch (error) {
+      // The guest has been asked: a connection that is lost meanwhile rings when it is back.
+      if (hasCode(error, 'COMPUTE_UNAVAILABLE') && this.#state === 'open') return false
+      throw error
     }
   }
 
@@ -386,19 +428,46 @@ export class LibvirtDriver implements ComputeDriver {
 
   // --- attaching and detaching, step by step
 
-  async #attachDevice(uuid: string, plan: DiskPlan, places: Place[], context: Omit<ErrorContext, 'secrets'>) {
-    const flags = places.reduce((sum, place) => sum | flagOf[place], 0)
+  /** Gives the domain a virtio-scsi controller where it lacks it. It stays when its disks have gone. */
+  async #addController(
+    uuid: string,
+    {index, missing}: {index: number; missing: Place[]},
+    context: Omit<ErrorContext, 'secrets'>,
+  ): Promise<void> {
+    if (missing.length === 0) return
+    const xml = buildScsiController(index)
+    const action = `${context.action}: it needs a virtio-scsi controller first`
+    await this.#call({...context, action}, this.#changeTimeoutMs, connection =>
+      connection.attachDevice(uuid, xml, flagsOf(missing)),
+    ).catch(async error => {
+      // Somebody else may have added it in between.
+      const {devices} = await this.#inspect(uuid)
+      if (chooseScsiController(devices, missing).missing.length > 0) throw error
+    })
+  }
+
+  async #attachDevice(
+    uuid: string,
+    {plan, places, devices}: {plan: DiskPlan; places: Place[]; devices: Definition['devices']},
+    context: Omit<ErrorContext, 'secrets'>,
+  ): Promise<void> {
+    const addresses = otherAddresses(plan, devices)
     let current = plan
-    for (let attempt = 0; ; attempt++) {
+    let leftovers = 0
+    for (;;) {
       try {
         const xml = buildDiskXml(current)
-        await this.#call(context, this.#changeTimeoutMs, connection => connection.attachDevice(uuid, xml, flags))
+        await this.#call(context, this.#changeTimeoutMs, connection =>
+          connection.attachDevice(uuid, xml, flagsOf(places)),
+        )
         return
       } catch (error) {
         const cause = (error as Error).cause
         if (!isLibvirtError(cause)) throw error
-        if (isWithoutDirectIo(cause) && current.cache === 'none') current = {...current, cache: 'writethrough'}
-        else if (!isLeftoverNode(cause) || attempt >= leftoverRetries) throw error
+        const next = isAddressTaken(cause) ? addresses.next() : undefined
+        if (next && !next.done) current = {...current, ...next.value}
+        else if (isWithoutDirectIo(cause) && current.cache === 'none') current = {...current, cache: 'writethrough'}
+        else if (!isLeftoverNode(cause) || leftovers++ >= leftoverRetries) throw error
       }
     }
   }
@@ -480,15 +549,17 @@ export class LibvirtDriver implements ComputeDriver {
   ): Promise<T> {
     // Without a pause where there is a connection: close() waits for the calls that came before it.
     const connection = this.#connection ?? (await this.#connected())
+    const waiting = new AbortController()
     let result: T | typeof late
     try {
-      result = await within(call(connection), timeoutMs)
+      result = await within(call(whileWanted(connection, waiting.signal)), timeoutMs)
     } catch (error) {
       if (isLibvirtError(error) && isConnectionLoss(error)) this.#lost(connection, {message: error.message})
       const secrets = [...this.#secrets.values()].map(({secret}) => secret)
       throw toStorageError(error, {...context, secrets})
     }
     if (result === late) {
+      waiting.abort()
       const {op, action, info} = context
       throw new StorageError('TIMEOUT', `Cannot ${action}: libvirt has not answered within ${timeoutMs} ms`, {op, info})
     }
@@ -598,6 +669,9 @@ export class LibvirtDriver implements ComputeDriver {
     this.#events.emit('domain', {domain, uuid, event: lifecycle[event] ?? String(event), detail})
     const known = this.#known.get(uuid)
     const state = stateAfter[event]
+    // A rename is told as the end of the old name and the definition of the new one.
+    if (lifecycle[event] !== 'undefined') this.#names.set(uuid, domain)
+    else if (this.#names.get(uuid) === domain) this.#names.delete(uuid)
     if (known && state) this.#known.set(uuid, {...known, state})
     if (state === 'shutoff') this.#forgetLeaving(uuid)
     if (state === 'running') this.#deferAsking(uuid)
@@ -621,6 +695,7 @@ export class LibvirtDriver implements ComputeDriver {
     }
     this.#known.clear()
     for (const domain of domains) this.#known.set(domain.uuid, domain)
+    this.#learnNames(domains)
   }
 
   #forgetLeaving(uuid: string): void {
@@ -659,6 +734,10 @@ export class LibvirtDriver implements ComputeDriver {
 const op = 'compute.attach'
 
 const flagOf: Record<Place, number> = {live: affectLive, persistent: affectConfig}
+
+function flagsOf(places: Place[]): number {
+  return places.reduce((sum, place) => sum | flagOf[place], 0)
+}
 
 // virDomainEventType (libvirt-domain.h)
 const lifecycle = [
@@ -738,26 +817,47 @@ function refuseOtherUses({id, source, shared}: AttachSpec, domain: string, {disk
 }
 
 /** @throws DISK_TARGET_IN_USE */
-function planDisk(spec: AttachSpec, domain: string, found: Definition, given: string | undefined): DiskPlan {
+function planDisk(
+  spec: AttachSpec,
+  domain: string,
+  {disks, devices}: Definition,
+  given: {target: string | undefined; controller: number | undefined},
+): DiskPlan {
   const alias = aliasOf(spec.id)
-  const taken = new Set(found.disks.filter(disk => disk.alias !== alias).map(disk => disk.target))
-  const target = spec.target ?? given ?? freeTarget(spec.bus, taken)
+  const taken = new Set(disks.filter(disk => disk.alias !== alias).map(disk => disk.target))
+  const target = spec.target ?? given.target ?? freeTarget(spec.bus, taken)
   if (taken.has(target)) {
     throw new StorageError('DISK_TARGET_IN_USE', `Domain ${domain} has a disk ${target} already`, {
       op,
       info: {domain, id: spec.id, target},
     })
   }
-  const {scsiController: controller, scsiUnits} = found
+  const {controller} = given
   return {
     id: spec.id,
     source: spec.source,
     bus: spec.bus,
     target,
-    address: controller === undefined ? undefined : {controller, unit: freeUnit(scsiUnits)},
+    address: controller === undefined ? undefined : {controller, unit: freeUnit(takenUnits(devices, controller))},
     readOnly: spec.readOnly ?? false,
     shared: spec.shared ?? false,
     cache: 'none',
+  }
+}
+
+/** Where else a disk can go if QEMU has something at its address that libvirt does not know. */
+function* otherAddresses({address}: DiskPlan, devices: Definition['devices']): Generator<Partial<DiskPlan>> {
+  const free = freePciAddresses(devices)
+  const taken = address ? takenUnits(devices, address.controller) : new Set<number>()
+  for (let retry = 0, unit = address?.unit ?? 0; retry < addressRetries; retry++) {
+    if (address) {
+      unit = freeUnit(taken.add(unit))
+      yield {address: {...address, unit}}
+    } else {
+      const pciAddress = free[retry]
+      if (!pciAddress) return
+      yield {pciAddress}
+    }
   }
 }
 
@@ -809,7 +909,7 @@ async function giveSecret(connection: LibvirtConnection, iqn: string, {secret}: 
 
 const late = Symbol('late')
 
-/** What `promise` settles to, or `late`: the work goes on, its outcome is dropped. */
+/** What `promise` settles to, or `late`: what has begun goes on, and its outcome is dropped. */
 async function within<T>(promise: Promise<T>, timeoutMs: number): Promise<T | typeof late> {
   let timer: NodeJS.Timeout | undefined
   promise.catch(() => {})

@@ -89,33 +89,36 @@ export interface HostInitiator {
 
   /**
    * Logs in at each portal where there is no session yet, finds the disk and compares it with what is expected. One portal
-   * that answers is enough. What was made is taken back before an error is thrown.
-   * @throws IDENTITY_MISMATCH (the disk was removed and looked for once more), AUTH_FAILED, TIMEOUT, INITIATOR_FAILED,
+   * that answers is enough. What was made is taken back before an error is thrown. A disk, a session or a node record that
+   * was there before stays as it was; only a lost session whose disk nobody uses makes room for a new one.
+   * @throws IDENTITY_MISMATCH (a disk that this call brought was removed and looked for once more), DEVICE_IN_USE (the only
+   * session is lost, and somebody uses its disk), AUTH_FAILED, TIMEOUT, INITIATOR_FAILED,
    * INITIATOR_UNAVAILABLE, DEPENDENCY_MISSING
    */
   connect(spec: ConnectSpec): Promise<Device>
 
   /**
    * Asks the disk again who it is, rather than the kernel's memory of it: to be called right before the device is handed on.
-   * The device that it gives may have another path than before. @throws IDENTITY_MISMATCH, after which the disk is gone
+   * The device that it gives may have another path than before. @throws IDENTITY_MISMATCH: the disk stays until disconnect()
    */
   verify(device: Device, expected: Partial<Identity>): Promise<Device>
 
   /** Waits until udev shows the device under its stable path. @throws TIMEOUT */
   awaitStablePath(device: Device, timeoutMs?: number): Promise<string>
 
-  /** Lets the kernel see that the disk has grown. @throws IDENTITY_MISMATCH where it has another size afterwards */
+  /** Lets the kernel see that the disk has grown. @throws IDENTITY_MISMATCH where it has another size afterwards; it stays */
   rescan(device: Device, sizeBytes: number): Promise<Device>
 
   /**
    * Flush, removal of the disk, logout, removal of the node record. A target without session and record is success. A
    * disk without a path is not flushed: that would hang. A session that cannot be logged out is `stuck` from then on,
    * and calling again tries again.
-   * @param options.force takes the disk away also where it is mounted or held
+   * @param options.force takes the disk away also where it is mounted, held or open for writing
+   * @param options.owner leaves sessions and records alone that are another's by their record
    * @returns whether what was written is known to be durable
    * @throws DEVICE_IN_USE, INITIATOR_UNAVAILABLE, INITIATOR_FAILED, TIMEOUT
    */
-  disconnect(iqn: string, options?: {force?: boolean}): Promise<{flushed: boolean}>
+  disconnect(iqn: string, options?: {force?: boolean; owner?: RecordOwner}): Promise<{flushed: boolean}>
 
   /** All sessions of the kernel, also those of others. */
   sessions(): Promise<ObservedSession[]>

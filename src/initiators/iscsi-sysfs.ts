@@ -157,6 +157,12 @@ export class IscsiSysfs {
     return names.map((name, index) => ({device: name, uuid: uuids[index] ?? ''}))
   }
 
+  /** `sdb1`, `sdb2` */
+  async partitions(device: string): Promise<string[]> {
+    const entries = await list(join(this.#root, 'block', device))
+    return entries.filter(entry => entry.startsWith(device))
+  }
+
   blockSizeBytes(device: string): Promise<number> {
     return read(join(this.#root, 'block', device, 'size')).then(text => Number(text ?? 0) * 512)
   }

@@ -41,6 +41,9 @@ export interface NewNodeRecord {
   owner: RecordOwner
 }
 
+/** Files of one target, secrets included. */
+export type RecordSnapshot = {portal: Portal; path: string; content: Buffer}[]
+
 const mark = '# Made by lunpath, which removes it at the logout. Owner: '
 
 /**
@@ -74,29 +77,56 @@ export class NodeRecords {
    */
   async write(record: NewNodeRecord): Promise<void> {
     const {iqn, portal, tpgt} = record
-    const nodes = await this.directory()
-    const target = join(nodes, checkIscsiName(iqn))
+    const target = join(await this.directory(), checkIscsiName(iqn))
     const node = join(target, portalName(portal, tpgt))
     await this.remove(iqn, portal)
+    await this.#place(target, join(node, 'default'), recordText(record, this.#user))
+  }
+
+  /** Puts one file in place, in a directory of its own below that of its target, or there itself. */
+  async #place(target: string, path: string, text: string | Buffer): Promise<void> {
+    const node = dirname(path)
     await mkdir(node, {recursive: true, mode: 0o700})
     // Outside of the directories that iscsiadm reads.
-    const temporary = join(dirname(nodes), `.lunpath-${randomBytes(6).toString('hex')}`)
+    const temporary = join(dirname(await this.directory()), `.lunpath-${randomBytes(6).toString('hex')}`)
     try {
       const file = await open(temporary, 'wx', 0o600)
       try {
-        await file.writeFile(recordText(record, this.#user))
+        await file.writeFile(text)
         await file.sync()
       } finally {
         await file.close()
       }
-      await rename(temporary, join(node, 'default'))
+      await rename(temporary, path)
     } catch (error) {
       await rm(temporary, {force: true})
-      await this.#prune(target, node)
+      await this.#prune(...new Set([target, node]))
       throw error
     }
     await syncDirectory(node)
     await syncDirectory(target)
+  }
+
+  /** All that this target has now, to be put back as it is by restore(). */
+  async snapshot(iqn: string): Promise<RecordSnapshot> {
+    const records = await this.of(iqn)
+    return Promise.all(records.map(async ({portal, path}) => ({portal, path, content: await readFile(path)})))
+  }
+
+  /** Puts back what a target had, and removes what it has since got, except at the portals in `keep`. */
+  async restore(iqn: string, before: RecordSnapshot, keep: Portal[]): Promise<void> {
+    const isKept = (portal: Portal) => keep.some(one => samePortal(one, portal))
+    const now = await this.snapshot(iqn)
+    const isSame = (a: RecordSnapshot[number]) => (b: RecordSnapshot[number]) =>
+      a.path === b.path && a.content.equals(b.content)
+    for (const record of now) {
+      if (!isKept(record.portal) && !before.some(isSame(record))) await this.remove(iqn, record.portal)
+    }
+    const target = join(await this.directory(), checkIscsiName(iqn))
+    const left = await this.snapshot(iqn)
+    for (const record of before) {
+      if (!isKept(record.portal) && !left.some(isSame(record))) await this.#place(target, record.path, record.content)
+    }
   }
 
   /** Removes a target's record at a portal, of both layouts; a target without records goes with its last. */

@@ -9,6 +9,7 @@ import {checkIscsiName, formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import type {Device, KernelSession, Portal} from '../types.js'
 import {differences, type Identity, mismatch, readIdentity, scsiIdOf, stablePathOf} from './block-identity.js'
+import {diskUse, holdersOf, sessionUse} from './disk-use.js'
 import type {ConnectSpec, HostInitiator, ObservedSession} from './driver.js'
 import {IscsiSysfs, type SessionDisk} from './iscsi-sysfs.js'
 import {
@@ -21,9 +22,16 @@ import {
   reconnecting,
   sessionExists,
 } from './iscsiadm.js'
-import {type ConnectionCounters, KernelIo} from './kernel-io.js'
+import {type ConnectionCounters, type DeviceCall, KernelIo} from './kernel-io.js'
 import {LibiscsiInitiator} from './libiscsi.js'
-import {type LoginTries, type NodeRecord, NodeRecords, samePortal} from './node-record.js'
+import {
+  type LoginTries,
+  type NodeRecord,
+  NodeRecords,
+  type RecordOwner,
+  type RecordSnapshot,
+  samePortal,
+} from './node-record.js'
 
 export interface OpenIscsiOptions {
   /** open-iscsi's data base; default: where the installation has it. */
@@ -55,8 +63,6 @@ const logoutPauseMs = 500
 const diskPollMs = 2
 /** udev takes some 0.2 s, and many times that on a busy machine. */
 const stablePathMs = 30_000
-/** A guest, a mount or another layer would lose its disk: those are told from multipathd's by their UUID. */
-const multipathUuid = /^mpath-/
 
 /** What a disk is looked for by, in one target. */
 interface Wanted {
@@ -64,8 +70,8 @@ interface Wanted {
   lun: number
   portals: Portal[]
   expected: Partial<Identity>
-  /** Ask the disk again, since what the kernel remembers may be old. */
-  refresh: boolean
+  /** Sessions that the call has found: what the kernel remembers of their disks may be old, and their disks stay. */
+  before: KernelSession[]
 }
 
 /**
@@ -112,21 +118,43 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     return this.#queue.run(spec.iqn, async () => {
       const {iqn, lun, portals, expected = {}} = spec
       const before = await this.#sysfs.sessionsOf(iqn)
-      const healthy = before.filter(isLoggedIn)
+      const records = await this.#records.snapshot(iqn)
       try {
-        if (healthy.length < before.length)
-          await this.#logout(
-            iqn,
-            before.filter(session => !isLoggedIn(session)),
-          )
-        const missing = portals.filter(portal => !healthy.some(session => samePortal(session.portal, portal)))
+        const kept = await this.#dropLost(spec, before)
+        const missing = portals.filter(portal => !kept.some(session => samePortal(session.portal, portal)))
         if (missing.length > 0) await this.#login(spec, missing)
-        return await this.#find({iqn, lun, portals, expected, refresh: before.length > 0})
+        return await this.#find({iqn, lun, portals, expected, before})
       } catch (error) {
-        await this.#takeBack(iqn, healthy)
+        await this.#takeBack(iqn, before, records)
         throw error
       }
     })
+  }
+
+  /**
+   * Logs out the sessions whose connection is lost, so that new ones can take their place, and gives the others. A disk that
+   * is in use would be lost with its session, which iscsid may still bring back: that session stays, except where this
+   * daemon has made it for an attachment and is to make it anew. @throws DEVICE_IN_USE where no portal is left
+   */
+  async #dropLost({iqn, portals, owner = 'attach'}: ConnectSpec, before: KernelSession[]): Promise<KernelSession[]> {
+    const lost = before.filter(session => !isLoggedIn(session))
+    if (lost.length === 0) return before
+    const records = await this.#records.of(iqn)
+    const at = (session: KernelSession) => (one: {portal: Portal}) => samePortal(one.portal, session.portal)
+    const dropped: KernelSession[] = []
+    let refusal: StorageError | undefined
+    for (const session of lost) {
+      const isOurs = owner === 'attach' && records.find(at(session))?.owner === 'attach'
+      if (!isOurs && !portals.some(portal => at(session)({portal}))) continue
+      const use = isOurs ? undefined : await sessionUse(this.#sysfs, session)
+      if (use) refusal = lostInUse(session, use)
+      else dropped.push(session)
+    }
+    const kept = before.filter(session => !dropped.includes(session))
+    const isUsable = (portal: Portal) => kept.every(session => isLoggedIn(session) || !at(session)({portal}))
+    if (refusal && !portals.some(isUsable)) throw refusal
+    await this.#logout(iqn, dropped)
+    return kept
   }
 
   /** Writes the records and logs in: one process for all portals. @throws where not one session is there afterwards */
@@ -163,14 +191,21 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     }
   }
 
-  /** Ends what a failed connect has made: sessions that were there before stay, with their records. */
-  async #takeBack(iqn: string, before: KernelSession[]): Promise<void> {
-    const made = (await this.#sysfs.sessionsOf(iqn)).filter(({sid}) => !before.some(session => session.sid === sid))
-    await this.#logout(iqn, made).catch(() => undefined)
-    const kept = await this.#sysfs.sessionsOf(iqn)
-    for (const {portal} of await this.#records.of(iqn).catch(() => [])) {
-      if (!kept.some(session => samePortal(session.portal, portal))) await this.#records.remove(iqn, portal)
-    }
+  /** Ends what a failed connect has made. Sessions and records that were there before stay as they were. */
+  async #takeBack(iqn: string, before: KernelSession[], records: RecordSnapshot): Promise<void> {
+    const made = async () =>
+      (await this.#sysfs.sessionsOf(iqn)).filter(({sid}) => !before.some(session => session.sid === sid))
+    const unused: KernelSession[] = []
+    for (const session of await made()) if (!(await sessionUse(this.#sysfs, session))) unused.push(session)
+    await this.#logout(iqn, unused).catch(() => undefined)
+    const left = await made()
+    await this.#records
+      .restore(
+        iqn,
+        records,
+        left.map(({portal}) => portal),
+      )
+      .catch(() => undefined)
   }
 
   async #requireIscsid(iqn: string): Promise<void> {
@@ -228,21 +263,37 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     }
   }
 
-  /** The disk at the LUN of one session. One that is not the volume is removed and looked for once more. */
+  /**
+   * The disk at the LUN of one session. One that this very call has brought and that is not the volume is removed and looked
+   * for once more. One that was there before stays: somebody may use it as what it is.
+   */
   async #provenDisk(
     session: KernelSession,
-    {lun, expected, refresh}: Wanted,
+    {lun, expected, before}: Wanted,
   ): Promise<{session: KernelSession; disk: SessionDisk; identity: Identity}> {
+    const {iqn, sid} = session
     for (let attempt = 0; ; attempt++) {
       const {disk, isNew} = await this.#disk(session, lun)
-      if (refresh && !isNew) await this.#refresh(disk)
+      const wasThere = !isNew && before.some(one => one.sid === sid)
+      if (wasThere) await this.#refresh(iqn, disk)
       const identity = await readIdentity(this.#sysfs, disk.device)
       if (identity && differences(identity, expected).length === 0) return {session, disk, identity}
-      await this.#remove(disk)
-      if (attempt === 0) continue
-      const info = {iqn: session.iqn, lun, device: disk.device, portal: formatPortal(session.portal)}
+      const isRemoved = !wasThere && (await this.#removeUnused(iqn, disk))
+      if (isRemoved && attempt === 0) continue
+      const info = {iqn, lun, device: disk.device, portal: formatPortal(session.portal)}
       const found = identity ?? {wwid: '', serial: '', sizeBytes: 0}
-      throw mismatch(`LUN ${lun} of ${session.iqn} (/dev/${disk.device})`, {found, expected, info})
+      throw mismatch(`LUN ${lun} of ${iqn} (/dev/${disk.device})`, {found, expected, info})
+    }
+  }
+
+  /** Removes a disk that nobody uses; false where somebody does. */
+  async #removeUnused(iqn: string, disk: SessionDisk): Promise<boolean> {
+    try {
+      await this.#removeDisks(iqn, [disk], {force: false})
+      return true
+    } catch (error) {
+      if (hasCode(error, 'DEVICE_IN_USE')) return false
+      throw error
     }
   }
 
@@ -254,7 +305,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     const place = await this.#sysfs.place(session.sid)
     if (!place) throw sessionGone(session)
     const {host, channel, targetId} = place
-    await this.#io.writeAttribute(this.#sysfs.scanFile(host), `${channel} ${targetId} ${lun}`, this.#deviceTimeoutMs)
+    await this.#io.writeAttribute(this.#sysfs.scanFile(host), `${channel} ${targetId} ${lun}`, this.#on(session.iqn))
     // The scan ends with the SCSI device; its driver makes the disk a little later (sd probes asynchronously).
     const deadline = performance.now() + this.#deviceTimeoutMs
     for (;;) {
@@ -274,22 +325,26 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     }
   }
 
-  /** Reads the VPD pages and the capacity again (drivers/scsi/scsi_scan.c, scsi_rescan_device). */
-  #refresh({directory}: SessionDisk): Promise<void> {
-    return this.#io.writeAttribute(`${directory}/rescan`, '1', this.#deviceTimeoutMs).catch(ignoreErrno(...gone))
+  #on(iqn: string): DeviceCall {
+    return {iqn, timeoutMs: this.#deviceTimeoutMs}
   }
 
-  #remove({directory}: SessionDisk): Promise<void> {
-    return this.#io.writeAttribute(`${directory}/delete`, '1', this.#deviceTimeoutMs).catch(ignoreErrno(...gone))
+  /** Reads the VPD pages and the capacity again (drivers/scsi/scsi_scan.c, scsi_rescan_device). */
+  #refresh(iqn: string, {directory}: SessionDisk): Promise<void> {
+    return this.#io.writeAttribute(`${directory}/rescan`, '1', this.#on(iqn)).catch(ignoreErrno(...gone))
+  }
+
+  #remove(iqn: string, {directory}: SessionDisk): Promise<void> {
+    return this.#io.writeAttribute(`${directory}/delete`, '1', this.#on(iqn)).catch(ignoreErrno(...gone))
   }
 
   /** The device-mapper device that multipathd has made of these paths; waited for where there is something to join. */
   async #joined(devices: string[]): Promise<string | undefined> {
     const look = async () => {
-      const holders = await Promise.all(devices.map(device => this.#sysfs.holders(device)))
-      return holders[0]!.find(
-        ({device, uuid}) => multipathUuid.test(uuid) && holders.every(all => all.some(one => one.device === device)),
-      )?.device
+      const [joined, ...others] = await Promise.all(
+        devices.map(async device => (await holdersOf(this.#sysfs, device)).joined),
+      )
+      return others.every(other => other === joined) ? joined : undefined
     }
     const found = await look()
     if (found !== undefined || devices.length === 1 || !(await multipathdListens())) return found
@@ -318,7 +373,9 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   async verify(device: Device, expected: Partial<Identity>): Promise<Device> {
     const {iqn, lun, paths, missingPortals} = device
     const portals = [...paths.map(({portal}) => portal), ...missingPortals]
-    return this.#queue.run(iqn, () => this.#find({iqn, lun, portals, expected, refresh: true}))
+    return this.#queue.run(iqn, async () =>
+      this.#find({iqn, lun, portals, expected, before: await this.#sysfs.sessionsOf(iqn)}),
+    )
   }
 
   async rescan(device: Device, sizeBytes: number): Promise<Device> {
@@ -327,7 +384,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
       const {iqn} = device
       for (const {device: path} of device.paths) {
         const file = this.#sysfs.blockFile(path, 'device/rescan')
-        await this.#io.writeAttribute(file, '1', this.#deviceTimeoutMs)
+        await this.#io.writeAttribute(file, '1', this.#on(iqn))
       }
       const name = await this.#sysfs.blockAttribute(device.path.slice('/dev/'.length), 'dm/name')
       await run('multipathd', ['resize', 'map', name ?? ''], {timeoutMs: this.#deviceTimeoutMs}).catch(cause => {
@@ -356,14 +413,20 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     }
   }
 
-  async disconnect(iqn: string, {force = false}: {force?: boolean} = {}): Promise<{flushed: boolean}> {
+  async disconnect(
+    iqn: string,
+    {force = false, owner}: {force?: boolean; owner?: RecordOwner} = {},
+  ): Promise<{flushed: boolean}> {
     checkIscsiName(iqn)
     return this.#queue.run(iqn, async () => {
-      const sessions = await this.#sysfs.sessionsOf(iqn)
-      const flushed = await this.#letGo(sessions, force)
+      const [all, records] = await Promise.all([this.#sysfs.sessionsOf(iqn), this.#records.of(iqn)])
+      const others = owner === undefined ? [] : records.filter(record => record.owner !== owner)
+      const sessions = all.filter(({portal}) => !others.some(record => samePortal(record.portal, portal)))
+      const flushed = await this.#letGo(iqn, sessions, force)
       if (!flushed) this.emit('unflushed', {iqn, devices: sessions.flatMap(({devices}) => devices)})
       await this.#logout(iqn, sessions)
-      await this.#records.removeAll(iqn)
+      if (others.length === 0) await this.#records.removeAll(iqn)
+      else for (const {owner: whose, portal} of records) if (whose === owner) await this.#records.remove(iqn, portal)
       this.#stuck.delete(iqn)
       return {flushed}
     })
@@ -373,36 +436,42 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
    * Flushes the disks and removes them. A disk without a path takes no flush: it would wait for the whole recovery, and so
    * would its removal; the logout takes it away.
    */
-  async #letGo(sessions: KernelSession[], force: boolean): Promise<boolean> {
-    const disks = (
-      await Promise.all(
-        sessions.map(async session => {
-          const all = await this.#sysfs.disks(session.sid)
-          return all.map(disk => ({disk, alive: isAlive(session, disk)}))
-        }),
-      )
-    ).flat()
-    const alive = disks.filter(one => one.alive).map(({disk}) => disk)
-    const tops = new Map<string, SessionDisk[]>()
-    for (const disk of alive) {
-      const holders = await this.#sysfs.holders(disk.device)
-      const joined = holders.find(({uuid}) => multipathUuid.test(uuid))
-      const other = holders.find(holder => holder !== joined)
-      if (other && !force) throw inUse(disk.device, `${other.device} lies on it`)
-      const top = joined?.device ?? disk.device
-      tops.set(top, [...(tops.get(top) ?? []), disk])
+  async #letGo(iqn: string, sessions: KernelSession[], force: boolean): Promise<boolean> {
+    const alive: SessionDisk[] = []
+    let areAllAlive = true
+    for (const session of sessions) {
+      for (const disk of await this.#sysfs.disks(session.sid)) {
+        if (isAlive(session, disk)) {
+          alive.push(disk)
+          continue
+        }
+        areAllAlive = false
+        const use = force ? undefined : await diskUse(this.#sysfs, disk.device)
+        if (use) throw inUse(disk.device, use.how)
+      }
     }
-    let flushed = alive.length === disks.length
-    for (const top of tops.keys()) {
-      await this.#io.flush(`/dev/${top}`, this.#deviceTimeoutMs).catch(error => {
+    return (await this.#removeDisks(iqn, alive, {force})) && areAllAlive
+  }
+
+  /** Takes disks out of the kernel, each as far as it is joined with others. @throws DEVICE_IN_USE unless by force */
+  async #removeDisks(iqn: string, disks: SessionDisk[], {force}: {force: boolean}): Promise<boolean> {
+    const tops = new Set<string>()
+    for (const {device} of disks) {
+      const use = force ? undefined : await diskUse(this.#sysfs, device)
+      if (use) throw inUse(device, use.how)
+      tops.add((await holdersOf(this.#sysfs, device)).joined ?? device)
+    }
+    let flushed = true
+    for (const top of tops) {
+      await this.#io.flush(`/dev/${top}`, this.#on(iqn)).catch(error => {
         if ((error as NodeJS.ErrnoException).code === 'EBUSY' && !force)
-          throw inUse(top, 'it is mounted or held', error)
+          throw inUse(top, 'is mounted elsewhere or held', error)
         flushed = false
       })
       if (top.startsWith('dm-')) await this.#unjoin(top, force)
     }
     // One that hangs here is taken away by the logout, or the session is stuck: that is said there.
-    for (const disk of alive) await this.#remove(disk).catch(() => undefined)
+    for (const disk of disks) await this.#remove(iqn, disk).catch(() => undefined)
     return flushed
   }
 
@@ -411,7 +480,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     const name = await this.#sysfs.blockAttribute(device, 'dm/name')
     if (name === undefined) return
     await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs}).catch(error => {
-      if (!force) throw inUse(device, 'multipathd does not give it up', error)
+      if (!force) throw inUse(device, 'is not given up by multipathd', error)
     })
   }
 
@@ -560,8 +629,16 @@ function sessionGone({iqn, sid}: KernelSession): StorageError {
   })
 }
 
-function inUse(device: string, why: string, cause?: unknown): StorageError {
-  return new StorageError('DEVICE_IN_USE', `/dev/${device} cannot be taken away: ${why}`, {
+function lostInUse({iqn, sid, portal}: KernelSession, {device, how}: {device: string; how: string}): StorageError {
+  return new StorageError(
+    'DEVICE_IN_USE',
+    `The connection of the session with ${iqn} at ${formatPortal(portal)} is lost, and its disk /dev/${device} ${how}. iscsid goes on trying to bring it back, and a new session would take the disk away: end that use, or run lunpath disconnect ${iqn} --force`,
+    {op: 'initiator.connect', info: {iqn, sid, device: `/dev/${device}`}},
+  )
+}
+
+function inUse(device: string, how: string, cause?: unknown): StorageError {
+  return new StorageError('DEVICE_IN_USE', `/dev/${device} cannot be taken away: it ${how}`, {
     op: 'initiator.disconnect',
     info: {device: `/dev/${device}`},
     cause,

@@ -1,4 +1,5 @@
 import type {Operations} from '../attach/operations.js'
+import {named} from '../attach/rooms.js'
 import {connectSpec, exportSpec} from '../attach/steps.js'
 import {hasCode} from '../errors.js'
 import {observe} from './observe.js'
@@ -17,7 +18,7 @@ export async function reconcile(operations: Operations, options: {giveUpFailed?:
   const desired = {
     volumes: [...store.volumes.values()],
     exports: [...store.exports.values()],
-    attachments: [...store.attachments.values()],
+    attachments: [...store.attachments.values()].map(record => named(operations.rooms, record)),
     unfinished: journal.unfinished(),
   }
   const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`), options)
@@ -116,7 +117,7 @@ async function disconnect(operations: Operations, iqn: string, outcome: Outcome)
   try {
     // The look is some time old: an attach may have come and gone meanwhile.
     if (operations.rooms.store.attachments.has(id)) return
-    await operations.rooms.host.disconnect(iqn)
+    await operations.rooms.host.disconnect(iqn, {owner: 'attach'})
   } catch (error) {
     const message = `A session that no attachment needs is not gone: ${(error as Error).message}`
     outcome.problems.push({problem: 'session-stuck', subject: iqn, message})

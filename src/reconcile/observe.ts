@@ -1,4 +1,4 @@
-import type {Rooms} from '../attach/rooms.js'
+import {named, type Rooms} from '../attach/rooms.js'
 import type {ObservedSession} from '../initiators/driver.js'
 import type {AttachmentRecord} from '../state/store.js'
 import type {Disk, ObservedTarget, Volume} from '../types.js'
@@ -43,11 +43,11 @@ export async function observeDisks(rooms: Rooms): Promise<Observed['disks']> {
 
 /** All attachments with their states, from what `disks` says. */
 export function shownAttachments(
-  {store, journal}: Pick<Rooms, 'store' | 'journal'>,
+  {store, journal, compute}: Pick<Rooms, 'store' | 'journal' | 'compute'>,
   disks: Observed['disks'],
 ): (AttachmentRecord & {state: AttachmentState})[] {
   return [...store.attachments.values()].map(record => ({
-    ...record,
+    ...named({compute}, record),
     state: attachmentState(record, disks, journal.unfinishedOn(record.id)?.kind === 'detach'),
   }))
 }

@@ -1,4 +1,5 @@
 import test from 'ava'
+import {chooseScsiController, freePciAddresses, freeUnit, takenUnits} from '../../src/compute/addresses.js'
 import {
   aliasOf,
   buildDiskXml,
@@ -6,13 +7,12 @@ import {
   type DiskPlan,
   describeDomain,
   freeTarget,
-  freeUnit,
   parseDiskXml,
   parseDomain,
   sameSource,
 } from '../../src/compute/disk-xml.js'
 import type {DiskSource} from '../../src/types.js'
-import {parseXml} from '../../src/xml.js'
+import {elementAt, parseXml} from '../../src/xml.js'
 
 const id = '0123456789abcdef'
 const iqn = 'iqn.2026-01.test.lunpath:0123456789abcdef'
@@ -178,7 +178,7 @@ function describe(inForce: string, forNextStart: string | null) {
 }
 
 test('the live and the inactive definition of a domain become one list of disks', t => {
-  const {domain, disks, scsiController, scsiUnits} = describe(live, inactive)
+  const {domain, disks, devices} = describe(live, inactive)
   t.deepEqual(domain, {name: 'web', uuid: 'c7a5fdbd-cdaf-9455-926a-d65c16db1809', id: 3, persistent: true})
   t.true(disks.every(disk => disk.domain === 'web'))
   const rows = disks.map(({target, alias, live, persistent}) => [target, alias, live, persistent])
@@ -197,8 +197,8 @@ test('the live and the inactive definition of a domain become one list of disks'
     initiatorName: 'iqn.2026-01.test.host:a',
   })
   t.deepEqual(disks[3]!.source, {type: 'other', description: 'network pool/image'})
-  t.is(scsiController, 1)
-  t.deepEqual(scsiUnits, new Set([0, 1]))
+  t.deepEqual(chooseScsiController(devices, ['live', 'persistent']), {index: 1, missing: []})
+  t.deepEqual(takenUnits(devices, 1), new Set([0, 1]))
 })
 
 test('a domain that is shut off has its persistent disks alone, a transient one its live ones', t => {
@@ -244,4 +244,44 @@ test('free names and units are the first that nobody has', t => {
   const two = alphabet.flatMap(first => [`sd${first}`, ...alphabet.map(second => `sd${first}${second}`)])
   t.is(freeTarget('scsi', new Set(two)), 'sdaaa')
   t.is(freeUnit(new Set([0, 1, 3])), 2)
+})
+
+test('a SCSI disk goes to a virtio-scsi controller that every place has, or that the fewest lack', t => {
+  const devices = (...models: (string | undefined)[]) => {
+    const controllers = models.map((model, index) =>
+      model ? `<controller type='scsi' index='${index}' model='${model}'/>` : '',
+    )
+    return elementAt(parseDomain(`<domain><devices><x/>${controllers.join('')}</devices></domain>`), 'devices')
+  }
+  const both = ['live', 'persistent'] as const
+  const choice = (live: ReturnType<typeof devices>, persistent = live) => chooseScsiController({live, persistent}, both)
+  t.deepEqual(choice(devices()), {index: 0, missing: ['live', 'persistent']})
+  t.deepEqual(choice(devices('lsilogic')), {index: 1, missing: ['live', 'persistent']})
+  t.deepEqual(choice(devices('lsilogic', 'lsilogic', 'virtio-scsi')), {index: 2, missing: []})
+  t.deepEqual(choice(devices(), devices('virtio-scsi')), {index: 0, missing: ['live']})
+  t.deepEqual(choice(devices('lsilogic'), devices('virtio-scsi')), {index: 1, missing: ['live', 'persistent']})
+  t.deepEqual(choice(devices('virtio-scsi', 'virtio-scsi'), devices(undefined, 'virtio-scsi')), {index: 1, missing: []})
+  t.deepEqual(chooseScsiController({live: devices('lsilogic'), persistent: devices()}, ['persistent']), {
+    index: 0,
+    missing: ['persistent'],
+  })
+})
+
+test('free PCI addresses are those that neither definition uses, on buses that take a disk', t => {
+  const parse = (...inside: string[]) =>
+    elementAt(parseDomain(`<domain><devices><x/>${inside.join('')}</devices></domain>`), 'devices')
+  const pci = (index: number, model: string) => `<controller type='pci' index='${index}' model='${model}'/>`
+  const disk = (bus: string, slot: string) =>
+    `<disk><address type='pci' domain='0x0000' bus='${bus}' slot='${slot}' function='0x0'/></disk>`
+  const q35 = [pci(0, 'pcie-root'), pci(1, 'pcie-root-port'), pci(2, 'pcie-root-port'), pci(3, 'pcie-root-port')]
+  const ports = freePciAddresses({
+    live: parse(...q35, disk('0x01', '0x00')),
+    persistent: parse(...q35, disk('0x03', '0x00')),
+  })
+  t.deepEqual(ports, [{bus: 2, slot: 0}])
+  const pc = freePciAddresses({
+    live: parse(pci(0, 'pci-root'), disk('0x00', '0x03'), disk('0x00', '0x1f')),
+    persistent: undefined,
+  })
+  t.deepEqual([pc[0], pc.at(-1), pc.length], [{bus: 0, slot: 2}, {bus: 0, slot: 30}, 28])
 })

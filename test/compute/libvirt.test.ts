@@ -381,6 +381,26 @@ test.serial(
   },
 )
 
+test.serial('a call that was given up while it waited for a thread never begins', async t => {
+  const iqn = 'iqn.2026-01.test.lunpath:given-up'
+  const impatient = new LibvirtDriver({uri: libvirtd.uri, queryTimeoutMs: 1_000})
+  t.teardown(() => impatient.close())
+  await impatient.open()
+  const [pid] = processesOf(libvirtd, 'libvirtd')
+  process.kill(pid!, 'SIGSTOP')
+  const calls = [1, 2, 3, 4].map(() => impatient.domains())
+  for (const call of [...calls, impatient.rememberSecret(iqn, chap)]) await t.throwsAsync(call, {code: 'TIMEOUT'})
+  process.kill(pid!, 'SIGCONT')
+  // By the time that later calls have been answered, the one that was given up would have been made.
+  for (let answers = 0; answers < 4; ) {
+    await impatient.domains().then(
+      () => answers++,
+      () => undefined,
+    )
+  }
+  t.is(await libvirtd.connection.findSecret(secretUsage(iqn)), null)
+})
+
 test.serial('a detach goes on over a restart of libvirtd', async t => {
   const {id, source} = await fileDisk()
   await attach(t, {id, source, bus: 'virtio'})

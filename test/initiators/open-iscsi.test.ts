@@ -1,9 +1,13 @@
 // The kernel's initiator in the lab, against a tgtd in a network of its own: what it makes, what it takes away again, and
 // what happens when one of the two dies.
+import {spawn} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
-import {constants, existsSync} from 'node:fs'
-import {mkdir, open, readdir, readFile, rm, stat, symlink, writeFile} from 'node:fs/promises'
+import {once} from 'node:events'
+import {closeSync, constants, existsSync, openSync} from 'node:fs'
+import {mkdir, mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile} from 'node:fs/promises'
 import {connect as dial} from 'node:net'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
@@ -236,7 +240,110 @@ lab('5. a disk that is not the volume is taken away, and nothing stays', async t
   }
 })
 
-lab('6. verify() sees another volume behind the LUN of a session that goes on, and takes the disk away', async t => {
+/** A file system on the disk, mounted until the test ends. */
+async function mounted(t: ExecutionContext, {path}: Device): Promise<string> {
+  const mountPoint = await mkdtemp(join(tmpdir(), 'mounted-'))
+  await run('mkfs.ext4', ['-q', path])
+  await run('mount', [path, mountPoint])
+  t.teardown(async () => {
+    await run('umount', [mountPoint], {accept: [0, 32]})
+    await rm(mountPoint, {recursive: true, force: true})
+  })
+  return mountPoint
+}
+
+/** Writes a file through to the disk. */
+async function writeDurably(path: string): Promise<void> {
+  const file = await open(path, 'w')
+  await file.write(randomBytes(4096))
+  await file.sync()
+  await file.close()
+}
+
+const recordOf = ({iqn}: {iqn: string}) => readFile(`${nodes}/${iqn}/${network.addresses[0]},${tgtd.port},1/default`)
+
+lab('5b. a mounted disk stays, whatever a later connect(), verify() or rescan() expects of it', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect({...spec(unit), owner: 'hand'})
+  const mountPoint = await mounted(t, device)
+  const record = await recordOf(unit)
+  const [session] = await initiator.sessions()
+  const wrong = {...spec(unit).expected, serial: '0123456789abcdef'}
+  const attempts = [
+    () => initiator.connect({...spec(unit), owner: 'hand', expected: wrong}),
+    () => initiator.connect({...spec(unit), expected: wrong}),
+    // A login at a second portal of the same target, taken back again.
+    () => initiator.connect({...spec(unit, 2), expected: wrong}),
+    () => initiator.verify(device, wrong),
+    () => initiator.rescan(device, 128 * MiB),
+  ]
+  for (const [index, attempt] of attempts.entries()) {
+    t.is((await refusal(attempt())).code, 'IDENTITY_MISMATCH', `${index}`)
+    await writeDurably(join(mountPoint, 'file'))
+    t.deepEqual(await scsiDisks(), [device.path.slice('/dev/'.length)], `${index}`)
+    t.deepEqual(await initiator.sessions(), [session!], `${index}`)
+    t.deepEqual(await recordOf(unit), record, `${index}`)
+  }
+  t.is((await refusal(initiator.disconnect(unit.iqn))).code, 'DEVICE_IN_USE')
+  await run('umount', [mountPoint])
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('5c. a lost session whose disk is mounted is left to iscsid, and comes back with it', async t => {
+  const unit = await lun(t)
+  const mountPoint = await mounted(t, await initiator.connect({...spec(unit), owner: 'hand'}))
+  const [before] = await initiator.sessions()
+  tgtd.kill('SIGKILL')
+  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  for (const owner of ['hand', 'attach'] as const) {
+    const refused = await refusal(initiator.connect({...spec(unit), owner}))
+    t.is(refused.code, 'DEVICE_IN_USE')
+    t.true(refused.message.includes(mountPoint), refused.message)
+  }
+  t.is((await refusal(initiator.disconnect(unit.iqn))).code, 'DEVICE_IN_USE')
+  await tgtd.restart(unit.restore)
+  await eventually('the session is back', async () => (await initiator.sessions())[0]?.state === 'LOGGED_IN')
+  t.is((await initiator.sessions())[0]?.sid, before?.sid)
+  await writeDurably(join(mountPoint, 'file'))
+})
+
+lab('5d. a node record that was there before a connect that fails is there after it, as it was', async t => {
+  const unit = await lun(t)
+  const portal = `${network.addresses[0]}:${tgtd.port}`
+  await run('iscsiadm', ['-m', 'node', '-o', 'new', '-T', unit.iqn, '-p', portal])
+  await mkdir(`${nodes}/${unit.iqn}/192.0.2.1,3260,1`, {recursive: true})
+  await writeFile(`${nodes}/${unit.iqn}/192.0.2.1,3260,1/default`, `node.name = ${unit.iqn}\nnode.startup = onboot\n`)
+  const found = async () =>
+    Promise.all((await initiator.nodes()).map(async ({path}) => [path, await readFile(path, 'utf8')]))
+  const before = await found()
+  const expected = {...spec(unit).expected, serial: '0123456789abcdef'}
+  t.is((await refusal(initiator.connect({...spec(unit), expected}))).code, 'IDENTITY_MISMATCH')
+  t.deepEqual(await found(), before)
+  t.deepEqual(await sessionDirectories(), [])
+  await initiator.deleteNode(unit.iqn)
+})
+
+lab('5e. what was made for an attachment goes, and a person’s session with the same target stays', async t => {
+  const unit = await lun(t)
+  await initiator.connect({...spec(unit), owner: 'hand'})
+  await initiator.connect(spec(unit, 2))
+  t.is((await sessionDirectories()).length, 2)
+  await initiator.disconnect(unit.iqn, {owner: 'attach'})
+  t.deepEqual(
+    (await initiator.sessions()).map(({portal, owner}) => [portal.address, owner]),
+    [[network.addresses[0], 'hand']],
+  )
+  t.is((await scsiDisks()).length, 1)
+  t.deepEqual(
+    (await initiator.nodes()).map(({owner}) => owner),
+    ['hand'],
+  )
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
+lab('6. verify() sees another volume behind the LUN of a session that goes on', async t => {
   const unit = await lun(t)
   const other = await lun(t)
   const device = await initiator.connect(spec(unit))
@@ -247,7 +354,6 @@ lab('6. verify() sees another volume behind the LUN of a session that goes on, a
   const refused = await refusal(initiator.verify(device, spec(unit).expected))
   t.is(refused.code, 'IDENTITY_MISMATCH')
   t.like(refused.info, {found: {serial: other.serial}})
-  t.deepEqual(await scsiDisks(), [])
 
   await putBehind(unit.tid, unit.path, unit.serial)
   t.like(await initiator.verify(device, spec(unit).expected), {serial: unit.serial, wwid: unit.wwid})
@@ -274,7 +380,7 @@ lab('7. rescan() lets the kernel see that the volume has grown', async t => {
   await initiator.disconnect(unit.iqn)
 })
 
-lab('8. a disk that is held is not taken away, unless by force', async t => {
+lab('8. a disk that is held or open for writing is not taken away, unless by force', async t => {
   const unit = await lun(t)
   const device = await initiator.connect(spec(unit))
   const holder = await open(device.path, constants.O_RDONLY | constants.O_EXCL)
@@ -282,6 +388,18 @@ lab('8. a disk that is held is not taken away, unless by force', async t => {
   t.is((await sessionDirectories()).length, 1)
   t.deepEqual(await initiator.disconnect(unit.iqn, {force: true}), {flushed: false})
   await holder.close()
+  await nothingLeft(t, unit)
+
+  // QEMU claims nothing: it only has the disk open.
+  const again = await initiator.connect(spec(unit))
+  const fd = openSync(again.path, 'r+')
+  const writer = spawn('sleep', ['600'], {stdio: ['ignore', 'ignore', 'ignore', fd]})
+  closeSync(fd)
+  t.teardown(() => writer.kill('SIGKILL'))
+  t.regex((await refusal(initiator.disconnect(unit.iqn))).message, /open for writing in process \d+ \(sleep\)/)
+  writer.kill('SIGKILL')
+  await once(writer, 'exit')
+  await initiator.disconnect(unit.iqn)
   await nothingLeft(t, unit)
 })
 

@@ -165,12 +165,20 @@ test('another process than the expected one gets no request', async t => {
   t.is(received.length, 1)
 })
 
-test('calls behind one that hangs fail at their own deadline', async t => {
-  const {control} = await server(t, () => undefined)
-  const outcomes = await Promise.all([1, 2, 3, 4].map(() => control.run([[show]], {timeoutMs: 300})))
+test('calls behind one that hangs fail at their own deadline, and their requests are never sent', async t => {
+  const {control, received} = await server(t, (socket, bytes) => {
+    if (bytes.readInt32LE(76) === 5) socket.end(reply(0))
+  })
+  const calls = [1, 2, 3, 4].map(tid => control.run([[request.deleteTarget(tid)]], {timeoutMs: 300}))
   t.deepEqual(
-    outcomes.map(({failure}) => failure?.code),
+    (await Promise.all(calls)).map(({failure}) => failure?.code),
     Array(4).fill('ETIMEDOUT'),
+  )
+  // The server takes connections in the order in which they were made.
+  t.is((await control.run([[request.deleteTarget(5)]], patient)).failure, undefined)
+  t.deepEqual(
+    received.map(bytes => bytes.readInt32LE(76)),
+    [1, 5],
   )
 })
 

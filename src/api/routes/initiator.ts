@@ -1,5 +1,6 @@
 import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
+import {named} from '../../attach/rooms.js'
 import {StorageError} from '../../errors.js'
 import {parsePortal, parseTaggedPortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
@@ -48,7 +49,7 @@ export function initiatorRoutes({operations}: Service) {
     const busy = exported !== undefined && !operations.idle(exported.volumeId)
     if (!attachment && !busy) return
     const message = attachment
-      ? `${iqn} feeds the disk ${attachment.target} of ${attachment.domain}. First run: lunpath detach ${attachment.id}`
+      ? `${iqn} feeds the disk ${attachment.target} of ${named(rooms, attachment).domain}. First run: lunpath detach ${attachment.id}`
       : `Another operation is at work on ${iqn}: try again when it has ended`
     throw new StorageError(attachment ? 'TARGET_IN_USE' : 'CONFLICT', message, {info: {iqn, id: attachment?.id}})
   }

@@ -3,6 +3,7 @@ import type {FastifyInstance} from 'fastify'
 import {cloneVolume, createVolume, extendVolume, importVolume, snapshotVolume} from '../../attach/attach.js'
 import {checkNewPool} from '../../attach/checks.js'
 import {deleteVolume} from '../../attach/detach.js'
+import {named} from '../../attach/rooms.js'
 import type {Service} from '../../service.js'
 import type {VolumeRecord} from '../../state/store.js'
 import {answerInLines, throttled} from '../lines.js'
@@ -28,10 +29,14 @@ const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 /** /v1/volumes, /v1/pools and /v1/pool */
 export function volumeRoutes({operations, operations: {rooms}, createPool, deletePool}: Service) {
   const {store} = rooms
+  const domainOf = (id: string) => {
+    const attachment = store.attachments.get(id)
+    return attachment ? named(rooms, attachment).domain : null
+  }
   const shown = (volume: VolumeRecord) => ({
     ...volume,
     iqn: store.exports.get(volume.id)?.iqn ?? null,
-    domain: store.attachments.get(volume.id)?.domain ?? null,
+    domain: domainOf(volume.id),
   })
   const ShownVolume = Type.Composite([
     VolumeSchema,

@@ -55,7 +55,7 @@ Examples:
   program
     .command('disconnect <iqn>')
     .description('flush and remove the disks of a target, log out and forget its node record')
-    .option('--force', 'also where a disk is mounted or held')
+    .option('--force', 'also if a disk is mounted, held or open for writing')
     .addHelpText('after', '\nA target that is not connected is success. Disks of guests are refused: lunpath detach.')
     .action((iqn: string, {force}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
