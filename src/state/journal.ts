@@ -145,6 +145,8 @@ export class Journal {
    * the operation has ended meanwhile.
    */
   async join({id, kind, direction, subject}: Operation, token: string, requestHash: string): Promise<boolean> {
+    // A request that comes back to what it has joined already.
+    if (this.#store.operations.get(this.#byToken.get(token) ?? '')?.joins === id) return true
     const row = {kind, direction, subject, token, requestHash, request: null, plan: [], finished: {}}
     const joined = {...row, id: randomUUID(), joins: id, state: 'joined' as const, startedAt: new Date().toISOString()}
     await this.#update(joined, [])

@@ -243,6 +243,7 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     if (!driver.supports.addressRules) {
       for (const addresses of [['127.0.0.1'], ['ALL', '10.0.0.0/8']]) {
         const spec = await volumeSpec(directory, {access: {addresses, names: [initiator]}})
+        t.throws(() => driver.check(spec), {code: 'UNSUPPORTED'})
         await refusedWith(t, 'UNSUPPORTED', driver.export(spec))
       }
       t.deepEqual(await driver.list(), [])
@@ -496,12 +497,14 @@ export function targetContract(name: string, options: TargetContractOptions): vo
       'a comma in the CHAP user': {auth: {incoming: {user: 'a,password=x', secret: 'a-good-secret-01'}}},
     }
     for (const [what, change] of Object.entries(bad)) {
+      t.throws(() => driver.check({...spec, ...change}), {code: 'NAME_INVALID'}, what)
       const error = await t.throwsAsync(driver.export({...spec, ...change}), {instanceOf: StorageError}, what)
       t.is(error?.code, 'NAME_INVALID', what)
     }
     const secrets = ['short', 'with,a comma,in it', 'with\nnewline-0001', 'x'.repeat(500)]
     for (const secret of secrets) {
       const auth = {incoming: {user: 'guest', secret}}
+      t.throws(() => driver.check({...spec, auth}), {code: 'INVALID_ARGUMENT'})
       const error = await refusedWith(t, 'INVALID_ARGUMENT', driver.export({...spec, auth}))
       t.false(error.message.includes(secret))
     }
@@ -517,6 +520,8 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     absent.volume.path = join(directory, 'absent.img')
     const errors = [await refusedWith(t, 'TARGET_FAILED', driver.export(absent))]
     // One user with two secrets.
+    if (driver.supports.chapUserPerTarget) t.notThrows(() => driver.check(other))
+    else errors.push(t.throws(() => driver.check(other), {code: 'CONFLICT'}) as StorageError)
     if (driver.supports.chapUserPerTarget) await driver.export(other)
     else errors.push(await refusedWith(t, 'CONFLICT', driver.export(other)))
     for (const error of errors) {

@@ -101,6 +101,7 @@ test('08 a token that has joined an operation has its answer, after a restart to
   const {journal, reopen} = await open(t)
   const begun = await journal.begin({...attach(), kind: 'detach', direction: 'unmake', locks: ['name x']})
   t.true(await journal.join(begun, 'kept', 'h'))
+  t.true(await journal.join(begun, 'kept', 'h'))
   const {store, journal: later} = await reopen()
   t.is(later.withToken('kept', 'h')?.joins, begun.id)
   t.is(later.holderOf('name x')?.id, begun.id)

@@ -79,7 +79,11 @@ Examples:
   program
     .command('detach <attachment> [target]')
     .description('take a disk back, by volume id or name, or by DOMAIN and TARGET; the volume stays')
-    .option('--timeout <seconds>', 'how long to wait for the guest’s release (default: 20)', positiveSeconds)
+    .option(
+      '--timeout <seconds>',
+      'how long to wait for the guest’s release (default: 20; a day at most)',
+      positiveSeconds,
+    )
     .option('--force', 'end sessions that stay at the target after the guest has released the disk')
     .addHelpText(
       'after',
