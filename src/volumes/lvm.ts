@@ -14,7 +14,7 @@ import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driv
 import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {isVolumeId} from './id.js'
 import {Ledger, type Promised} from './ledger.js'
-import {withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
+import {type LvmSystem, withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {
   groupFields,
@@ -100,6 +100,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   readonly #running = new Set<Promise<unknown>>()
   readonly #background = new Set<Promise<void>>()
   #shell: LvmShell | undefined
+  #system: LvmSystem | undefined
   #group: VolumeGroup | undefined
   #thin: {look: Promise<ThinPool>; at: number} | undefined
   /** As the last look has found it. */
@@ -139,8 +140,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   async #open(): Promise<void> {
     const {systemDirectory, scan, program, commandTimeoutMs} = this.#options
     this.#stop = new AbortController()
+    const system = await writeLvmSystemDirectory({...scan, directory: systemDirectory, program})
+    this.#system = system
     const shell = new LvmShell({
-      system: await writeLvmSystemDirectory({...scan, directory: systemDirectory, program}),
+      system,
       program,
       timeoutMs: commandTimeoutMs,
       recover: command => this.#clearUp(command),
@@ -655,10 +658,24 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   // ---- Looking --------------------------------------------------------------------------------------------------
 
   async #refreshGroup(): Promise<VolumeGroup> {
-    const {rows} = await this.#lvm('vgs', ...inBytes, '-o', groupFields, this.group)
-    if (!rows[0]) throw this.#unusable('there is no such group')
-    this.#group = readGroup(rows[0])
+    const look = (...groups: string[]) => this.#lvm('vgs', ...inBytes, '-o', groupFields, ...groups)
+    const {rows} = await look(this.group).catch(async error => {
+      if (!hasCode(error, 'COMMAND_FAILED') || wasInterrupted(error)) throw error
+      // LVM has one exit status for "not there" and "cannot say". Where all can be listed the group is not there.
+      const all = await look().catch(() => undefined)
+      if (all && !all.rows.some(({vg_name}) => vg_name === this.group)) throw this.#unusable(this.#whyMissing())
+      throw error
+    })
+    const row = rows[0]
+    if (!row) throw this.#unusable(this.#whyMissing())
+    this.#group = readGroup(row)
     return this.#group
+  }
+
+  #whyMissing(): string {
+    const forbidden = this.#system!.forbidden()
+    const filters = `the filters of this host's lvm.conf forbid LVM to look at ${forbidden.join(', ')}`
+    return `there is no such group${forbidden.length > 0 ? `; ${filters}` : ''}`
   }
 
   async #examineThinPool(): Promise<void> {
