@@ -44,6 +44,8 @@ export interface LogicalVolume {
   /** Undefined: not ours. */
   role: Role | undefined
   id: VolumeId | undefined
+  /** The tags that say so. */
+  ourTags: string[]
   /** Which command made it. */
   made: string | undefined
   thin: boolean
@@ -51,11 +53,14 @@ export interface LogicalVolume {
   hasSnapshots: boolean
   /** Its device, `253:7`; `-1:-1` where it is not active. */
   device: string
+  /** Somebody has its device open. */
+  isOpen: boolean
 }
 
 export const groupFields =
   'vg_name,vg_uuid,vg_tags,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_permissions,vg_exported,vg_shared,vg_clustered'
-export const volumeFields = 'lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_role,lv_kernel_major,lv_kernel_minor'
+export const volumeFields =
+  'lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_role,lv_kernel_major,lv_kernel_minor,lv_device_open'
 export const thinFields = 'lv_name,lv_size,lv_metadata_size,lv_layout,data_percent,metadata_percent,lv_health_status'
 /** Sizes as bare numbers of bytes. */
 export const inBytes = ['--units', 'b', '--nosuffix']
@@ -63,6 +68,9 @@ export const inBytes = ['--units', 'b', '--nosuffix']
 export function tag(role: Role | 'made', value: string): string {
   return `lunpath:${role}=${value}`
 }
+
+/** Beside `lunpath:id`: the volume is not whole yet. It names no id, so that one command can take it from several volumes. */
+export const makingTag = 'lunpath:making'
 
 export function groupTag(role: GroupRole): string {
   return `lunpath:group=${role}`
@@ -110,21 +118,24 @@ export function readGroup(row: LvmRow): VolumeGroup {
 
 export function readVolume(row: LvmRow): LogicalVolume {
   const tags = (row.lv_tags ?? '').split(',')
-  const ours = tags.flatMap(text => /^lunpath:(id|making|deleted)=([0-9a-f]{16})$/.exec(text)?.slice(1, 3) ?? [])
+  const ours = tags.flatMap(text => /^lunpath:(id|making|deleted)=([0-9a-f]{16})$/.exec(text) ?? [])
   // Two of them were not set by us: such a volume is left alone.
-  const [role, id] = ours.length === 2 ? ours : []
+  const [, role, id] = ours.length === 3 ? ours : []
+  const isMaking = role === 'id' && tags.includes(makingTag)
   const layout = (row.lv_layout ?? '').split(',')
   const roles = (row.lv_role ?? '').split(',')
   return {
     name: row.lv_name!,
     uuid: row.lv_uuid!,
     sizeBytes: Number(row.lv_size),
-    role: role as Role | undefined,
+    role: isMaking ? 'making' : (role as Role | undefined),
     id,
+    ourTags: [...(ours.length === 3 ? [ours[0]!] : []), ...(isMaking ? [makingTag] : [])],
     made: tags.map(text => /^lunpath:made=([0-9a-f]{8})$/.exec(text)?.[1]).find(value => value !== undefined),
     thin: layout.includes('thin') && layout.includes('sparse'),
     hasSnapshots: roles.includes('origin') && !roles.includes('thinorigin'),
     device: `${row.lv_kernel_major}:${row.lv_kernel_minor}`,
+    isOpen: row.lv_device_open === 'open',
   }
 }
 

@@ -1,8 +1,7 @@
 import {randomBytes} from 'node:crypto'
 import {EventEmitter} from 'node:events'
 import {constants} from 'node:fs'
-import {type FileHandle, open, stat} from 'node:fs/promises'
-import {blockDeviceUse, deviceNumber} from '../device-use.js'
+import {type FileHandle, open} from 'node:fs/promises'
 import {hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
 import {KeyedQueue} from '../lock.js'
@@ -15,6 +14,7 @@ import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {isVolumeId} from './id.js'
 import {Ledger, type Promised} from './ledger.js'
 import {type LvmSystem, withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
+import {Creations} from './lvm-creation.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {
   groupFields,
@@ -33,8 +33,9 @@ import {
   volumeFields,
 } from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
+import {Removals} from './lvm-removal.js'
 import {type LvmRun, LvmShell, wasInterrupted} from './lvm-shell.js'
-import {openExclusively, type WipePolicy, wipe, zeroRange} from './wipe.js'
+import {openExclusively, type WipePolicy, zeroRange} from './wipe.js'
 
 export interface LvmPoolOptions {
   /** Name of the pool, as `Volume.pool` carries it. */
@@ -99,6 +100,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   readonly #ledger = new Ledger<Entry>()
   readonly #running = new Set<Promise<unknown>>()
   readonly #background = new Set<Promise<void>>()
+  readonly #removals: Removals
+  readonly #creations: Creations
   #shell: LvmShell | undefined
   #system: LvmSystem | undefined
   #group: VolumeGroup | undefined
@@ -119,6 +122,24 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     this.group = checkLvmName(group, 'volume group')
     this.thinPool = thinPool === undefined ? undefined : checkLvmName(thinPool, 'thin pool')
     this.#options = {...options, overcommitRatio, wipe: policy, thinLimitPercent}
+    const lvm = (...args: string[]) => this.#lvm(...args)
+    const look = (names: readonly string[]) => this.#lookAt(names)
+    this.#removals = new Removals({
+      group,
+      policy,
+      lvm,
+      look,
+      inBackground: work => this.#inBackground(work),
+      signal: () => this.#stop.signal,
+    })
+    this.#creations = new Creations({
+      group,
+      lvm,
+      look,
+      makeAlone: ({id, sizeBytes}) =>
+        this.#lvcreate({id, name: id, role: 'id', sizeBytes, thin: false}, this.#wipedSpace(sizeBytes)),
+      remove: volume => this.#removals.remove(volume),
+    })
   }
 
   /** The shell's process, and whether there is one: `spawn` where each command has a process of its own. */
@@ -173,8 +194,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     for (const volume of found) this.#note(volume)
     await this.#activate()
     for (const {name, role, id, thin} of found) {
-      if (role === 'deleted') this.#inBackground(this.#destroy({name, id: id!, thin}))
-      if (role === 'making') this.#inBackground(this.#quarantine({name, role, id: id!, thin}))
+      if (role === 'deleted') this.#removals.finish({name, role, id: id!, thin})
+      if (role === 'making') this.#inBackground(this.#removals.remove({name, role, id: id!, thin}))
     }
   }
 
@@ -269,13 +290,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     return this.#change('volume.delete', volume.id, async () => {
       const {id} = volume
       this.#checkOwn(volume)
-      const found = await this.#row(id)
-      if (found?.role !== 'id') {
-        this.#ledger.entries.delete(id)
-        return
-      }
-      await this.#refuseUsed(found)
-      await this.#retire({...found, role: 'id', id})
+      const entry = this.#ledger.entries.get(id) ?? (await this.#look(id))
+      if (entry) await this.#removals.remove({name: id, role: 'id', id, thin: entry.thin})
       this.#ledger.entries.delete(id)
     })
   }
@@ -349,32 +365,37 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   // ---- Making ---------------------------------------------------------------------------------------------------
 
-  /** One command. An interrupted one is cleared away, by the tag that it alone has set, and tried once more. */
   async #make({id, name, role, sizeBytes, thin}: Promised & {id: VolumeId; name: string; role: Role}): Promise<Volume> {
     const size = `${sizeBytes}b`
-    const space = thin
-      ? ['--virtualsize', size, '--thin', this.#full(this.thinPool!)]
-      : ['--wipesignatures', 'y', '--zero', 'y', '--size', size, this.group]
-    const made = await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
-    const entry: Entry = {sizeBytes, thin, uuid: made}
+    const space = thin ? ['--virtualsize', size, '--thin', this.#full(this.thinPool!)] : this.#wipedSpace(sizeBytes)
+    // What is deleted and not wiped holds what was there before. LVM keeps udev away from a volume until it has wiped it.
+    const isShared = role === 'id' && !thin && this.#options.wipe !== 'none'
+    if (isShared) await this.#creations.create({id, sizeBytes})
+    else await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
+    const entry: Entry = {sizeBytes, thin, uuid: ''}
     if (role === 'id') this.#ledger.entries.set(id, entry)
     return this.#volume(id, entry)
   }
 
+  #wipedSpace(sizeBytes: number): string[] {
+    return ['--wipesignatures', 'y', '--zero', 'y', '--size', `${sizeBytes}b`, this.group]
+  }
+
+  /** One command. An interrupted one is cleared away, by the tag that it alone has set, and tried once more. */
   async #lvcreate(
     {id, name, role, sizeBytes, thin}: Promised & {id: VolumeId; name: string; role: Role},
     space: string[],
     again = true,
-  ): Promise<string> {
+  ): Promise<void> {
+    await this.#removals.left(name)
     const made = randomBytes(4).toString('hex')
     const tags = ['--addtag', tag(role, id), '--addtag', tag('made', made)]
     try {
       await this.#lvm('lvcreate', '--name', name, ...tags, ...space)
-      return ''
     } catch (error) {
       const left = await this.#row(name)
       // What this very command has made, and did not finish: it may not be active, or hold what was on the disk before.
-      if (left?.made === made && left.role === role) await this.#retire({...left, role, id})
+      if (left?.made === made && left.role === role) await this.#removals.remove({name, role, id, thin: left.thin})
       else if (left) throw new ExistsError(left)
       if (again && wasInterrupted(error)) return this.#lvcreate({id, name, role, sizeBytes, thin}, space, false)
       throw await this.#explain(error, {sizeBytes, thin})
@@ -448,6 +469,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   /** Makes a volume of what is whole. The change of its tags is the commit point. */
   async #publish({name, role}: Making, id: VolumeId): Promise<void> {
+    await this.#removals.left(id)
     await this.#lvm('lvrename', this.group, name, id).catch(async error => {
       const there = await this.#row(id)
       if (there) throw new ExistsError(there)
@@ -462,99 +484,12 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     } catch (error) {
       const all = await this.#rows().catch(() => [])
       const left = all.find(volume => volume.role === made.role && volume.id === made.id)
-      if (left) await this.#retire({...made, name: left.name}).catch(() => undefined)
+      if (left) await this.#removals.remove({...made, name: left.name}).catch(() => undefined)
       throw error
     }
   }
 
-  // ---- Removing -------------------------------------------------------------------------------------------------
-
-  /** @throws VOLUME_IN_USE with who it is, as far as the kernel tells it; `#retire` finds out the rest */
-  async #refuseUsed({name, hasSnapshots}: LogicalVolume): Promise<void> {
-    const path = this.#path(name)
-    if (hasSnapshots) throw this.#inUse(name, {how: 'has snapshots that live on it', info: {}})
-    const stats = await stat(path).catch(() => undefined)
-    const use = stats?.isBlockDevice() ? await blockDeviceUse(path, deviceNumber(stats.rdev)) : undefined
-    if (use) throw this.#inUse(name, use)
-  }
-
-  #inUse(name: string, {how, info}: {how: string; info: Record<string, unknown>}, cause?: unknown): StorageError {
-    return new StorageError('VOLUME_IN_USE', `Cannot delete ${name}: ${this.#path(name)} ${how}`, {
-      op: 'volume.delete',
-      info: {id: name, path: this.#path(name), ...info},
-      cause,
-    })
-  }
-
-  /**
-   * Takes a volume out of use, for good. The kernel deactivates only what nobody has open, so no one can come between
-   * that and the change of tags, which is the commit point: from there on it ends in destruction.
-   * @throws VOLUME_IN_USE
-   */
-  async #retire(volume: Making): Promise<void> {
-    const {name, role, id} = volume
-    try {
-      await this.#lvm('lvchange', '--activate', 'n', this.#full(name))
-    } catch (error) {
-      const {rows} = await this.#lvm('lvs', '-o', 'lv_device_open,lv_kernel_major', this.#full(name))
-      if (rows[0]?.lv_device_open === 'open') throw this.#inUse(name, {how: 'is open', info: {}}, error)
-      // With a thin volume LVM deactivates the pool below it where it sees nobody else there. After a command was killed it
-      // may not see who is: then the pool's deactivation failed, not the volume's.
-      if (rows[0]?.lv_kernel_major !== '-1') throw error
-    }
-    try {
-      await this.#lvm('lvchange', '--addtag', tag('deleted', id), '--deltag', tag(role, id), this.#full(name))
-    } catch (error) {
-      const now = await this.#row(name)
-      if (now?.role !== 'deleted') {
-        await this.#lvm('lvchange', '--activate', 'y', '--ignoreactivationskip', this.#full(name)).catch(
-          () => undefined,
-        )
-        throw error
-      }
-    }
-    const quarantine = hiddenName('deleted', id, randomBytes(4).toString('hex'))
-    const renamed = await this.#lvm('lvrename', this.group, name, quarantine).then(
-      () => true,
-      // It is to be destroyed under whichever name it has.
-      async () => (await this.#row(quarantine)) !== undefined,
-    )
-    this.#inBackground(this.#destroy({...volume, name: renamed ? quarantine : name}))
-  }
-
-  /** The same in the background, for what a crash has left. */
-  async #quarantine(volume: Making): Promise<void> {
-    await this.#retire(volume)
-  }
-
-  /** Wipes and removes what is in quarantine, and nothing else. */
-  async #destroy({name, id, thin}: {name: string; id: VolumeId; thin: boolean}): Promise<void> {
-    const {wipe: policy} = this.#options
-    // The blocks of a thin volume are zeroed when another one gets them (lvmthin(7), zeroing).
-    const wipes = !thin && policy !== 'none'
-    if (!(await this.#inQuarantine({name, id}))) return
-    if (wipes) {
-      await this.#lvm('lvchange', '--activate', 'y', '--ignoreactivationskip', this.#full(name))
-      const found = await this.#inQuarantine({name, id})
-      const handle = await openExclusively(this.#path(name), found!.device)
-      try {
-        await wipe(handle, {sizeBytes: found!.sizeBytes, policy, signal: this.#stop.signal})
-      } finally {
-        await handle.close()
-      }
-    }
-    await this.#lvm('lvremove', this.#full(name)).catch(async error => {
-      if (!wasInterrupted(error)) throw error
-      if (await this.#inQuarantine({name, id})) await this.#lvm('lvremove', this.#full(name))
-    })
-  }
-
-  /** @throws IDENTITY_MISMATCH where it is not what is to be destroyed; undefined where it is gone */
-  async #inQuarantine({name, id}: {name: string; id: VolumeId}): Promise<LogicalVolume | undefined> {
-    const found = await this.#row(name)
-    if (!found || (found.role === 'deleted' && found.id === id)) return found
-    throw new StorageError('IDENTITY_MISMATCH', `${name} is not in quarantine: it is left alone`, {info: {name, id}})
-  }
+  // ---- In the background ----------------------------------------------------------------------------------------
 
   /** Nobody waits for it: what fails is told, and tried again by the next open(). */
   #inBackground(work: Promise<void>): void {
@@ -715,13 +650,20 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   /** One logical volume of any name, or undefined. */
   async #row(name: string): Promise<LogicalVolume | undefined> {
+    return (await this.#lookAt([name])).get(name)
+  }
+
+  /** Those that are there, by name. */
+  async #lookAt(names: readonly string[]): Promise<Map<string, LogicalVolume>> {
+    const byName = (volumes: LogicalVolume[]) =>
+      new Map(volumes.filter(({name}) => names.includes(name)).map(volume => [volume.name, volume]))
     try {
-      const {rows} = await this.#lvm('lvs', ...inBytes, '-o', volumeFields, this.#full(name))
-      return rows[0] && readVolume(rows[0])
+      const {rows} = await this.#lvm('lvs', ...inBytes, '-o', volumeFields, ...names.map(name => this.#full(name)))
+      return byName(rows.map(readVolume))
     } catch (error) {
       if (!hasCode(error, 'COMMAND_FAILED')) throw error
       // LVM has one exit status for "not there" and "cannot say". Where all can be listed it is not there.
-      return (await this.#rows()).find(volume => volume.name === name)
+      return byName(await this.#rows())
     }
   }
 
