@@ -50,7 +50,7 @@ export async function lvmComparison(
     overcommitRatio: 100,
     systemDirectory,
     // lvremove does not wipe either.
-    wipe: step === 'delete' ? 'none' : 'zero',
+    wipe: 'none',
   })
   release(() => driver.close())
   await driver.open()

@@ -44,8 +44,6 @@ export interface LogicalVolume {
   /** Undefined: not ours. */
   role: Role | undefined
   id: VolumeId | undefined
-  /** The tags that say so. */
-  ourTags: string[]
   /** Which command made it. */
   made: string | undefined
   thin: boolean
@@ -68,9 +66,6 @@ export const inBytes = ['--units', 'b', '--nosuffix']
 export function tag(role: Role | 'made', value: string): string {
   return `lunpath:${role}=${value}`
 }
-
-/** Beside `lunpath:id`: the volume is not whole yet. It names no id, so that one command can take it from several volumes. */
-export const makingTag = 'lunpath:making'
 
 export function groupTag(role: GroupRole): string {
   return `lunpath:group=${role}`
@@ -118,19 +113,17 @@ export function readGroup(row: LvmRow): VolumeGroup {
 
 export function readVolume(row: LvmRow): LogicalVolume {
   const tags = (row.lv_tags ?? '').split(',')
-  const ours = tags.flatMap(text => /^lunpath:(id|making|deleted)=([0-9a-f]{16})$/.exec(text) ?? [])
+  const ours = tags.flatMap(text => /^lunpath:(id|making|deleted)=([0-9a-f]{16})$/.exec(text)?.slice(1, 3) ?? [])
   // Two of them were not set by us: such a volume is left alone.
-  const [, role, id] = ours.length === 3 ? ours : []
-  const isMaking = role === 'id' && tags.includes(makingTag)
+  const [role, id] = ours.length === 2 ? ours : []
   const layout = (row.lv_layout ?? '').split(',')
   const roles = (row.lv_role ?? '').split(',')
   return {
     name: row.lv_name!,
     uuid: row.lv_uuid!,
     sizeBytes: Number(row.lv_size),
-    role: isMaking ? 'making' : (role as Role | undefined),
+    role: role as Role | undefined,
     id,
-    ourTags: [...(ours.length === 3 ? [ours[0]!] : []), ...(isMaking ? [makingTag] : [])],
     made: tags.map(text => /^lunpath:made=([0-9a-f]{8})$/.exec(text)?.[1]).find(value => value !== undefined),
     thin: layout.includes('thin') && layout.includes('sparse'),
     hasSnapshots: roles.includes('origin') && !roles.includes('thinorigin'),

@@ -109,11 +109,12 @@ export class Removals {
         left = []
       } catch (error) {
         cause = error
-        const open = await this.#stillThere(left)
-        for (const [volume, {isOpen}] of open) {
-          if (isOpen) failures.set(volume, this.#inUse(volume.name, {how: 'is open', info: {}}, error))
+        const there = await this.#stillThere(left)
+        for (const [volume, found] of there) {
+          const refusal = await this.#refusal(found, error)
+          if (refusal) failures.set(volume, refusal)
         }
-        left = [...open].flatMap(([volume, {isOpen}]) => (isOpen ? [] : volume))
+        left = [...there.keys()].filter(volume => !failures.has(volume))
       }
     }
     for (const volume of left) failures.set(volume, cause)
@@ -124,12 +125,13 @@ export class Removals {
   // ---- By quarantine --------------------------------------------------------------------------------------------
 
   async #retireAll(doomed: readonly Doomed[]): Promise<Failures> {
-    const {failures, present, rows} = await this.#examine(doomed)
+    const {failures, present} = await this.#examine(doomed)
     const closed = await this.#deactivate(present, failures)
     const [first] = closed
     if (!first) return failures
-    const own = new Set(closed.flatMap(({name}) => rows.get(name)!.ourTags))
-    const tags = ['--addtag', tag('deleted', first.id), ...[...own].flatMap(text => ['--deltag', text])]
+    // A tag that a volume does not have is none to take away.
+    const own = closed.flatMap(({role, id}) => ['--deltag', tag(role, id)])
+    const tags = ['--addtag', tag('deleted', first.id), ...own]
     let retired = closed
     try {
       await this.#access.lvm('lvchange', ...tags, ...closed.map(({name}) => this.#full(name)))
@@ -152,8 +154,8 @@ export class Removals {
       return [...volumes]
     } catch (error) {
       const there = await this.#stillThere(volumes)
-      for (const [volume, {isOpen}] of [...there].filter(([, found]) => isActive(found))) {
-        failures.set(volume, isOpen ? this.#inUse(volume.name, {how: 'is open', info: {}}, error) : error)
+      for (const [volume, found] of [...there].filter(([, one]) => isActive(one))) {
+        failures.set(volume, (await this.#refusal(found, error)) ?? error)
       }
       // With a thin volume LVM deactivates the pool below it where it sees nobody else there. After a command was killed it
       // may not see who is: then the pool's deactivation failed, not the volume's.
@@ -212,27 +214,24 @@ export class Removals {
   // ---- Looking --------------------------------------------------------------------------------------------------
 
   /** Which of them are there and not in use; the failures say who uses the others. */
-  async #examine(
-    doomed: readonly Doomed[],
-  ): Promise<{failures: Failures; present: Doomed[]; rows: Map<string, LogicalVolume>}> {
+  async #examine(doomed: readonly Doomed[]): Promise<{failures: Failures; present: Doomed[]}> {
     const failures: Failures = new Map()
-    const rows = await this.#access.look(doomed.map(({name}) => name))
-    const there = doomed.filter(volume => isSame(volume, rows.get(volume.name)))
-    await Promise.all(
-      there.map(async volume => {
-        const use = await this.#useOf(rows.get(volume.name)!)
-        if (use) failures.set(volume, this.#inUse(volume.name, use))
-      }),
-    )
-    return {failures, rows, present: there.filter(volume => !failures.has(volume))}
+    const there = await this.#stillThere(doomed)
+    for (const [volume, found] of there) {
+      const error = await this.#refusal(found)
+      if (error) failures.set(volume, error)
+    }
+    return {failures, present: [...there.keys()].filter(volume => !failures.has(volume))}
   }
 
-  async #useOf({name, hasSnapshots, isOpen}: LogicalVolume): Promise<Use | undefined> {
-    if (hasSnapshots) return {how: 'has snapshots that live on it', info: {}}
+  /** Who has it open is asked only where somebody has. */
+  async #refusal({name, hasSnapshots, isOpen}: LogicalVolume, cause?: unknown): Promise<StorageError | undefined> {
+    if (hasSnapshots) return this.#inUse(name, {how: 'has snapshots that live on it', info: {}}, cause)
+    if (!isOpen) return undefined
     const path = `/dev/${this.#full(name)}`
     const stats = await stat(path).catch(() => undefined)
     const use = stats?.isBlockDevice() ? await blockDeviceUse(path, deviceNumber(stats.rdev)) : undefined
-    return use ?? (isOpen ? {how: 'is open', info: {}} : undefined)
+    return this.#inUse(name, use ?? {how: 'is open', info: {}}, cause)
   }
 
   async #stillThere(doomed: readonly Doomed[]): Promise<Map<Doomed, LogicalVolume>> {

@@ -14,7 +14,6 @@ import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {isVolumeId} from './id.js'
 import {Ledger, type Promised} from './ledger.js'
 import {type LvmSystem, withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
-import {Creations} from './lvm-creation.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {
   groupFields,
@@ -101,7 +100,6 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   readonly #running = new Set<Promise<unknown>>()
   readonly #background = new Set<Promise<void>>()
   readonly #removals: Removals
-  readonly #creations: Creations
   #shell: LvmShell | undefined
   #system: LvmSystem | undefined
   #group: VolumeGroup | undefined
@@ -131,14 +129,6 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       look,
       inBackground: work => this.#inBackground(work),
       signal: () => this.#stop.signal,
-    })
-    this.#creations = new Creations({
-      group,
-      lvm,
-      look,
-      makeAlone: ({id, sizeBytes}) =>
-        this.#lvcreate({id, name: id, role: 'id', sizeBytes, thin: false}, this.#wipedSpace(sizeBytes)),
-      remove: volume => this.#removals.remove(volume),
     })
   }
 
@@ -367,18 +357,13 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   async #make({id, name, role, sizeBytes, thin}: Promised & {id: VolumeId; name: string; role: Role}): Promise<Volume> {
     const size = `${sizeBytes}b`
-    const space = thin ? ['--virtualsize', size, '--thin', this.#full(this.thinPool!)] : this.#wipedSpace(sizeBytes)
-    // What is deleted and not wiped holds what was there before. LVM keeps udev away from a volume until it has wiped it.
-    const isShared = role === 'id' && !thin && this.#options.wipe !== 'none'
-    if (isShared) await this.#creations.create({id, sizeBytes})
-    else await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
+    const space = thin
+      ? ['--virtualsize', size, '--thin', this.#full(this.thinPool!)]
+      : ['--wipesignatures', 'y', '--zero', 'y', '--size', size, this.group]
+    await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
     const entry: Entry = {sizeBytes, thin, uuid: ''}
     if (role === 'id') this.#ledger.entries.set(id, entry)
     return this.#volume(id, entry)
-  }
-
-  #wipedSpace(sizeBytes: number): string[] {
-    return ['--wipesignatures', 'y', '--zero', 'y', '--size', `${sizeBytes}b`, this.group]
   }
 
   /** One command. An interrupted one is cleared away, by the tag that it alone has set, and tried once more. */

@@ -21,9 +21,9 @@ let wiper: InstanceType<FileAddon['BlockWiper']> | undefined
 
 /**
  * Opens a block device that nobody else has claimed, for writing, and makes sure that it is the one that is meant: its
- * major and minor number are `number`, where that is given. @throws VOLUME_IN_USE, VOLUME_MISSING, IDENTITY_MISMATCH
+ * major and minor number are `number`. @throws VOLUME_IN_USE, VOLUME_MISSING, IDENTITY_MISMATCH
  */
-export async function openExclusively(path: string, number?: string): Promise<FileHandle> {
+export async function openExclusively(path: string, number: string): Promise<FileHandle> {
   const handle = await open(path, constants.O_RDWR | constants.O_EXCL).catch((cause: NodeJS.ErrnoException) => {
     const [code, what] =
       cause.code === 'EBUSY'
@@ -33,14 +33,10 @@ export async function openExclusively(path: string, number?: string): Promise<Fi
   })
   try {
     const stats = await handle.stat()
-    if (stats.isBlockDevice() && (number === undefined || deviceName(stats.rdev) === number)) return handle
-    throw new StorageError(
-      'IDENTITY_MISMATCH',
-      `${path} is not the device ${number ?? 'that was made'}: nothing was written to it`,
-      {
-        info: {path, expected: number},
-      },
-    )
+    if (stats.isBlockDevice() && deviceName(stats.rdev) === number) return handle
+    throw new StorageError('IDENTITY_MISMATCH', `${path} is not the device ${number}: nothing was written to it`, {
+      info: {path, expected: number},
+    })
   } catch (error) {
     await handle.close()
     throw error
