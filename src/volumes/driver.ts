@@ -13,6 +13,11 @@ export interface PoolCapacity {
   limitBytes: number
   /** The thin pool, where the pool has one: how much of its data and of its metadata space is in use. */
   thin?: {name: string; totalBytes: number; dataPercent: number; metadataPercent: number}
+  /**
+   * LVM: the area on each device that holds the group's metadata, some hundred bytes for each volume. It holds two copies;
+   * `freeBytes` is how much longer one may become.
+   */
+  metadataArea?: {sizeBytes: number; freeBytes: number}
 }
 
 export interface CreateVolume {

@@ -68,6 +68,13 @@ interface Entry extends Promised {
   uuid: string
 }
 
+/**
+ * Bytes of the group's metadata for one volume. Measured with our tags: 370 thick or thin, 410 for a thin snapshot, 100 for
+ * each further segment; the host's name is among them.
+ */
+const volumeMetadataBytes = 512
+/** Tags and names of what is being deleted are longer than those of volumes. */
+const metadataReserveBytes = 32 * 1024
 /** A look at the thin pool that is younger than this serves for the next volume as well. */
 const thinAgeMs = 1000
 /** The copy of the metadata for vgcfgrestore(8) follows a change after this, together with those that came meanwhile. */
@@ -103,6 +110,9 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   #shell: LvmShell | undefined
   #system: LvmSystem | undefined
   #group: VolumeGroup | undefined
+  /** Creations and extensions under way, and all since the last look at the group. */
+  #changing = 0
+  #changedSince = 0
   #thin: {look: Promise<ThinPool>; at: number} | undefined
   /** As the last look has found it. */
   #thinSeen: ThinPool | undefined
@@ -316,6 +326,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
         freeBytes: group.freeBytes + thinFreeBytes,
         provisionedBytes: this.#ledger.sum({settled: true}),
         limitBytes: this.#limitBytes(thin),
+        metadataArea: {sizeBytes: group.metadataAreaBytes, freeBytes: group.metadataAreaFreeBytes},
         ...(thin && {
           thin: {
             name: thin.name,
@@ -508,13 +519,21 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       if (objection) throw objection
     }
     // Without an await between check and reservation: of two that run at once the second sees the first.
-    return this.#ledger.reserve(id, wanted, async () => {
-      if (wanted.thin) this.#checkFill(await this.#thinPool())
-      return task()
-    })
+    this.#changing++
+    this.#changedSince++
+    return this.#ledger
+      .reserve(id, wanted, async () => {
+        if (wanted.thin) this.#checkFill(await this.#thinPool())
+        return task()
+      })
+      .finally(() => this.#changing--)
   }
 
   #objection(id: VolumeId, wanted: Promised): StorageError | undefined {
+    const {metadataAreaFreeBytes} = this.#group!
+    if (metadataAreaFreeBytes < metadataReserveBytes + (this.#changedSince + 1) * volumeMetadataBytes) {
+      return this.#metadataError(this.#group!)
+    }
     const limitBytes = this.#limitBytes(this.#thinSeen)
     const promisedBytes = this.#ledger.sum({with: [id, wanted]})
     if (promisedBytes > limitBytes) return this.#limitError({limitBytes, promisedBytes})
@@ -538,6 +557,14 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       'POOL_FULL',
       `Pool ${this.pool} may provision ${formatSize(limitBytes)}: with this volume it would be ${formatSize(promisedBytes)}`,
       {info: {pool: this.pool, limitBytes, wantedBytes: promisedBytes}},
+    )
+  }
+
+  #metadataError({metadataAreaBytes, metadataAreaFreeBytes}: VolumeGroup): StorageError {
+    return new StorageError(
+      'POOL_FULL',
+      `The metadata area of the group ${this.group} has room for ${metadataAreaFreeBytes} bytes more, and a volume takes up to ${volumeMetadataBytes}; ${metadataReserveBytes} are kept for deletions. Delete volumes, or give the group a device with a larger area (pvcreate --metadatasize) and have LVM ignore the others (pvchange --metadataignore y)`,
+      {info: {pool: this.pool, group: this.group, metadataAreaBytes, metadataAreaFreeBytes}},
     )
   }
 
@@ -589,6 +616,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     const row = rows[0]
     if (!row) throw this.#unusable(this.#whyMissing())
     this.#group = readGroup(row)
+    // What is under way may be in the metadata already, or not.
+    this.#changedSince = this.#changing
     return this.#group
   }
 
