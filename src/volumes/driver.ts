@@ -83,6 +83,12 @@ export interface VolumeDriver {
   get(id: VolumeId): Promise<Volume | undefined>
   capacity(): Promise<PoolCapacity>
 
+  /**
+   * Looks whether what open() has opened is still there, at the cost of one call or one report however many volumes there
+   * are. @throws POOL_UNUSABLE with what to do
+   */
+  look(): Promise<void>
+
   /** Waits until the space of the volumes deleted so far is free. */
   settled(): Promise<void>
 

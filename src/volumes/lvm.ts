@@ -33,6 +33,7 @@ import {
 } from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
 import {Removals} from './lvm-removal.js'
+import type {LvmRow} from './lvm-report.js'
 import {type LvmRun, LvmShell, wasInterrupted} from './lvm-shell.js'
 import {openExclusively, type WipePolicy, zeroRange} from './wipe.js'
 
@@ -339,6 +340,19 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     })
   }
 
+  async look(): Promise<void> {
+    this.#checkOpen('volume.look')
+    await this.#poolErrors('volume.look', async () => {
+      const {uuid} = this.#group!
+      const group = await this.#refreshGroup()
+      if (group.uuid !== uuid) {
+        throw this.#unusable(`another group has its name now (${group.uuid}, and it was ${uuid})`)
+      }
+      if (group.unfit) throw this.#unusable(group.unfit)
+      if (this.thinPool !== undefined) await this.#examineThinPool()
+    })
+  }
+
   async settled(): Promise<void> {
     while (this.#background.size > 0) await Promise.all(this.#background)
   }
@@ -610,21 +624,28 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       if (!hasCode(error, 'COMMAND_FAILED') || wasInterrupted(error)) throw error
       // LVM has one exit status for "not there" and "cannot say". Where all can be listed the group is not there.
       const all = await look().catch(() => undefined)
-      if (all && !all.rows.some(({vg_name}) => vg_name === this.group)) throw this.#unusable(this.#whyMissing())
+      if (all && !all.rows.some(({vg_name}) => vg_name === this.group)) throw this.#missing(all.rows)
       throw error
     })
     const row = rows[0]
-    if (!row) throw this.#unusable(this.#whyMissing())
+    if (!row) throw this.#missing([])
     this.#group = readGroup(row)
     // What is under way may be in the metadata already, or not.
     this.#changedSince = this.#changing
     return this.#group
   }
 
-  #whyMissing(): string {
+  #missing(others: readonly LvmRow[]): StorageError {
+    const renamed = this.#group && others.find(({vg_uuid}) => vg_uuid === this.#group?.uuid)
+    if (renamed) {
+      const {vg_name: now} = renamed
+      return this.#unusable(`it was renamed to ${now}: vgrename ${now} ${this.group} gives the name back`)
+    }
     const forbidden = this.#system!.forbidden()
     const filters = `the filters of this host's lvm.conf forbid LVM to look at ${forbidden.join(', ')}`
-    return `there is no such group${forbidden.length > 0 ? `; ${filters}` : ''}`
+    return this.#unusable(
+      `there is no such group${forbidden.length > 0 ? `; ${filters}` : ''}. Bring its devices back (vgs and pvs show what LVM sees); lunpath looks again by itself`,
+    )
   }
 
   async #examineThinPool(): Promise<void> {
