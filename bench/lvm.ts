@@ -14,6 +14,8 @@ const group = 'bench'
 const sizeBytes = 16 * 2 ** 20
 
 export interface LvmOptions {
+  /** What is measured. */
+  step: 'create' | 'delete'
   kind: 'thick' | 'thin'
   /** Volumes in a sample. */
   count: number
@@ -22,13 +24,13 @@ export interface LvmOptions {
 }
 
 /**
- * A new logical volume with its tags, ready for use: through our driver, and by spawning lvcreate with the same
- * arguments and the same configuration. In the lab, without udevd; both in one volume group. A sample is the median of
- * milliseconds per volume of `count` volumes, or their time divided by their number where several are under way; taking
- * them away again is not measured.
+ * A new logical volume with its tags, ready for use, or a volume's deletion until the logical volume is gone: through our
+ * driver, and by spawning lvcreate or lvremove with the same arguments and the same configuration. In the lab, without
+ * udevd; both in one volume group. A sample is the median of milliseconds per volume of `count` volumes, or their time
+ * divided by their number where several are under way.
  */
 export async function lvmComparison(
-  {kind, count, concurrency}: LvmOptions,
+  {step, kind, count, concurrency}: LvmOptions,
   release: (cleanup: () => Promise<void>) => void,
 ): Promise<Comparison> {
   const directory = await mkdtemp(join(tmpdir(), 'lp-bench-'))
@@ -47,38 +49,42 @@ export async function lvmComparison(
     thinPool,
     overcommitRatio: 100,
     systemDirectory,
+    // lvremove does not wipe either.
     wipe: 'none',
   })
   release(() => driver.close())
   await driver.open()
 
-  const perVolume = async (create: () => Promise<void>, workers: number) => {
+  const perVolume = async (work: (() => Promise<void>)[], workers: number) => {
     const times: number[] = []
-    let begun = 0
     const began = performance.now()
+    const left = [...work]
     const worker = async () => {
-      while (begun++ < count) {
+      for (let next = left.shift(); next; next = left.shift()) {
         const from = performance.now()
-        await create()
+        await next()
         times.push(performance.now() - from)
       }
     }
     await Promise.all(Array.from({length: workers}, worker))
+    if (step === 'delete') await driver.settled()
     return workers === 1 ? median(times) : (performance.now() - began) / count
   }
 
   const ours = async () => {
     const made: Awaited<ReturnType<typeof driver.create>>[] = []
-    const result = await perVolume(async () => {
+    const creations = Array.from({length: count}, () => async () => {
       made.push(await driver.create({id: newVolumeId(), sizeBytes}))
-    }, concurrency)
-    for (const volume of made) await driver.delete(volume)
+    })
+    const created = await perVolume(creations, concurrency)
+    const deletions = made.map(volume => () => driver.delete(volume))
+    const deleted = await perVolume(deletions, concurrency)
     await driver.settled()
-    return result
+    return step === 'create' ? created : deleted
   }
   const other = async () => {
     const made: string[] = []
-    const result = await perVolume(async () => {
+    const creations = Array.from({length: count}, () => async () => {
       const name = newVolumeId()
       const tags = ['--addtag', `lunpath:id=${name}`, '--addtag', `lunpath:made=${randomBytes(4).toString('hex')}`]
       const size = `${sizeBytes}b`
@@ -87,14 +93,17 @@ export async function lvmComparison(
         : ['--wipesignatures', 'y', '--zero', 'y', '--size', size, group]
       await run('lvcreate', ['--yes', '--name', name, ...tags, ...space], {env})
       made.push(name)
-    }, 1)
-    if (made.length > 0) await run('lvremove', ['--yes', ...made.map(name => `${group}/${name}`)], {env})
-    return result
+    })
+    const created = await perVolume(creations, 1)
+    const removals = made.map(name => async () => void (await run('lvremove', ['--yes', `${group}/${name}`], {env})))
+    if (step === 'delete') return await perVolume(removals, 1)
+    await run('lvremove', ['--yes', ...made.map(name => `${group}/${name}`)], {env})
+    return created
   }
   return {
     ours,
     other,
-    otherName: 'lvcreate, spawned by Node for each volume',
+    otherName: `${step === 'create' ? 'lvcreate' : 'lvremove'}, spawned by Node for each volume`,
     beside: async () => ({
       volumesPerSample: count,
       concurrency,

@@ -67,9 +67,12 @@ export const trials: Trial[] = [
     bar: {atMost: 1},
     prepare: eventLoopComparison,
   },
-  lvm('thick', 1, {atMost: 0.2}),
-  lvm('thick', 8, null),
-  lvm('thin', 1, null),
+  lvm('create', 'thick', 1, {atMost: 0.2}),
+  lvm('create', 'thick', 8, {atMost: 0.12}),
+  lvm('create', 'thin', 1, null),
+  lvm('create', 'thin', 8, null),
+  lvm('delete', 'thick', 8, {atMost: 0.3}),
+  lvm('delete', 'thin', 8, null),
   lio('one export, with a portal and a rule, against targetcli', 0.02, targetcliComparison),
   lio('8 exports at once against the same one after the other', 0.4, parallelComparison),
   lio('8 exports with 500 targets there before against the first ones', 1.2, release =>
@@ -171,14 +174,16 @@ function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {
   return {bench: 'lio', name: `LIO: ${name}`, unit: 'ms', better: 'lower', bar: {atMost}, prepare, lab}
 }
 
-function lvm(kind: 'thick' | 'thin', concurrency: number, bar: Trial['bar']): Trial {
+function lvm(step: 'create' | 'delete', kind: 'thick' | 'thin', concurrency: number, bar: Trial['bar']): Trial {
+  const what = step === 'create' ? `a ${kind} volume through the shell` : `a ${kind} volume gone through the shell`
+  const how = concurrency === 1 ? 'one at a time' : `${concurrency} at once`
   return {
     bench: 'lvm',
-    name: `lvm: a ${kind} volume through the shell, ${concurrency === 1 ? 'one at a time' : `${concurrency} at once`}, against spawning lvcreate (p50)`,
+    name: `lvm: ${what}, ${how}, against spawning ${step === 'create' ? 'lvcreate' : 'lvremove'} (p50)`,
     unit: 'ms per volume',
     better: 'lower',
     bar,
-    prepare: release => lvmComparison({kind, count: concurrency === 1 ? 3 : 8, concurrency}, release),
+    prepare: release => lvmComparison({step, kind, count: concurrency === 1 ? 3 : 8, concurrency}, release),
     lab: {disksBytes: [4 * 2 ** 30], modules: ['dm-mod', 'dm-thin-pool']},
   }
 }

@@ -30,7 +30,8 @@ import type {DeletedPool, NewPool, Service} from './service.js'
 import {BenchResults} from './state/bench-results.js'
 import {Journal} from './state/journal.js'
 import {guestDevices} from './state/peek.js'
-import {Store} from './state/store.js'
+import {filePoolIdentity} from './state/pool-identity.js'
+import {madePools, Store} from './state/store.js'
 import type {TargetDriver} from './targets/driver.js'
 import {IetDriver} from './targets/iet.js'
 import {LioDriver} from './targets/lio.js'
@@ -46,6 +47,8 @@ import {checkLvmName} from './volumes/lvm-grammar.js'
 import {Pools} from './volumes/pools.js'
 
 const retryMs = 15_000
+/** How old what is said of a pool may be. */
+const poolLookMs = 5000
 /** iscsid tries every few seconds: a session that is not up this long after its target's return needs another login. */
 const failedGraceMs = 30_000
 const tokenExpiryMs = 3600 * 1000
@@ -148,6 +151,7 @@ export class Daemon {
       const opened = await this.#openPools(rooms)
       if (opened.length > 0) await this.reconcile(`pool ${opened.join(', ')} is back`)
     })
+    this.#every(poolLookMs, () => this.#lookAtPools(rooms))
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
 
     if (config.metrics.listen !== '') await metrics.listen(parsePortal(config.metrics.listen))
@@ -222,11 +226,13 @@ export class Daemon {
   /** The pool of files, the configured pools in LVM, and those that `pool create` has made. */
   #choosePools(store: Store): Pools {
     const {directory, overcommit, defaultPool, lvm} = this.config.volumes
-    const pools = new Pools(defaultPool)
-    const files = new FileVolumeDriver({pool: 'default', directory, overcommitRatio: overcommit})
+    const hasVolumes = (pool: string) => [...store.volumes.values()].some(volume => volume.pool === pool)
+    const pools = new Pools(defaultPool, {isKnown: pool => store.pools.has(pool) || hasVolumes(pool)})
+    const identity = filePoolIdentity(store, {pool: 'default', directory})
+    const files = new FileVolumeDriver({pool: 'default', directory, overcommitRatio: overcommit, identity})
     pools.add(this.#instrumentPool(files))
     for (const {name, ...given} of lvm) pools.add(this.#lvmPool({...given, name: name ?? given.group}))
-    for (const {id, group, thinPool} of store.pools.values()) {
+    for (const {id, group, thinPool} of madePools(store)) {
       if (!pools.has(id)) pools.add(this.#lvmPool({name: id, group, thinPool: thinPool ?? undefined}))
     }
     if (!pools.has(defaultPool)) {
@@ -281,13 +287,22 @@ export class Daemon {
     return opened
   }
 
+  /** A pool may go, or come back, at any time. */
+  async #lookAtPools({volumes}: Rooms): Promise<void> {
+    const {lost, back} = await volumes.look()
+    for (const {pool, reason} of lost) this.log.error({pool}, `the pool ${pool} cannot be used: ${reason}`)
+    if (lost.length + back.length === 0) return
+    const names = [...lost.map(({pool}) => `${pool} is lost`), ...back.map(pool => `${pool} is back`)]
+    await this.reconcile(`pool ${names.join(', ')}`)
+  }
+
   /** `pool create`: a volume group, made of devices or taken as it is, becomes a pool. */
   async #createPool({name, group, devices, thin, thinBytes}: NewPool): Promise<PoolCapacity> {
     const {store, volumes} = this.operations.rooms
     const pool = checkLvmName(name ?? group, 'volume group')
     const unlock = this.operations.lock(`pool ${pool}`, `group ${group}`)
     try {
-      const taken = [...store.pools.values()].find(record => record.group === group)?.id
+      const taken = madePools(store).find(record => record.group === group)?.id
       if (volumes.has(pool) || taken !== undefined) {
         throw new StorageError('VOLUME_EXISTS', `There is a pool ${taken ?? pool} already`, {
           info: {pool: taken ?? pool},
@@ -330,7 +345,7 @@ export class Daemon {
     const {rooms} = this.operations
     const {store, volumes} = rooms
     checkLvmName(pool, 'volume group')
-    const record = store.pools.get(pool)
+    const record = madePools(store).find(({id}) => id === pool)
     const {lvm, defaultPool} = this.config.volumes
     const configured = lvm.some(({group, name = group}) => name === pool || group === record?.group)
     if (configured || pool === defaultPool || (!record && volumes.has(pool))) {
@@ -340,7 +355,7 @@ export class Daemon {
       })
     }
     const group = record?.group ?? pool
-    const owners = [...lvm, ...store.pools.values()]
+    const owners = [...lvm, ...madePools(store)]
     const noSuchPool = () =>
       new StorageError('NOT_FOUND', `There is no pool ${JSON.stringify(pool)}`, {op: 'pool.delete', info: {pool}})
     // Another pool's group of that name is not to go.

@@ -5,6 +5,7 @@ import type {Config} from './config.js'
 import {type Check, examine} from './doctor.js'
 import {parsePortal} from './iqn.js'
 import {guestDevices, peek, type Stored} from './state/peek.js'
+import {madePools} from './state/store.js'
 
 /**
  * What `lunpath doctor` finds on this machine for this configuration. `stored`: what the daemon's store says, which is
@@ -13,7 +14,7 @@ import {guestDevices, peek, type Stored} from './state/peek.js'
 export async function examineNode(config: Config, stored?: Stored, ownPids: number[] = []): Promise<Check[]> {
   const {store, checks} = stored ? {store: stored, checks: []} : readStore(join(config.daemon.directory, 'store.db'))
   const configured = config.volumes.lvm.map(({group, name = group, thinPool}) => ({name, group, thinPool}))
-  const made = [...store.pools.values()]
+  const made = madePools(store)
     .filter(({id}) => !configured.some(({name}) => name === id))
     .map(({id, group, thinPool}) => ({name: id, group, thinPool: thinPool ?? undefined}))
   const found = await examine({

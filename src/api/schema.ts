@@ -73,6 +73,7 @@ export const PoolSchema = Type.Object({
       metadataPercent: Type.Number(),
     }),
   ),
+  metadataArea: Type.Optional(Type.Object({sizeBytes: Type.Number(), freeBytes: Type.Number()})),
 })
 export const ExtendVolumeBody = Type.Object({sizeBytes}, strict)
 

@@ -25,9 +25,21 @@ export function registerNodeMetrics(registry: Registry, {volumes, unfinished, pr
     'pool',
     'driver',
   )
+  const area = gauge(
+    'lunpath_pool_metadata_area_bytes',
+    "Size of its group's metadata area, which holds two copies.",
+    'pool',
+    'driver',
+  )
+  const areaFree = gauge(
+    'lunpath_pool_metadata_area_free_bytes',
+    'Bytes by which the metadata of its group may still grow.',
+    'pool',
+    'driver',
+  )
   const standing = gauge('lunpath_operations_unfinished', 'Operations that run, or that wait to go on.', 'kind')
   const left = gauge('lunpath_problems', 'What the last look found and lunpath does not mend by itself.', 'problem')
-  const pool = [size, free, provisioned, limit, thinSize, thinData, thinMetadata]
+  const pool = [size, free, provisioned, limit, thinSize, thinData, thinMetadata, area, areaFree]
 
   return {
     name: 'pools',
@@ -38,12 +50,16 @@ export function registerNodeMetrics(registry: Registry, {volumes, unfinished, pr
       // A pool that has gone, or that tells nothing now, has no old figures.
       const capacities = await volumes.capacities()
       for (const family of pool) family.reset()
-      for (const {pool: name, driver, thin, ...bytes} of capacities) {
+      for (const {pool: name, driver, thin, metadataArea, ...bytes} of capacities) {
         const labels = {pool: name, driver}
         size.set(labels, bytes.totalBytes)
         free.set(labels, bytes.freeBytes)
         provisioned.set(labels, bytes.provisionedBytes)
         limit.set(labels, bytes.limitBytes)
+        if (metadataArea) {
+          area.set(labels, metadataArea.sizeBytes)
+          areaFree.set(labels, metadataArea.freeBytes)
+        }
         if (!thin) continue
         thinSize.set(labels, thin.totalBytes)
         thinData.set(labels, thin.dataPercent / 100)

@@ -51,14 +51,33 @@ export interface AttachmentRecord {
   createdAt: string
 }
 
-/** A pool that `pool create` has made; those of the configuration are not recorded. */
-export interface PoolRecord {
+/** A pool that `pool create` has made; those in LVM that the configuration names are not recorded. */
+export interface LvmPoolRecord {
   /** Its name. */
   id: string
   driver: 'lvm'
   group: string
   thinPool: string | null
   createdAt: string
+}
+
+/** What tells the configured pool of files from an empty mount point. */
+export interface FilePoolRecord {
+  /** Its name. */
+  id: string
+  driver: 'file'
+  /** As it was configured then. */
+  directory: string
+  /** The id in its marker. */
+  marker: string
+  createdAt: string
+}
+
+export type PoolRecord = LvmPoolRecord | FilePoolRecord
+
+/** The pools that `pool create` has made. */
+export function madePools({pools}: Pick<Store, 'pools'>): LvmPoolRecord[] {
+  return [...pools.values()].filter(record => record.driver === 'lvm')
 }
 
 interface Rows {

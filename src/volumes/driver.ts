@@ -13,6 +13,11 @@ export interface PoolCapacity {
   limitBytes: number
   /** The thin pool, where the pool has one: how much of its data and of its metadata space is in use. */
   thin?: {name: string; totalBytes: number; dataPercent: number; metadataPercent: number}
+  /**
+   * LVM: the area on each device that holds the group's metadata, some hundred bytes for each volume. It holds two copies;
+   * `freeBytes` is how much longer one may become.
+   */
+  metadataArea?: {sizeBytes: number; freeBytes: number}
 }
 
 export interface CreateVolume {
@@ -77,6 +82,12 @@ export interface VolumeDriver {
   list(): Promise<Volume[]>
   get(id: VolumeId): Promise<Volume | undefined>
   capacity(): Promise<PoolCapacity>
+
+  /**
+   * Looks whether what open() has opened is still there, at the cost of one call or one report however many volumes there
+   * are. @throws POOL_UNUSABLE with what to do
+   */
+  look(): Promise<void>
 
   /** Waits until the space of the volumes deleted so far is free. */
   settled(): Promise<void>

@@ -1,4 +1,5 @@
 import {randomBytes} from 'node:crypto'
+import type {Stats} from 'node:fs'
 import * as fs from 'node:fs'
 import {
   chmod,
@@ -11,6 +12,7 @@ import {
   readFile,
   realpath,
   rename,
+  stat,
   unlink,
 } from 'node:fs/promises'
 import {dirname, join} from 'node:path'
@@ -30,6 +32,19 @@ import {checkBackingPath} from './path.js'
 import {reserveSpace} from './preallocate.js'
 import {SparseFiles} from './sparse-files.js'
 
+/**
+ * What is remembered of a pool elsewhere, so that the empty directory below a file system that is not mounted is not taken
+ * for it.
+ */
+export interface PoolIdentity {
+  /** The id in the pool's marker; undefined where none has been remembered. */
+  markerId(): string | undefined
+  /** The volumes that the pool is to hold. */
+  volumeIds(): readonly VolumeId[]
+  /** Remembers the marker's id, durably. */
+  keep(markerId: string): Promise<void>
+}
+
 export interface FilePoolOptions {
   /** Name of the pool, as `Volume.pool` carries it. */
   pool: string
@@ -37,6 +52,8 @@ export interface FilePoolOptions {
   directory: string
   /** Most that may be provisioned, as a multiple of the file system's size; default 1. */
   overcommitRatio?: number
+  /** Default: any directory that is a pool, or can become one, is this pool. */
+  identity?: PoolIdentity
 }
 
 const fileName = (id: VolumeId) => `${id}.img`
@@ -54,6 +71,7 @@ const scanConcurrency = 32
 const {O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_WRONLY} = fs.constants
 
 const openFd = promisify(fs.open)
+const fstatFd = promisify(fs.fstat) as (fd: number) => Promise<Stats>
 
 interface IndexEntry {
   sizeBytes: number
@@ -76,12 +94,15 @@ export class FileVolumeDriver implements VolumeDriver {
   readonly pool: string
   readonly #directoryGiven: string
   readonly #overcommitRatio: number
+  readonly #identity: PoolIdentity | undefined
   readonly #queue = new KeyedQueue()
   readonly #index = new Map<VolumeId, IndexEntry>()
   readonly #background = new Set<Promise<void>>()
   readonly #running = new Set<Promise<unknown>>()
   #directory = ''
   #directoryFd: number | undefined
+  /** `st_dev:st_ino` of what was opened. */
+  #opened = ''
   #directorySync: DirectorySync | undefined
   #sparseFiles: SparseFiles | undefined
   #fileSystem: FileSystem | undefined
@@ -91,11 +112,12 @@ export class FileVolumeDriver implements VolumeDriver {
   #reservedBytes = 0
   #closing: Promise<void> | undefined
 
-  constructor({pool, directory, overcommitRatio = 1}: FilePoolOptions) {
+  constructor({pool, directory, overcommitRatio = 1, identity}: FilePoolOptions) {
     if (!(overcommitRatio > 0)) throw new TypeError(`An over-commit ratio must be above 0, not ${overcommitRatio}`)
     this.pool = pool
     this.#directoryGiven = directory
     this.#overcommitRatio = overcommitRatio
+    this.#identity = identity
   }
 
   /** Name and size of the file system below, as open() or the last capacity() found it. */
@@ -106,13 +128,19 @@ export class FileVolumeDriver implements VolumeDriver {
   async open(): Promise<void> {
     if (this.#directoryFd !== undefined) return
     await this.#closing
-    const examined = await examinePool(this.#directoryGiven, {make: true})
+    const make = this.#identity?.markerId() === undefined && this.#storedIds().length === 0
+    const examined = await examinePool(this.#directoryGiven, {make}).catch(error => {
+      throw make ? error : this.#notThePool((error as Error).message, error)
+    })
     this.#directory = examined.directory
     this.#fileSystem = examined.fileSystem
     try {
-      if (!examined.marked) await writeMarker(this.#directory)
+      const markerId = await this.#identify(examined)
+      if (examined.markerId !== markerId) await writeMarker(this.#directory, markerId)
+      if (this.#identity && this.#identity.markerId() !== markerId) await this.#identity.keep(markerId)
       const fd = await openFd(this.#directory, O_RDONLY | O_DIRECTORY)
       this.#directoryFd = fd
+      this.#opened = deviceAndInode(await fstatFd(fd))
       this.#directorySync = new DirectorySync(fd)
       this.#sparseFiles = new SparseFiles(this.#directory)
       await this.#finishInterrupted()
@@ -120,6 +148,43 @@ export class FileVolumeDriver implements VolumeDriver {
       await this.close()
       throw poolError('volume.open', error, {pool: this.pool, directory: this.#directory})
     }
+  }
+
+  /** The id of the pool's marker: what it has, or is to get. @throws POOL_UNUSABLE where this is not the pool */
+  async #identify({directory, marked, markerId}: ExaminedPool): Promise<string> {
+    const known = this.#identity?.markerId()
+    if (known !== undefined && known === markerId) return known
+    const ids = this.#storedIds()
+    if (known !== undefined || ids.length > 0) {
+      if (!marked) throw this.#notThePool(`${directory} has no ${poolMarker}`)
+      if (known !== undefined && markerId !== undefined) {
+        throw this.#notThePool(`the ${poolMarker} in ${directory} is that of another pool (${markerId}, not ${known})`)
+      }
+      // A marker from before they had ids, or a store from before it knew them: the volumes tell.
+      const images = new Set(await readdir(directory))
+      const there = ids.filter(id => images.has(fileName(id)))
+      if (there.length * 2 < ids.length) {
+        throw this.#notThePool(`${directory} has ${there.length} of its ${ids.length} volumes`)
+      }
+    }
+    return known ?? markerId ?? randomBytes(8).toString('hex')
+  }
+
+  #storedIds(): readonly VolumeId[] {
+    return this.#identity?.volumeIds() ?? []
+  }
+
+  #notThePool(reason: string, cause?: unknown): StorageError {
+    const directory = this.#directoryGiven
+    return new StorageError(
+      'POOL_UNUSABLE',
+      `The pool ${this.pool} is not at ${directory}: ${reason}. Mount its file system there (findmnt --target ${directory} shows what is); lunpath looks again by itself`,
+      {op: 'volume.open', info: {pool: this.pool, directory, markerId: this.#identity?.markerId()}, cause},
+    )
+  }
+
+  async look(): Promise<void> {
+    await this.#checkUsable('volume.look')
   }
 
   create({id, sizeBytes, preallocate = false}: CreateVolume): Promise<Volume> {
@@ -251,7 +316,7 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 
   async list(): Promise<Volume[]> {
-    this.#checkOpen('volume.list')
+    await this.#checkUsable('volume.list')
     const known = new Set(this.#index.keys())
     const ids = await this.#scan()
     const present = new Set(ids)
@@ -263,14 +328,14 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 
   async get(id: VolumeId): Promise<Volume | undefined> {
-    this.#checkOpen('volume.get')
+    await this.#checkUsable('volume.get')
     if (!isVolumeId(id)) return undefined
     const entry = await this.#look(id)
     return entry && this.#volume(id, entry)
   }
 
   async capacity(): Promise<PoolCapacity> {
-    this.#checkOpen('volume.capacity')
+    await this.#checkUsable('volume.capacity')
     const {totalBytes, freeBytes} = await this.#refreshFileSystem()
     return {
       pool: this.pool,
@@ -358,7 +423,7 @@ export class FileVolumeDriver implements VolumeDriver {
    */
   #change<T>(op: string, id: VolumeId, task: () => Promise<T>): Promise<T> {
     const change = this.#queue.run(id, async () => {
-      this.#checkOpen(op)
+      await this.#checkUsable(op)
       if (!isVolumeId(id)) {
         throw new StorageError('NAME_INVALID', `${JSON.stringify(id)} is not a volume id: expected 16 hex digits`, {
           op,
@@ -552,9 +617,18 @@ export class FileVolumeDriver implements VolumeDriver {
     return path
   }
 
-  #checkOpen(op: string): void {
+  /**
+   * What was opened is still what its path leads to: where the file system was unmounted, the path leads to the empty
+   * directory below it. @throws POOL_UNUSABLE
+   */
+  async #checkUsable(op: string): Promise<void> {
     if (this.#directoryFd === undefined) {
       throw new StorageError('POOL_UNUSABLE', `Pool ${this.pool} is not open`, {op, info: {pool: this.pool}})
+    }
+    const there = await stat(this.#directory).catch((error: Error) => error)
+    if (there instanceof Error) throw this.#notThePool(there.message, there)
+    if (deviceAndInode(there) !== this.#opened) {
+      throw this.#notThePool('another file system or another directory is there than the one that was opened')
     }
   }
 
@@ -569,12 +643,18 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 }
 
+function deviceAndInode({dev, ino}: Stats): string {
+  return `${dev}:${ino}`
+}
+
 export interface ExaminedPool {
   /** Without symbolic links. */
   directory: string
   fileSystem: FileSystem
   /** The directory carries the marker of a pool. */
   marked: boolean
+  /** The id in it; undefined in one that an older lunpath has written. */
+  markerId: string | undefined
 }
 
 /**
@@ -598,13 +678,13 @@ export async function examinePool(directory: string, {make}: {make: boolean}): P
     const fileSystem = await examineFileSystem(real)
     if (fileSystem.unfit) throw unusable(`${fileSystem.name} ${fileSystem.unfit}`)
     await promisify(fs.access)(real, fs.constants.W_OK | fs.constants.X_OK)
-    const marked = await hasMarker(real, unusable)
-    if (!marked) {
+    const marker = await readMarker(real, unusable)
+    if (!marker) {
       const foreign = (await readdir(real)).find(name => name.endsWith('.img') || transientName.test(name))
       if (foreign)
         throw unusable(`it holds ${JSON.stringify(foreign)} and no ${poolMarker}: the images are not lunpath's`)
     }
-    return {directory: real, fileSystem, marked}
+    return {directory: real, fileSystem, marked: marker !== undefined, markerId: marker?.id}
   } catch (error) {
     if (error instanceof StorageError) throw error
     throw unusable((error as Error).message, error)
@@ -621,31 +701,33 @@ async function makeDirectory(directory: string): Promise<void> {
   await syncDirectory(dirname(directory))
 }
 
-async function hasMarker(
+async function readMarker(
   directory: string,
   unusable: (reason: string, cause?: unknown) => StorageError,
-): Promise<boolean> {
+): Promise<{id: string | undefined} | undefined> {
   const text = await readFile(join(directory, poolMarker), 'utf8').catch(ignoreErrno('ENOENT'))
-  if (text === undefined) return false
+  if (text === undefined) return undefined
   let version: unknown
+  let id: unknown
   try {
-    const marker = JSON.parse(text) as {version?: unknown; driver?: unknown} | null
+    const marker = JSON.parse(text) as {version?: unknown; driver?: unknown; id?: unknown} | null
     if (marker?.driver !== 'file') throw new Error('it names no driver of this kind')
     version = marker.version
+    id = marker.id
   } catch (cause) {
     throw unusable(`its ${poolMarker} is damaged: ${(cause as Error).message}`, cause)
   }
   if (version !== markerVersion)
     throw unusable(`its ${poolMarker} has version ${version}, and this lunpath knows ${markerVersion}`)
-  return true
+  return {id: typeof id === 'string' ? id : undefined}
 }
 
-async function writeMarker(directory: string): Promise<void> {
+async function writeMarker(directory: string, id: string): Promise<void> {
   const temporary = join(directory, `${poolMarker}-${randomBytes(4).toString('hex')}`)
   try {
     const handle = await open(temporary, 'wx', 0o600)
     try {
-      await handle.writeFile(`${JSON.stringify({version: markerVersion, driver: 'file'})}\n`)
+      await handle.writeFile(`${JSON.stringify({version: markerVersion, driver: 'file', id})}\n`)
       await handle.sync()
     } finally {
       await handle.close()

@@ -4,6 +4,7 @@ import {join} from 'node:path'
 import {hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
 import {lvmFilter, type Scannable, ScannableDevices, type ScannableOptions} from './lvm-devices.js'
+import {type FilterKey, filterKeys, hostFilters, namesOf} from './lvm-host-filter.js'
 
 /** Where LVM's own configuration lies (lvm.conf(5)). */
 const hostDirectory = '/etc/lvm'
@@ -25,12 +26,14 @@ export interface LvmSystem {
   refresh(): void
   /** False for a device that LVM must not look at: a guest's, or one that lies on a guest's. */
   isScannable(path: string): boolean
+  /** Devices that LVM might look at, were it not for the host's own filters. */
+  forbidden(): string[]
 }
 
 /** Which devices the host's own configuration lets LVM look at. */
 export interface HostScan {
   /** The keys of lvm.conf(5) that are set. */
-  filters: ('filter' | 'global_filter')[]
+  filters: FilterKey[]
   /** One of them has an entry that rejects. */
   rejects: boolean
   /** LVM keeps a list of its devices (lvmdevices(8)), looks at no other, and ignores all filters. */
@@ -41,7 +44,7 @@ export interface HostScan {
  * Writes a system directory for LVM: the host's configuration as LVM reads it, so that its filters and its devices file
  * hold here too, and over it what our commands need: JSON with a log that ends each answer, no dependence on a udevd or
  * a dmeventd that does not run, and a filter without the disks that are exported to guests (lvm-devices.ts).
- * @throws DEPENDENCY_MISSING where there is no LVM; POOL_UNUSABLE where the host leaves no place for our filter
+ * @throws DEPENDENCY_MISSING where there is no LVM
  */
 export async function writeLvmSystemDirectory(options: LvmSystemOptions): Promise<LvmSystem> {
   const {directory, program = 'lvm'} = options
@@ -52,10 +55,19 @@ export async function writeLvmSystemDirectory(options: LvmSystemOptions): Promis
     await rm(join(directory, name), {force: true, recursive: true})
     await symlink(join(hostDirectory, name), join(directory, name))
   }
-  const key = filterKey(await readHostScan(program, configuration))
+  const {filters, devicesFile} = await readHostScan(program, configuration)
+  const key = filterKey(filters)
+  const hosts = devicesFile ? [] : [...hostFilters(configuration).values()]
   const devices = new ScannableDevices(options)
   const own = ownConfiguration()
-  const filter = ({paths}: Scannable) => (key === undefined ? '' : `devices { ${key}=${lvmFilter(paths)} }\n`)
+  const isForbidden = (path: string) => hosts.length > 0 && !hosts.every(passes => passes(namesOf(path)))
+  // With a devices file LVM ignores all filters. Where the host has both, ours takes the place of one, and what that one
+  // forbids is left out of ours.
+  const filter = ({paths}: Scannable) => {
+    if (devicesFile) return ''
+    const allowed = filters.includes(key) ? paths.filter(path => !isForbidden(path)) : paths
+    return `devices { ${key}=${lvmFilter(allowed)} }\n`
+  }
   let written: string | undefined
   let changes = 0
   const refresh = () => {
@@ -72,7 +84,12 @@ export async function writeLvmSystemDirectory(options: LvmSystemOptions): Promis
     written = text
   }
   refresh()
-  return {directory, refresh, isScannable: path => devices.look().paths.includes(path)}
+  return {
+    directory,
+    refresh,
+    isScannable: path => devices.look().paths.includes(path),
+    forbidden: () => devices.look().paths.filter(isForbidden),
+  }
 }
 
 /** lvm.conf and its like as LVM reads them, without defaults. */
@@ -99,22 +116,15 @@ export async function readHostScan(program = 'lvm', configuration?: string): Pro
   const wanted = /^\s*use_devicesfile=1$/m.test(stdout)
   return {
     rejects: /^\s*(global_)?filter=.*"r\W/m.test(set),
-    filters: (['filter', 'global_filter'] as const).filter(key => new RegExp(`^\\s*${key}=`, 'm').test(set)),
+    filters: filterKeys.filter(key => new RegExp(`^\\s*${key}=`, 'm').test(set)),
     // Without the file LVM goes on as if there were no such setting.
     devicesFile: wanted && existsSync(join(hostDirectory, 'devices', name)),
   }
 }
 
-/** Where our filter goes: beside the host's own, since both hold. */
-function filterKey({filters, devicesFile}: HostScan): HostScan['filters'][number] | undefined {
-  if (devicesFile) return undefined
-  const free = (['filter', 'global_filter'] as const).find(key => !filters.includes(key))
-  if (free !== undefined) return free
-  throw new StorageError(
-    'POOL_UNUSABLE',
-    `${hostDirectory}/lvm.conf has both a filter and a global_filter, and lunpath needs one of them to keep what guests write out of LVM: write them as one global_filter`,
-    {op: 'volume.open', info: {filters}},
-  )
+/** Where our filter goes: beside the host's own, since LVM wants a device to pass both. */
+function filterKey(filters: readonly FilterKey[]): FilterKey {
+  return filterKeys.find(key => !filters.includes(key)) ?? 'filter'
 }
 
 /**

@@ -27,6 +27,12 @@ export interface GroupSpec {
 /** The thin pool that `pool create --thin` makes. */
 export const defaultThinPool = 'thin'
 
+/**
+ * The area on each device that holds the group's metadata: two copies, so that half of it is what 10,000 volumes have
+ * (volumeMetadataBytes in lvm.ts). LVM's default of 1 MiB is full at some 1,000. It cannot be made larger later.
+ */
+const metadataArea = '16m'
+
 /** Left for the thin pool's metadata, its spare copy and its growth. */
 const thinShare = 0.9
 
@@ -82,7 +88,7 @@ export async function createGroup({
     } else {
       const paths = await examine(devices, system)
       try {
-        await lvm('vgcreate', '--addtag', groupTag('making'), group, ...paths)
+        await lvm('vgcreate', '--metadatasize', metadataArea, '--addtag', groupTag('making'), group, ...paths)
         const made = (await groups()).find(({name}) => name === group)!
         await makeThinPool(lvm, made, {thinPool, thinBytes})
         await lvm('vgchange', '--addtag', groupTag('made'), '--deltag', groupTag('making'), group)

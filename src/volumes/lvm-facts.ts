@@ -18,6 +18,9 @@ export interface VolumeGroup {
   sizeBytes: number
   freeBytes: number
   extentBytes: number
+  /** Its smallest metadata area, which holds two copies of the metadata, and how much longer a copy may become. */
+  metadataAreaBytes: number
+  metadataAreaFreeBytes: number
   missingDevices: number
   /** Why nothing can be made in it; undefined where it can. */
   unfit: string | undefined
@@ -51,11 +54,14 @@ export interface LogicalVolume {
   hasSnapshots: boolean
   /** Its device, `253:7`; `-1:-1` where it is not active. */
   device: string
+  /** Somebody has its device open. */
+  isOpen: boolean
 }
 
 export const groupFields =
-  'vg_name,vg_uuid,vg_tags,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_permissions,vg_exported,vg_shared,vg_clustered'
-export const volumeFields = 'lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_role,lv_kernel_major,lv_kernel_minor'
+  'vg_name,vg_uuid,vg_tags,vg_size,vg_free,vg_extent_size,vg_mda_size,vg_mda_free,vg_missing_pv_count,vg_permissions,vg_exported,vg_shared,vg_clustered'
+export const volumeFields =
+  'lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_role,lv_kernel_major,lv_kernel_minor,lv_device_open'
 export const thinFields = 'lv_name,lv_size,lv_metadata_size,lv_layout,data_percent,metadata_percent,lv_health_status'
 /** Sizes as bare numbers of bytes. */
 export const inBytes = ['--units', 'b', '--nosuffix']
@@ -103,6 +109,8 @@ export function readGroup(row: LvmRow): VolumeGroup {
     sizeBytes: Number(row.vg_size),
     freeBytes: Number(row.vg_free),
     extentBytes: Number(row.vg_extent_size),
+    metadataAreaBytes: Number(row.vg_mda_size),
+    metadataAreaFreeBytes: Number(row.vg_mda_free),
     missingDevices: Number(row.vg_missing_pv_count),
     unfit,
   }
@@ -125,6 +133,7 @@ export function readVolume(row: LvmRow): LogicalVolume {
     thin: layout.includes('thin') && layout.includes('sparse'),
     hasSnapshots: roles.includes('origin') && !roles.includes('thinorigin'),
     device: `${row.lv_kernel_major}:${row.lv_kernel_minor}`,
+    isOpen: row.lv_device_open === 'open',
   }
 }
 

@@ -1,9 +1,7 @@
 import {randomBytes} from 'node:crypto'
 import {EventEmitter} from 'node:events'
 import {constants} from 'node:fs'
-import {type FileHandle, open, stat} from 'node:fs/promises'
-import {deviceNumber} from '../device-number.js'
-import {blockDeviceUse} from '../device-use.js'
+import {type FileHandle, open} from 'node:fs/promises'
 import {hasCode, StorageError} from '../errors.js'
 import {run} from '../exec.js'
 import {KeyedQueue} from '../lock.js'
@@ -15,7 +13,7 @@ import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driv
 import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {isVolumeId} from './id.js'
 import {Ledger, type Promised} from './ledger.js'
-import {withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
+import {type LvmSystem, withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
 import type {ScannableOptions} from './lvm-devices.js'
 import {
   groupFields,
@@ -34,8 +32,10 @@ import {
   volumeFields,
 } from './lvm-facts.js'
 import {checkLvmName} from './lvm-grammar.js'
+import {Removals} from './lvm-removal.js'
+import type {LvmRow} from './lvm-report.js'
 import {type LvmRun, LvmShell, wasInterrupted} from './lvm-shell.js'
-import {openExclusively, type WipePolicy, wipe, zeroRange} from './wipe.js'
+import {openExclusively, type WipePolicy, zeroRange} from './wipe.js'
 
 export interface LvmPoolOptions {
   /** Name of the pool, as `Volume.pool` carries it. */
@@ -69,6 +69,13 @@ interface Entry extends Promised {
   uuid: string
 }
 
+/**
+ * Bytes of the group's metadata for one volume. Measured with our tags: 370 thick or thin, 410 for a thin snapshot, 100 for
+ * each further segment; the host's name is among them.
+ */
+const volumeMetadataBytes = 512
+/** Tags and names of what is being deleted are longer than those of volumes. */
+const metadataReserveBytes = 32 * 1024
 /** A look at the thin pool that is younger than this serves for the next volume as well. */
 const thinAgeMs = 1000
 /** The copy of the metadata for vgcfgrestore(8) follows a change after this, together with those that came meanwhile. */
@@ -100,8 +107,13 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   readonly #ledger = new Ledger<Entry>()
   readonly #running = new Set<Promise<unknown>>()
   readonly #background = new Set<Promise<void>>()
+  readonly #removals: Removals
   #shell: LvmShell | undefined
+  #system: LvmSystem | undefined
   #group: VolumeGroup | undefined
+  /** Creations and extensions under way, and all since the last look at the group. */
+  #changing = 0
+  #changedSince = 0
   #thin: {look: Promise<ThinPool>; at: number} | undefined
   /** As the last look has found it. */
   #thinSeen: ThinPool | undefined
@@ -119,6 +131,16 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     this.group = checkLvmName(group, 'volume group')
     this.thinPool = thinPool === undefined ? undefined : checkLvmName(thinPool, 'thin pool')
     this.#options = {...options, overcommitRatio, wipe: policy, thinLimitPercent}
+    const lvm = (...args: string[]) => this.#lvm(...args)
+    const look = (names: readonly string[]) => this.#lookAt(names)
+    this.#removals = new Removals({
+      group,
+      policy,
+      lvm,
+      look,
+      inBackground: work => this.#inBackground(work),
+      signal: () => this.#stop.signal,
+    })
   }
 
   /** The shell's process, and whether there is one: `spawn` where each command has a process of its own. */
@@ -140,8 +162,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   async #open(): Promise<void> {
     const {systemDirectory, scan, program, commandTimeoutMs} = this.#options
     this.#stop = new AbortController()
+    const system = await writeLvmSystemDirectory({...scan, directory: systemDirectory, program})
+    this.#system = system
     const shell = new LvmShell({
-      system: await writeLvmSystemDirectory({...scan, directory: systemDirectory, program}),
+      system,
       program,
       timeoutMs: commandTimeoutMs,
       recover: command => this.#clearUp(command),
@@ -171,8 +195,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     for (const volume of found) this.#note(volume)
     await this.#activate()
     for (const {name, role, id, thin} of found) {
-      if (role === 'deleted') this.#inBackground(this.#destroy({name, id: id!, thin}))
-      if (role === 'making') this.#inBackground(this.#quarantine({name, role, id: id!, thin}))
+      if (role === 'deleted') this.#removals.finish({name, role, id: id!, thin})
+      if (role === 'making') this.#inBackground(this.#removals.remove({name, role, id: id!, thin}))
     }
   }
 
@@ -267,13 +291,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     return this.#change('volume.delete', volume.id, async () => {
       const {id} = volume
       this.#checkOwn(volume)
-      const found = await this.#row(id)
-      if (found?.role !== 'id') {
-        this.#ledger.entries.delete(id)
-        return
-      }
-      await this.#refuseUsed(found)
-      await this.#retire({...found, role: 'id', id})
+      const entry = this.#ledger.entries.get(id) ?? (await this.#look(id))
+      if (entry) await this.#removals.remove({name: id, role: 'id', id, thin: entry.thin})
       this.#ledger.entries.delete(id)
     })
   }
@@ -308,6 +327,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
         freeBytes: group.freeBytes + thinFreeBytes,
         provisionedBytes: this.#ledger.sum({settled: true}),
         limitBytes: this.#limitBytes(thin),
+        metadataArea: {sizeBytes: group.metadataAreaBytes, freeBytes: group.metadataAreaFreeBytes},
         ...(thin && {
           thin: {
             name: thin.name,
@@ -317,6 +337,19 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
           },
         }),
       }
+    })
+  }
+
+  async look(): Promise<void> {
+    this.#checkOpen('volume.look')
+    await this.#poolErrors('volume.look', async () => {
+      const {uuid} = this.#group!
+      const group = await this.#refreshGroup()
+      if (group.uuid !== uuid) {
+        throw this.#unusable(`another group has its name now (${group.uuid}, and it was ${uuid})`)
+      }
+      if (group.unfit) throw this.#unusable(group.unfit)
+      if (this.thinPool !== undefined) await this.#examineThinPool()
     })
   }
 
@@ -347,32 +380,32 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   // ---- Making ---------------------------------------------------------------------------------------------------
 
-  /** One command. An interrupted one is cleared away, by the tag that it alone has set, and tried once more. */
   async #make({id, name, role, sizeBytes, thin}: Promised & {id: VolumeId; name: string; role: Role}): Promise<Volume> {
     const size = `${sizeBytes}b`
     const space = thin
       ? ['--virtualsize', size, '--thin', this.#full(this.thinPool!)]
       : ['--wipesignatures', 'y', '--zero', 'y', '--size', size, this.group]
-    const made = await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
-    const entry: Entry = {sizeBytes, thin, uuid: made}
+    await this.#lvcreate({id, name, role, sizeBytes, thin}, space)
+    const entry: Entry = {sizeBytes, thin, uuid: ''}
     if (role === 'id') this.#ledger.entries.set(id, entry)
     return this.#volume(id, entry)
   }
 
+  /** One command. An interrupted one is cleared away, by the tag that it alone has set, and tried once more. */
   async #lvcreate(
     {id, name, role, sizeBytes, thin}: Promised & {id: VolumeId; name: string; role: Role},
     space: string[],
     again = true,
-  ): Promise<string> {
+  ): Promise<void> {
+    await this.#removals.left(name)
     const made = randomBytes(4).toString('hex')
     const tags = ['--addtag', tag(role, id), '--addtag', tag('made', made)]
     try {
       await this.#lvm('lvcreate', '--name', name, ...tags, ...space)
-      return ''
     } catch (error) {
       const left = await this.#row(name)
       // What this very command has made, and did not finish: it may not be active, or hold what was on the disk before.
-      if (left?.made === made && left.role === role) await this.#retire({...left, role, id})
+      if (left?.made === made && left.role === role) await this.#removals.remove({name, role, id, thin: left.thin})
       else if (left) throw new ExistsError(left)
       if (again && wasInterrupted(error)) return this.#lvcreate({id, name, role, sizeBytes, thin}, space, false)
       throw await this.#explain(error, {sizeBytes, thin})
@@ -446,6 +479,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   /** Makes a volume of what is whole. The change of its tags is the commit point. */
   async #publish({name, role}: Making, id: VolumeId): Promise<void> {
+    await this.#removals.left(id)
     await this.#lvm('lvrename', this.group, name, id).catch(async error => {
       const there = await this.#row(id)
       if (there) throw new ExistsError(there)
@@ -460,99 +494,12 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     } catch (error) {
       const all = await this.#rows().catch(() => [])
       const left = all.find(volume => volume.role === made.role && volume.id === made.id)
-      if (left) await this.#retire({...made, name: left.name}).catch(() => undefined)
+      if (left) await this.#removals.remove({...made, name: left.name}).catch(() => undefined)
       throw error
     }
   }
 
-  // ---- Removing -------------------------------------------------------------------------------------------------
-
-  /** @throws VOLUME_IN_USE with who it is, as far as the kernel tells it; `#retire` finds out the rest */
-  async #refuseUsed({name, hasSnapshots}: LogicalVolume): Promise<void> {
-    const path = this.#path(name)
-    if (hasSnapshots) throw this.#inUse(name, {how: 'has snapshots that live on it', info: {}})
-    const stats = await stat(path).catch(() => undefined)
-    const use = stats?.isBlockDevice() ? await blockDeviceUse(path, deviceNumber(stats.rdev)) : undefined
-    if (use) throw this.#inUse(name, use)
-  }
-
-  #inUse(name: string, {how, info}: {how: string; info: Record<string, unknown>}, cause?: unknown): StorageError {
-    return new StorageError('VOLUME_IN_USE', `Cannot delete ${name}: ${this.#path(name)} ${how}`, {
-      op: 'volume.delete',
-      info: {id: name, path: this.#path(name), ...info},
-      cause,
-    })
-  }
-
-  /**
-   * Takes a volume out of use, for good. The kernel deactivates only what nobody has open, so no one can come between
-   * that and the change of tags, which is the commit point: from there on it ends in destruction.
-   * @throws VOLUME_IN_USE
-   */
-  async #retire(volume: Making): Promise<void> {
-    const {name, role, id} = volume
-    try {
-      await this.#lvm('lvchange', '--activate', 'n', this.#full(name))
-    } catch (error) {
-      const {rows} = await this.#lvm('lvs', '-o', 'lv_device_open,lv_kernel_major', this.#full(name))
-      if (rows[0]?.lv_device_open === 'open') throw this.#inUse(name, {how: 'is open', info: {}}, error)
-      // With a thin volume LVM deactivates the pool below it where it sees nobody else there. After a command was killed it
-      // may not see who is: then the pool's deactivation failed, not the volume's.
-      if (rows[0]?.lv_kernel_major !== '-1') throw error
-    }
-    try {
-      await this.#lvm('lvchange', '--addtag', tag('deleted', id), '--deltag', tag(role, id), this.#full(name))
-    } catch (error) {
-      const now = await this.#row(name)
-      if (now?.role !== 'deleted') {
-        await this.#lvm('lvchange', '--activate', 'y', '--ignoreactivationskip', this.#full(name)).catch(
-          () => undefined,
-        )
-        throw error
-      }
-    }
-    const quarantine = hiddenName('deleted', id, randomBytes(4).toString('hex'))
-    const renamed = await this.#lvm('lvrename', this.group, name, quarantine).then(
-      () => true,
-      // It is to be destroyed under whichever name it has.
-      async () => (await this.#row(quarantine)) !== undefined,
-    )
-    this.#inBackground(this.#destroy({...volume, name: renamed ? quarantine : name}))
-  }
-
-  /** The same in the background, for what a crash has left. */
-  async #quarantine(volume: Making): Promise<void> {
-    await this.#retire(volume)
-  }
-
-  /** Wipes and removes what is in quarantine, and nothing else. */
-  async #destroy({name, id, thin}: {name: string; id: VolumeId; thin: boolean}): Promise<void> {
-    const {wipe: policy} = this.#options
-    // The blocks of a thin volume are zeroed when another one gets them (lvmthin(7), zeroing).
-    const wipes = !thin && policy !== 'none'
-    if (!(await this.#inQuarantine({name, id}))) return
-    if (wipes) {
-      await this.#lvm('lvchange', '--activate', 'y', '--ignoreactivationskip', this.#full(name))
-      const found = await this.#inQuarantine({name, id})
-      const handle = await openExclusively(this.#path(name), found!.device)
-      try {
-        await wipe(handle, {sizeBytes: found!.sizeBytes, policy, signal: this.#stop.signal})
-      } finally {
-        await handle.close()
-      }
-    }
-    await this.#lvm('lvremove', this.#full(name)).catch(async error => {
-      if (!wasInterrupted(error)) throw error
-      if (await this.#inQuarantine({name, id})) await this.#lvm('lvremove', this.#full(name))
-    })
-  }
-
-  /** @throws IDENTITY_MISMATCH where it is not what is to be destroyed; undefined where it is gone */
-  async #inQuarantine({name, id}: {name: string; id: VolumeId}): Promise<LogicalVolume | undefined> {
-    const found = await this.#row(name)
-    if (!found || (found.role === 'deleted' && found.id === id)) return found
-    throw new StorageError('IDENTITY_MISMATCH', `${name} is not in quarantine: it is left alone`, {info: {name, id}})
-  }
+  // ---- In the background ----------------------------------------------------------------------------------------
 
   /** Nobody waits for it: what fails is told, and tried again by the next open(). */
   #inBackground(work: Promise<void>): void {
@@ -586,13 +533,21 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       if (objection) throw objection
     }
     // Without an await between check and reservation: of two that run at once the second sees the first.
-    return this.#ledger.reserve(id, wanted, async () => {
-      if (wanted.thin) this.#checkFill(await this.#thinPool())
-      return task()
-    })
+    this.#changing++
+    this.#changedSince++
+    return this.#ledger
+      .reserve(id, wanted, async () => {
+        if (wanted.thin) this.#checkFill(await this.#thinPool())
+        return task()
+      })
+      .finally(() => this.#changing--)
   }
 
   #objection(id: VolumeId, wanted: Promised): StorageError | undefined {
+    const {metadataAreaFreeBytes} = this.#group!
+    if (metadataAreaFreeBytes < metadataReserveBytes + (this.#changedSince + 1) * volumeMetadataBytes) {
+      return this.#metadataError(this.#group!)
+    }
     const limitBytes = this.#limitBytes(this.#thinSeen)
     const promisedBytes = this.#ledger.sum({with: [id, wanted]})
     if (promisedBytes > limitBytes) return this.#limitError({limitBytes, promisedBytes})
@@ -616,6 +571,14 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
       'POOL_FULL',
       `Pool ${this.pool} may provision ${formatSize(limitBytes)}: with this volume it would be ${formatSize(promisedBytes)}`,
       {info: {pool: this.pool, limitBytes, wantedBytes: promisedBytes}},
+    )
+  }
+
+  #metadataError({metadataAreaBytes, metadataAreaFreeBytes}: VolumeGroup): StorageError {
+    return new StorageError(
+      'POOL_FULL',
+      `The metadata area of the group ${this.group} has room for ${metadataAreaFreeBytes} bytes more, and a volume takes up to ${volumeMetadataBytes}; ${metadataReserveBytes} are kept for deletions. Delete volumes, or give the group a device with a larger area (pvcreate --metadatasize) and have LVM ignore the others (pvchange --metadataignore y)`,
+      {info: {pool: this.pool, group: this.group, metadataAreaBytes, metadataAreaFreeBytes}},
     )
   }
 
@@ -656,10 +619,33 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   // ---- Looking --------------------------------------------------------------------------------------------------
 
   async #refreshGroup(): Promise<VolumeGroup> {
-    const {rows} = await this.#lvm('vgs', ...inBytes, '-o', groupFields, this.group)
-    if (!rows[0]) throw this.#unusable('there is no such group')
-    this.#group = readGroup(rows[0])
+    const look = (...groups: string[]) => this.#lvm('vgs', ...inBytes, '-o', groupFields, ...groups)
+    const {rows} = await look(this.group).catch(async error => {
+      if (!hasCode(error, 'COMMAND_FAILED') || wasInterrupted(error)) throw error
+      // LVM has one exit status for "not there" and "cannot say". Where all can be listed the group is not there.
+      const all = await look().catch(() => undefined)
+      if (all && !all.rows.some(({vg_name}) => vg_name === this.group)) throw this.#missing(all.rows)
+      throw error
+    })
+    const row = rows[0]
+    if (!row) throw this.#missing([])
+    this.#group = readGroup(row)
+    // What is under way may be in the metadata already, or not.
+    this.#changedSince = this.#changing
     return this.#group
+  }
+
+  #missing(others: readonly LvmRow[]): StorageError {
+    const renamed = this.#group && others.find(({vg_uuid}) => vg_uuid === this.#group?.uuid)
+    if (renamed) {
+      const {vg_name: now} = renamed
+      return this.#unusable(`it was renamed to ${now}: vgrename ${now} ${this.group} gives the name back`)
+    }
+    const forbidden = this.#system!.forbidden()
+    const filters = `the filters of this host's lvm.conf forbid LVM to look at ${forbidden.join(', ')}`
+    return this.#unusable(
+      `there is no such group${forbidden.length > 0 ? `; ${filters}` : ''}. Bring its devices back (vgs and pvs show what LVM sees); lunpath looks again by itself`,
+    )
   }
 
   async #examineThinPool(): Promise<void> {
@@ -699,13 +685,20 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
 
   /** One logical volume of any name, or undefined. */
   async #row(name: string): Promise<LogicalVolume | undefined> {
+    return (await this.#lookAt([name])).get(name)
+  }
+
+  /** Those that are there, by name. */
+  async #lookAt(names: readonly string[]): Promise<Map<string, LogicalVolume>> {
+    const byName = (volumes: LogicalVolume[]) =>
+      new Map(volumes.filter(({name}) => names.includes(name)).map(volume => [volume.name, volume]))
     try {
-      const {rows} = await this.#lvm('lvs', ...inBytes, '-o', volumeFields, this.#full(name))
-      return rows[0] && readVolume(rows[0])
+      const {rows} = await this.#lvm('lvs', ...inBytes, '-o', volumeFields, ...names.map(name => this.#full(name)))
+      return byName(rows.map(readVolume))
     } catch (error) {
       if (!hasCode(error, 'COMMAND_FAILED')) throw error
       // LVM has one exit status for "not there" and "cannot say". Where all can be listed it is not there.
-      return (await this.#rows()).find(volume => volume.name === name)
+      return byName(await this.#rows())
     }
   }
 

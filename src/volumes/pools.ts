@@ -1,4 +1,5 @@
-import {StorageError} from '../errors.js'
+import {hasCode, StorageError} from '../errors.js'
+import {KeyedQueue} from '../lock.js'
 import type {Volume, VolumeId} from '../types.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
 
@@ -18,9 +19,16 @@ export class Pools {
   readonly defaultPool: string
   readonly #drivers = new Map<string, VolumeDriver>()
   readonly #unusable = new Map<string, UnusablePool>()
+  readonly #isKnown: (pool: string) => boolean
+  /** Looks at a pool come one after the other. */
+  readonly #queue = new KeyedQueue()
+  /** Pools that have become usable or unusable since the last look() was told. */
+  readonly #changed = new Set<string>()
 
-  constructor(defaultPool: string) {
+  /** `isKnown`: a pool was in use before, so that it is waited for where it is not there. */
+  constructor(defaultPool: string, {isKnown = () => false}: {isKnown?: (pool: string) => boolean} = {}) {
     this.defaultPool = defaultPool
+    this.#isKnown = isKnown
   }
 
   /** Adds a pool that is not open yet, or is. @throws VOLUME_EXISTS where there is one of that name */
@@ -36,6 +44,7 @@ export class Pools {
     const driver = this.#drivers.get(name)
     this.#drivers.delete(name)
     this.#unusable.delete(name)
+    this.#changed.delete(name)
     return driver
   }
 
@@ -60,76 +69,137 @@ export class Pools {
   }
 
   /**
-   * Opens those that are not open yet. Returns what became usable. @throws what the default pool's open() throws: without
-   * it a node is of no use
+   * Opens those that are not open yet, and those that were lost anew. Returns what became usable.
+   * @throws what the default pool's open() throws where it was never in use: without it a node is of no use
    */
   async open(): Promise<string[]> {
     const opened = await Promise.all(
-      [...this.#drivers.values()].map(async driver => {
-        const {pool, name} = driver
-        try {
-          await driver.open()
-          return this.#unusable.delete(pool) ? [pool] : []
-        } catch (error) {
-          if (pool === this.defaultPool) throw error
-          this.#unusable.set(pool, {pool, driver: name, reason: (error as Error).message})
+      [...this.#drivers.values()].map(driver =>
+        this.#queue.run(driver.pool, async () => {
+          const wasUnusable = this.#unusable.has(driver.pool)
+          if (await this.#reopen(driver)) return wasUnusable ? [driver.pool] : []
           return []
-        }
-      }),
+        }),
+      ),
     )
     return opened.flat()
+  }
+
+  /** Returns whether it is usable now. */
+  async #reopen(driver: VolumeDriver): Promise<boolean> {
+    const {pool} = driver
+    try {
+      // What it has of a pool that was lost is not to be relied on.
+      if (this.#unusable.has(pool)) await driver.close()
+      await driver.open()
+      this.#unusable.delete(pool)
+      return true
+    } catch (error) {
+      if (pool === this.defaultPool && !this.#unusable.has(pool) && !this.#isKnown(pool)) throw error
+      this.#lose(driver, error)
+      return false
+    }
+  }
+
+  #lose({pool, name}: VolumeDriver, error: unknown): void {
+    this.#unusable.set(pool, {pool, driver: name, reason: (error as Error).message})
+  }
+
+  /**
+   * Looks again at each pool that was opened: one that is not there any more becomes unusable, one that is back usable. Costs
+   * one call or report a pool. Returns what has changed since the last look, whoever found it out.
+   */
+  async look(): Promise<{lost: UnusablePool[]; back: string[]}> {
+    await Promise.all([...this.#drivers.values()].map(driver => this.#look(driver)))
+    const changed = [...this.#changed]
+    this.#changed.clear()
+    return {
+      lost: changed.flatMap(pool => this.#unusable.get(pool) ?? []),
+      back: changed.filter(pool => this.#drivers.has(pool) && !this.#unusable.has(pool)),
+    }
+  }
+
+  #look(driver: VolumeDriver): Promise<void> {
+    const {pool} = driver
+    return this.#queue.run(pool, async () => {
+      const failure = await driver.look().then(
+        () => undefined,
+        (error: unknown) => error,
+      )
+      // It may have been taken out meanwhile.
+      if (this.#drivers.get(pool) !== driver) return
+      const wasUnusable = this.#unusable.has(pool)
+      if (failure === undefined && wasUnusable && (await this.#reopen(driver))) this.#changed.add(pool)
+      // Any other failure, as a deadline, does not say that the pool is gone.
+      if (wasUnusable || !hasCode(failure, 'POOL_UNUSABLE')) return
+      this.#lose(driver, failure)
+      this.#changed.add(pool)
+    })
+  }
+
+  /** Where a pool fails as such it is looked at before the answer, so that what is said of it is true. */
+  async #on<T>(pool: string | undefined, task: (driver: VolumeDriver) => Promise<T>): Promise<T> {
+    const driver = this.pool(pool)
+    try {
+      return await task(driver)
+    } catch (error) {
+      if (hasCode(error, 'POOL_UNUSABLE')) await this.#look(driver)
+      throw error
+    }
   }
 
   unusable(): UnusablePool[] {
     return [...this.#unusable.values()]
   }
 
-  create({pool, ...spec}: CreateVolume & {pool?: string}): Promise<Volume> {
-    return this.pool(pool).create(spec)
+  async create({pool, ...spec}: CreateVolume & {pool?: string}): Promise<Volume> {
+    return this.#on(pool, driver => driver.create(spec))
   }
 
   /** A copy in the named pool, or in the source's own. */
-  clone(source: Volume, {pool, ...spec}: CloneVolume & {pool?: string}): Promise<Volume> {
-    return this.pool(pool ?? (source.imported ? undefined : source.pool)).clone(source, spec)
+  async clone(source: Volume, {pool, ...spec}: CloneVolume & {pool?: string}): Promise<Volume> {
+    return this.#on(pool ?? (source.imported ? undefined : source.pool), driver => driver.clone(source, spec))
   }
 
-  snapshot(source: Volume, id: VolumeId): Promise<Volume> {
-    return this.pool(source.pool).snapshot(source, id)
+  async snapshot(source: Volume, id: VolumeId): Promise<Volume> {
+    return this.#on(source.pool, driver => driver.snapshot(source, id))
   }
 
-  extend(volume: Volume, sizeBytes: number): Promise<Volume> {
-    return this.pool(volume.pool).extend(volume, sizeBytes)
+  async extend(volume: Volume, sizeBytes: number): Promise<Volume> {
+    return this.#on(volume.pool, driver => driver.extend(volume, sizeBytes))
   }
 
-  delete(volume: Volume): Promise<void> {
-    return this.pool(volume.pool).delete(volume)
+  async delete(volume: Volume): Promise<void> {
+    return this.#on(volume.pool, driver => driver.delete(volume))
   }
 
   /** The volume of that id, from whichever usable pool has it. */
   async get(id: VolumeId): Promise<Volume | undefined> {
-    const found = await Promise.all(this.#usable().map(driver => driver.get(id)))
+    const found = await Promise.all(this.#usable().map(({pool}) => this.#on(pool, driver => driver.get(id))))
     return found.find(volume => volume !== undefined)
   }
 
   /** The volumes of all usable pools, and the pools of which nobody can say what they hold. */
   async list(): Promise<{volumes: Volume[]; unusable: UnusablePool[]}> {
-    const unusable = this.unusable()
+    const unseen: UnusablePool[] = []
     const lists = await Promise.all(
-      this.#usable().map(async driver => {
-        try {
-          return await driver.list()
-        } catch (error) {
-          unusable.push({pool: driver.pool, driver: driver.name, reason: (error as Error).message})
+      this.#usable().map(({pool, name}) =>
+        this.#on(pool, driver => driver.list()).catch((error: Error) => {
+          unseen.push({pool, driver: name, reason: error.message})
           return []
-        }
-      }),
+        }),
+      ),
     )
-    return {volumes: lists.flat(), unusable}
+    const unusable = this.unusable()
+    const known = new Set(unusable.map(({pool}) => pool))
+    return {volumes: lists.flat(), unusable: [...unusable, ...unseen.filter(({pool}) => !known.has(pool))]}
   }
 
-  /** Of each usable pool; one whose figures cannot be had is left out. */
+  /** Of each usable pool; one whose figures cannot be had is left out, and is unusable where it is not there any more. */
   async capacities(): Promise<PoolCapacity[]> {
-    const all = await Promise.all(this.#usable().map(driver => driver.capacity().catch(() => undefined)))
+    const all = await Promise.all(
+      this.#usable().map(({pool}) => this.#on(pool, driver => driver.capacity()).catch(() => undefined)),
+    )
     return all.filter(capacity => capacity !== undefined)
   }
 

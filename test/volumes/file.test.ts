@@ -61,7 +61,9 @@ test('open makes the directory with mode 0700 where only its last part is missin
   const parent = await temporary(t)
   await openDriver(t, join(parent, 'pool'))
   t.is((await stat(join(parent, 'pool'))).mode & 0o7777, 0o700)
-  t.deepEqual(JSON.parse(await readFile(join(parent, 'pool', poolMarker), 'utf8')), {version: 1, driver: 'file'})
+  const marker = JSON.parse(await readFile(join(parent, 'pool', poolMarker), 'utf8')) as {id: string}
+  t.like(marker, {version: 1, driver: 'file'})
+  t.regex(marker.id, /^[0-9a-f]{16}$/)
   const deep = new FileVolumeDriver({pool: 'test', directory: join(parent, 'no', 'such')})
   t.is(await codeOf(deep.open()), 'POOL_UNUSABLE')
   t.deepEqual(await readdir(parent), ['pool'])

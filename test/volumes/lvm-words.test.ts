@@ -11,6 +11,7 @@ import {Ledger} from '../../src/volumes/ledger.js'
 import {ownConfiguration, reading} from '../../src/volumes/lvm-config.js'
 import {isOurName, readGroup, readVolume} from '../../src/volumes/lvm-facts.js'
 import {checkLvmName, shellLine} from '../../src/volumes/lvm-grammar.js'
+import {hostFilters} from '../../src/volumes/lvm-host-filter.js'
 import {LvmDocuments, lvmFailure, parseLvmDocument} from '../../src/volumes/lvm-report.js'
 
 test('a line for the shell holds plain words alone, and answers questions by itself', t => {
@@ -172,6 +173,35 @@ test('our configuration follows the daemons that run', t => {
   t.notRegex(ownConfiguration({udevd: true, dmeventd: true}), /monitoring|udev_sync/)
   t.regex(reading({rotational: 2}), /use_aio=0/)
   t.notRegex(reading({rotational: 3}), /use_aio/, 'as the host has it')
+})
+
+test('the host’s filters are read as LVM reads them: the first pattern decides for a name, any accepted name for a device', t => {
+  const passes = (filter: string, ...names: string[]) =>
+    hostFilters(`devices {\n\tfilter=${filter}\n}\n`).get('filter')!(names)
+  t.deepEqual(
+    [...hostFilters('devices {\n\tfilter="r|x|"\n\tglobal_filter=["a|.*|"]\n}\n').keys()],
+    ['filter', 'global_filter'],
+  )
+  t.deepEqual([...hostFilters('devices {\n}\n').keys()], [])
+  const cases: [filter: string, names: string[], passes: boolean][] = [
+    ['["r|loop|"]', ['/dev/loop0'], false],
+    ['["r|loop|"]', ['/dev/sda'], true],
+    ['"r|.*|"', ['/dev/sda'], false],
+    ['["a|^/dev/sda$|","r|.*|"]', ['/dev/sda'], true],
+    ['["a|^/dev/sda$|","r|.*|"]', ['/dev/sdab'], false],
+    ['["r|.*|","a|^/dev/sda$|"]', ['/dev/sda'], false],
+    ['["a|^/dev/disk/by-id/wwn-1$|","r|.*|"]', ['/dev/sda', '/dev/disk/by-id/wwn-1'], true],
+    ['["a|^/dev/disk/by-id/wwn-1$|","r|.*|"]', ['/dev/sdb', '/dev/disk/by-id/wwn-11'], false],
+    ['["r/disk/","a{.*}"]', ['/dev/sda', '/dev/disk/by-id/x'], true],
+    ['["a(sd[a-c])","r[.]"]', ['/dev/sdb'], true],
+    ['["a(sd[^a-c]+)","r|.|"]', ['/dev/sdb'], false],
+    ['["a|/dev/(sd|vd)a?$|","r|.*|"]', ['/dev/vd'], true],
+    ['["a|^/dev/a\\\\.b$|","r|.*|"]', ['/dev/aXb'], false],
+    ['["a|^/dev/a\\\\.b$|","r|.*|"]', ['/dev/a.b'], true],
+    ['["a|x{2}|","r|.*|"]', ['/dev/xx'], false],
+    ['["a|/dev/x**$|","r|.*|"]', ['/dev/xxx'], true],
+  ]
+  for (const [filter, names, expected] of cases) t.is(passes(filter, ...names), expected, `${filter} ${names}`)
 })
 
 test('the configuration names pools in LVM, each once', t => {
