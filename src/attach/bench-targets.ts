@@ -11,6 +11,7 @@ import {signatureOf} from '../signatures.js'
 import {parseSize} from '../size.js'
 import type {ExportRecord, VolumeRecord} from '../state/store.js'
 import type {Rooms} from './rooms.js'
+import {firstPortal} from './steps.js'
 
 /** What a written-down job measures, looked up in the store. */
 export interface ResolvedTargets {
@@ -98,12 +99,13 @@ function lookUp({store}: Rooms, name: string): {found: VolumeRecord; exported: E
   )
 }
 
-function volumeTarget({store, initiatorName}: Rooms, volume: VolumeRecord, exported: ExportRecord) {
-  const {iqn, lun, wwid, serial, sizeBytes, portals} = exported
+function volumeTarget(rooms: Rooms, volume: VolumeRecord, exported: ExportRecord) {
+  const {store, initiatorName} = rooms
+  const {iqn, lun, wwid, serial, sizeBytes} = exported
   const auth = store.secrets.get(volume.id)
   return {
     name: volume.name ?? volume.id,
-    portal: portals[0]!,
+    portal: firstPortal(rooms, iqn),
     iqn,
     lun,
     initiatorName,
