@@ -32,6 +32,8 @@ declare module 'fastify' {
 }
 
 const maxTokenLength = 200
+/** What is answered while the daemon starts. */
+const openBefore = new Set(['/v1/status', '/v1/openapi.json'])
 
 /** Builds the JSON API (all under /v1). It listens nowhere yet. */
 export async function createApi(service: Service, log: FastifyBaseLogger): Promise<FastifyInstance> {
@@ -45,6 +47,14 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
   const stop = new AbortController()
   api.decorate('stopping', stop.signal)
   api.addHook('preClose', async () => stop.abort())
+  api.addHook('onRequest', async ({routeOptions}) => {
+    if (service.isOpen() || openBefore.has(routeOptions.url ?? '')) return
+    throw new StorageError(
+      'DAEMON_STARTING',
+      'The daemon is putting pools and exports in place: try again in a moment, and see lunpath status',
+      {op: 'api'},
+    )
+  })
   await api.register(swagger, {openapi: {info: {title: 'lunpath', version: service.version}}})
   api.setErrorHandler((error, _request, reply) => answerError(error as Error, reply))
   api.setNotFoundHandler((request, reply) => {

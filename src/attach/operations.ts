@@ -30,7 +30,7 @@ type Resumable = Pick<Operation, 'id' | 'subject' | 'kind'>
  */
 export class Operations {
   readonly rooms: Rooms
-  readonly #running = new Map<string, {answer: Promise<Answer>; recovering: boolean}>()
+  readonly #running = new Map<string, {answer: Promise<Answer>; recovering: boolean; cancel: AbortController}>()
   readonly #locked = new Set<string>()
 
   constructor(rooms: Rooms) {
@@ -119,13 +119,54 @@ export class Operations {
   }
 
   async #run(operation: Operation, options: RunOptions): Promise<Answer> {
-    const answer = run(this.rooms, operation, options)
-    this.#running.set(operation.id, {answer, recovering: options.recovering ?? false})
+    const cancel = new AbortController()
+    const signal = options.signal ? AbortSignal.any([options.signal, cancel.signal]) : cancel.signal
+    const answer = run(this.rooms, operation, {...options, signal})
+    this.#running.set(operation.id, {answer, recovering: options.recovering ?? false, cancel})
     try {
       return await answer
     } finally {
       this.#running.delete(operation.id)
     }
+  }
+
+  /**
+   * Cancels an operation that makes something, by its own id or the name or id of what it is at work on: it is undone, and its
+   * caller, where there is one, is told CANCELLED. Returns when that has ended.
+   * @throws NOT_FOUND; CONFLICT for one that takes something away, which goes on; what an undo throws that cannot end now
+   */
+  async cancel(key: string): Promise<Pick<Operation, 'id' | 'kind' | 'subject'>> {
+    const {journal, store} = this.rooms
+    const subject = [...store.volumes.values()].find(({name}) => name === key)?.id ?? key
+    const found = journal.unfinished().find(one => one.id === key || one.subject === subject)
+    if (!found) {
+      throw new StorageError('NOT_FOUND', `No operation ${JSON.stringify(key)} is unfinished: see lunpath status`, {
+        op: 'operation.cancel',
+      })
+    }
+    const {id, kind} = found
+    if (found.direction === 'unmake') {
+      throw new StorageError(
+        'CONFLICT',
+        `The operation ${kind} takes something away, which goes on: see lunpath status`,
+        {
+          op: 'operation.cancel',
+          info: {id, kind, subject: found.subject},
+        },
+      )
+    }
+    const running = this.#running.get(id)
+    running?.cancel.abort()
+    try {
+      await (running?.answer ?? this.resume(found, {signal: AbortSignal.abort()}))
+    } catch (error) {
+      if (journal.unfinishedOn(found.subject)?.id === id) throw error
+    }
+    return {id, kind, subject: found.subject}
+  }
+
+  isRunning(id: string): boolean {
+    return this.#running.has(id)
   }
 
   /** Takes keys until the returned function is called. @throws CONFLICT where somebody has one of them */

@@ -62,6 +62,9 @@ function startingPath(rooms: Rooms, operation: Operation): Path {
   }
 }
 
+/** Why what was resumed is told to stop when the daemon ends: it stays in the journal, and the next start goes on with it. */
+export const daemonEnds = new StorageError('CANCELLED', 'The daemon ends: the operation goes on at its next start')
+
 /** Failures after which nobody knows whether the step's effect is in the world: an undo makes sure that it is not. */
 const uncertain = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'INITIATOR_UNAVAILABLE', 'TIMEOUT'] as const
 
@@ -90,7 +93,7 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
     // Whoever has cancelled is told that nothing is left, also where the last step had made its effect meanwhile.
     if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: operation.kind})
   } catch (error) {
-    if (recovering && hasCode(error, ...uncertain)) throw error
+    if (recovering && (hasCode(error, ...uncertain) || signal?.reason === daemonEnds)) throw error
     return undo(rooms, await journal.failing(operation, describe(error)), options, error)
   }
   await journal.complete(operation, 'done', answer(path))
