@@ -49,7 +49,7 @@ const retryMs = 15_000
 /** Between two looks; the share of the time that they take has a bound as well. */
 const lookMs = 3_000
 const shareOfLooks = 1 / 20
-const longestLookMs = 60_000
+const longestLookMs = 15_000
 /** iscsid tries every few seconds: a session that is not up this long after its target's return needs another login. */
 const failedGraceMs = 30_000
 const tokenExpiryMs = 3600 * 1000

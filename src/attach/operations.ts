@@ -138,7 +138,10 @@ export class Operations {
   async cancel(key: string): Promise<Pick<Operation, 'id' | 'kind' | 'subject'>> {
     const {journal, store} = this.rooms
     const subject = [...store.volumes.values()].find(({name}) => name === key)?.id ?? key
-    const found = journal.unfinished().find(one => one.id === key || one.subject === subject)
+    const nameOf = ({request}: Operation) => (request as {volume?: {name?: string | null}}).volume?.name
+    const found = journal
+      .unfinished()
+      .find(one => one.id === key || one.subject === subject || (one.direction === 'make' && nameOf(one) === key))
     if (!found) {
       throw new StorageError('NOT_FOUND', `No operation ${JSON.stringify(key)} is unfinished: see lunpath status`, {
         op: 'operation.cancel',
@@ -161,8 +164,12 @@ export class Operations {
       await (running?.answer ?? this.resume(found, {signal: AbortSignal.abort()}))
     } catch (error) {
       if (journal.unfinishedOn(found.subject)?.id === id) throw error
+      return {id, kind, subject: found.subject}
     }
-    return {id, kind, subject: found.subject}
+    throw new StorageError('CONFLICT', `The operation ${kind} has just ended: there is nothing to cancel any more`, {
+      op: 'operation.cancel',
+      info: {id, kind, subject: found.subject},
+    })
   }
 
   isRunning(id: string): boolean {

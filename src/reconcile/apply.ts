@@ -38,7 +38,7 @@ export async function apply(operations: Operations, actions: Action[], retries: 
 /** False where a request has changed the subject since the look, or is changing it. */
 export function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
   const {volumes, exports, attachments} = operations.rooms.store
-  if (problem === 'pool-unusable' || problem === 'portal-closed') return true
+  if (problem === 'pool-unusable' || problem === 'portal-closed' || problem === 'look-failed') return true
   const id = operations.rooms.store.volumeIdOf(subject)
   if (!operations.idle(id)) return false
   switch (problem) {

@@ -22,10 +22,12 @@ export interface Observed {
   disks: Map<string, Disk[] | null> | null
   /** Sessions of this host's kernel; null where this look has not asked for them. */
   sessions: ObservedSession[] | null
+  /** What could not be looked at, and why. */
+  unseen: {part: 'pools' | 'targets' | 'sessions'; reason: string}[]
 }
 
 /** A look takes at most this part of the time, whatever the node holds. */
-const shareOfTime = 1 / 200
+const shareOfTime = 1 / 500
 /** tgtd does no I/O while it writes a listing, so on a node with more exports than this only an occasion asks for one. */
 const mostForListing = 500
 /** Domains of which nothing was heard are looked at anyway, so many at each look. */
@@ -35,6 +37,8 @@ const domainsPerLook = 2
 class Paced<T> {
   readonly #take: () => Promise<T>
   #nextAt = 0
+  /** Why the last attempt has given nothing. */
+  failure: string | null = null
 
   constructor(take: () => Promise<T>) {
     this.#take = take
@@ -44,10 +48,16 @@ class Paced<T> {
   async due(must: boolean): Promise<T | null> {
     const began = performance.now()
     if (!must && began < this.#nextAt) return null
-    const taken = await this.#take()
-    const ended = performance.now()
-    this.#nextAt = ended + (ended - began) / shareOfTime
-    return taken
+    try {
+      const taken = await this.#take()
+      this.failure = null
+      const ended = performance.now()
+      this.#nextAt = ended + (ended - began) / shareOfTime
+      return taken
+    } catch (error) {
+      this.failure = (error as Error).message
+      return null
+    }
   }
 }
 
@@ -80,7 +90,7 @@ export class Observer {
   async observe({full}: {full: boolean}): Promise<Observed> {
     const {store, volumes, targets} = this.#rooms
     if (full) this.domainChanged()
-    const mayList = full || store.exports.size <= mostForListing
+    const mayList = full || store.exports.size <= mostForListing || this.#targets.failure !== null
     const [listed, shown, disks, sessions] = await Promise.all([
       this.#volumes.due(full),
       mayList ? this.#targets.due(full) : null,
@@ -96,7 +106,16 @@ export class Observer {
       portals: targets.portalStates(),
       disks,
       sessions,
+      unseen: [
+        ...this.#unseen('pools', this.#volumes),
+        ...this.#unseen('targets', this.#targets),
+        ...this.#unseen('sessions', this.#sessions),
+      ],
     }
+  }
+
+  #unseen(part: Observed['unseen'][number]['part'], {failure}: Paced<unknown>): Observed['unseen'] {
+    return failure === null ? [] : [{part, reason: failure}]
   }
 
   async #disks(): Promise<Observed['disks']> {

@@ -28,6 +28,7 @@ export type Action =
 export interface Problem {
   problem:
     | 'pool-unusable'
+    | 'look-failed'
     | 'portal-closed'
     | 'volume-missing'
     | 'volume-unknown'
@@ -80,6 +81,7 @@ export function plan(
     ...sessionActions(attachments, observed, names, giveUpFailed),
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
     ...observed.unusablePools.map(poolUnusable),
+    ...observed.unseen.map(lookFailed),
     ...observed.portals.filter(({open}) => !open).map(portalClosed),
     ...(observed.volumes === null ? [] : volumeProblems(observed.volumes)),
     ...(observed.targets ?? [])
@@ -200,6 +202,11 @@ function volumeUnknown({id, path}: Volume): Action {
 function exportUnknown(iqn: string): Action {
   const message = `The target ${iqn} has a name of lunpath's, and no export in the store has it. Remove it with the tool that made it`
   return report('export-unknown', iqn, message)
+}
+
+function lookFailed({part, reason}: Observed['unseen'][number]): Action {
+  const message = `What the ${part} hold cannot be seen: ${reason}. It is tried again every few seconds`
+  return report('look-failed', part, message)
 }
 
 function portalClosed(portal: PortalState): Action {

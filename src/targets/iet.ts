@@ -131,6 +131,7 @@ export class IetDriver implements TargetDriver {
     await refuseOtherVersions(this.#control, await this.#listings.volumes(), {pid, timeoutMs})
     await refusePortalsOfOthers(this.#options.portals, pid)
     await this.#access?.load()
+    await this.#lookAtPortals()
     this.#watch.begin(pid)
   }
 
@@ -399,8 +400,14 @@ export class IetDriver implements TargetDriver {
     this.#watch.on(event, listener)
   }
 
-  /** What else others may have changed: whether ietd still listens, which it does by its own configuration, and the rules. */
+  /** What else others may have changed. */
   async #lookAround(): Promise<string[]> {
+    await this.#lookAtPortals()
+    return (await this.#access?.mend()) ?? []
+  }
+
+  /** ietd listens by its own configuration: nothing of that is lunpath's to mend. */
+  async #lookAtPortals(): Promise<void> {
     this.#portalStates = await Promise.all(
       this.#options.portals.map(async portal => {
         const isLocal = isLocalAddress(portal.address)
@@ -411,7 +418,6 @@ export class IetDriver implements TargetDriver {
         return {...portal, open, reason: open ? null : closed}
       }),
     )
-    return (await this.#access?.mend()) ?? []
   }
 
   async #setDiscoveryAccounts(link: Link): Promise<void> {

@@ -23,8 +23,8 @@ export interface Losses {
 /** How the driver reaches the tgtd that runs. */
 type Run = (sequences: TgtRequest[][]) => Promise<TgtReply[][]>
 
-// A look a second at these takes some 2 ms.
-const perLook = 50
+// A look a second at these takes some 2 ms of processor time, in tgtd and here.
+const perLook = 20
 const perExchange = 100
 /** Looks at all exports may take this part of the time. */
 const shareOfTime = 1 / 100

@@ -89,7 +89,7 @@ const steadyAfterMs = 10_000
 /** Looks that are left out in a row because requests are in flight. */
 const mostLeftOut = 5
 /** How often it is tried to open a portal whose address is there. */
-const portalRetryMs = 2_000
+const portalRetryMs = 5_000
 /** Up to so many are put back one by one; for more of them one listing of all targets is worth its cost. */
 const fewExports = 20
 /** How often it is looked whether another tool has changed something. */

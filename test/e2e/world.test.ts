@@ -170,3 +170,16 @@ test('05 a disk that virsh has detached is a problem within seconds, and its det
   await node.api.call('DELETE', `/attachments/${volume.id}`)
   await until(async () => (await problemsOf(node)).length === 0)
 })
+
+test('06 a tgtd that is gone is a problem, and its return ends it', async t => {
+  t.timeout(60_000)
+  const node = await Node.make({outliving: true})
+  t.teardown(() => node.stop())
+  await node.start()
+  const {export: exported} = await node.api.call<Made>('POST', '/exports', {sizeBytes})
+  node.tgtd!.kill('SIGKILL')
+  await until(async () => (await problemsOf(node)).includes('look-failed targets'))
+  await node.tgtd!.restart()
+  await until(async () => (await problemsOf(node)).length === 0)
+  t.is((await node.daemon.operations.rooms.targets.get(exported.iqn))?.luns.length, 1)
+})

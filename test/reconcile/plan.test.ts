@@ -16,6 +16,7 @@ const nothing: Observed = {
   portals: [],
   disks: new Map(),
   sessions: [],
+  unseen: [],
 }
 const desired = (given: Partial<Desired>): Desired => ({
   volumes: [],
@@ -186,12 +187,21 @@ test('15 every problem names the command or the event that ends it', t => {
     unusablePools: [{pool: 'p', driver: 'lvm', reason: 'it is gone'}],
     portals: [{address: '192.0.2.7', port: 3260, open: false, reason: 'so'}],
     sessions: [session({stuck: 'it hangs'})],
+    unseen: [{part: 'targets', reason: 'tgtd does not answer'}],
     disks: inDomain('/dev/sdb'),
   }
   const told = [plan(gone, world, ours), plan(gone, {...world, disks: new Map([[uuid, []]])}, ours)]
     .flat()
     .flatMap(action => (action.do === 'report' ? [action.problem] : []))
-  const kinds = ['pool-unusable', 'portal-closed', 'volume-unknown', 'export-unknown', 'disk-absent', 'disk-stale']
+  const kinds = [
+    'pool-unusable',
+    'look-failed',
+    'portal-closed',
+    'volume-unknown',
+    'export-unknown',
+    'disk-absent',
+    'disk-stale',
+  ]
   for (const kind of [...kinds, 'session-stuck'])
     t.true(
       told.some(({problem}) => problem === kind),

@@ -1,8 +1,10 @@
-import type {Static} from '@sinclair/typebox'
+import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
-import {DiscoverBody} from '../schema.js'
+import {DiscoverBody, ErrorSchema} from '../schema.js'
+
+const CancelledSchema = Type.Object({id: Type.String(), kind: Type.String(), subject: Type.String()})
 
 /** What concerns the node as a whole: domains, discovery, doctor, status. */
 export function nodeRoutes({operations, version, doctor, problems, isOpen, resuming}: Service) {
@@ -21,8 +23,10 @@ export function nodeRoutes({operations, version, doctor, problems, isOpen, resum
       })),
       problems: problems(),
     }))
-    api.delete<{Params: {operation: string}}>('/operations/:operation', async ({params}) =>
-      operations.cancel(params.operation),
+    api.delete<{Params: {operation: string}}>(
+      '/operations/:operation',
+      {schema: {response: {200: CancelledSchema, default: ErrorSchema}}},
+      async ({params}) => operations.cancel(params.operation),
     )
     api.get('/domains', async () => rooms.compute.domains())
     api.get<{Params: {domain: string}}>('/domains/:domain/disks', async ({params}) =>
