@@ -5,6 +5,7 @@ import {type DestinationStream, type Logger, pino} from 'pino'
 import {createApi, listenOnSocket} from './api/server.js'
 import {Operations} from './attach/operations.js'
 import type {Rooms} from './attach/rooms.js'
+import {daemonEnds} from './attach/run.js'
 import {exportSpec} from './attach/steps.js'
 import {RunningBenches} from './bench/running.js'
 import {checkChap, parseChapFile} from './chap.js'
@@ -23,9 +24,8 @@ import {Metrics} from './metrics/registry.js'
 import {registerTargetMetrics, type TargetCollector} from './metrics/targets.js'
 import {packageVersion} from './native.js'
 import {examineNode} from './node-check.js'
-import {reconcile} from './reconcile/apply.js'
 import {type Observed, observeDisks, shownAttachments} from './reconcile/observe.js'
-import type {Problem} from './reconcile/plan.js'
+import {Reconciler} from './reconcile/reconciler.js'
 import type {DeletedPool, NewPool, Service} from './service.js'
 import {BenchResults} from './state/bench-results.js'
 import {Journal} from './state/journal.js'
@@ -49,6 +49,10 @@ import {Pools} from './volumes/pools.js'
 const retryMs = 15_000
 /** How old what is said of a pool may be. */
 const poolLookMs = 5000
+/** Between two looks; the share of the time that they take has a bound as well. */
+const lookMs = 3_000
+const shareOfLooks = 1 / 20
+const longestLookMs = 15_000
 /** iscsid tries every few seconds: a session that is not up this long after its target's return needs another login. */
 const failedGraceMs = 30_000
 const tokenExpiryMs = 3600 * 1000
@@ -60,6 +64,8 @@ export interface DaemonOptions {
   logTo?: DestinationStream
   /** Wraps the journal, so that a test can end the process between two steps. */
   wrapJournal?: (journal: Journal) => Journal
+  /** Ends the start, and what it has resumed. */
+  signal?: AbortSignal
 }
 
 /** The drivers, the desired state and what serves them. This is the only place that chooses drivers. */
@@ -69,14 +75,17 @@ export class Daemon {
   readonly metrics = new Metrics()
   readonly benches = new RunningBenches()
   operations!: Operations
+  /** Resolves when all operations of before the start have ended, or have been found to have to wait. */
+  recovered: Promise<void> = Promise.resolve()
   #store: Store | undefined
   #api: FastifyInstance | undefined
   #collector: TargetCollector | undefined
-  #problems: Problem[] = []
+  #reconciler!: Reconciler
+  readonly #ending = new AbortController()
+  #isOpen = false
   /** When the target daemon had lost exports last, and they were back. */
   #restoredAt: number | undefined
-  #timers: NodeJS.Timeout[] = []
-  #reconciling: Promise<void> = Promise.resolve()
+  #timers = new Set<NodeJS.Timeout>()
   #closed = false
   readonly #opened: {close(): Promise<void>}[] = []
 
@@ -89,11 +98,16 @@ export class Daemon {
   }
 
   /**
-   * Opens the store, the pool, the target daemon and libvirt, brings the world to what the store says, then listens.
-   * A failure closes what was opened. @throws what the drivers' open() throw; STORE_LOCKED, STORE_CORRUPT, STORE_TOO_NEW
+   * Opens the store and listens; then opens the pools, the target daemon and libvirt, puts the exports in place and goes on with
+   * what an earlier daemon has left unfinished, which may last: `recovered` says when that is over. A failure closes what was
+   * opened. @throws what the drivers' open() throw; STORE_LOCKED, STORE_CORRUPT, STORE_TOO_NEW; CANCELLED by the signal
    */
   static async start(config: Config, options: DaemonOptions = {}): Promise<Daemon> {
     const daemon = new Daemon(config, options)
+    const {signal} = options
+    const end = () => daemon.#ending.abort(daemonEnds)
+    if (signal?.aborted) end()
+    else signal?.addEventListener('abort', end, {once: true})
     try {
       await daemon.#start(options)
       return daemon
@@ -112,60 +126,99 @@ export class Daemon {
     const targets = await chooseTargets(config)
     const rooms = this.#chooseDrivers(store, wrapJournal ? wrapJournal(journal) : journal, targets)
     this.operations = new Operations(rooms)
+    this.#reconciler = new Reconciler(this.operations, log, this.#ending.signal)
+    this.#registerMetrics(rooms)
+    if (config.metrics.listen !== '') await metrics.listen(parsePortal(config.metrics.listen))
+    this.#api = await createApi(this.#service(), log)
+    await listenOnSocket(this.#api, config.daemon.socket)
+    log.info({socket: config.daemon.socket, unfinished: journal.unfinished().length}, 'listening')
 
-    this.#opened.push(rooms.volumes)
-    await this.#openPools(rooms)
-    this.#opened.push(rooms.host)
-    void rooms.host.open()
-    this.#opened.push(rooms.targets)
-    await rooms.targets.open()
-    this.#tellWay(targets)
-    this.#opened.push(rooms.compute)
-    await this.#openCompute(rooms)
-    await this.#restoreExports(rooms)
-    await this.reconcile('start')
-    await this.#keepNumbers(rooms)
+    await this.#openRooms(rooms, targets)
+    this.#listenToDrivers(rooms)
+    this.#beginTasks(rooms)
+    this.#isOpen = true
+    const facts = {portals: rooms.targets.portals(), volumes: store.volumes.size, exports: store.exports.size}
+    log.info({socket: config.daemon.socket, ...facts}, 'serving')
+    this.recovered = this.#reconciler.settled().then(() => this.#keepNumbers(rooms))
+    this.recovered.catch(err => log.error({err}, 'the numbers of the targets could not be stored'))
+  }
 
+  /** Exports are in place before anything else can use them, and each step may be the last one where the daemon is told to end. */
+  async #openRooms(rooms: Rooms, targets: TargetDriver): Promise<void> {
+    const {signal} = this.#ending
+    const steps = [
+      async () => {
+        this.#opened.push(rooms.volumes)
+        await this.#openPools(rooms)
+      },
+      async () => {
+        this.#opened.push(rooms.host)
+        void rooms.host.open()
+        this.#opened.push(rooms.targets)
+        await rooms.targets.open()
+        this.#tellWay(targets)
+      },
+      async () => {
+        this.#opened.push(rooms.compute)
+        await Promise.race([this.#openCompute(rooms), aborted(signal)])
+      },
+      () => this.#restoreExports(rooms),
+      () => this.#look('start'),
+      () => this.#keepNumbers(rooms),
+    ]
+    for (const step of steps) {
+      signal.throwIfAborted()
+      await step()
+    }
+    signal.throwIfAborted()
+  }
+
+  #listenToDrivers(rooms: Rooms): void {
+    const {log} = this
+    const inBackground = (occasion: string) => void this.#look(occasion)
     rooms.targets.on('restarted', facts => {
       log.warn(facts, 'the target had lost its exports: they are back')
       this.#collector?.restarted()
       this.#restoredAt = performance.now()
-      void this.reconcile('target daemon restarted')
+      void this.#look('target daemon restarted')
         .then(() => this.#keepNumbers(rooms))
         .catch(err => log.error({err}, 'the numbers of the targets could not be stored'))
     })
     rooms.targets.on('lost', facts => log.error(facts, 'the target does not answer, or has lost its exports'))
-    rooms.compute.on('connected', () => void this.reconcile('libvirt connected'))
+    rooms.targets.on('mended', facts => log.warn(facts, 'rules or portals of the target were missing: they are back'))
+    rooms.compute.on('connected', () => inBackground('libvirt connected'))
     rooms.compute.on('lost', facts => log.error(facts, 'the connection to libvirt is lost'))
-    rooms.compute.on('removed', () => void this.#resumeReleases())
-    rooms.compute.on('domain', () => void this.#resumeReleases())
+    for (const event of ['removed', 'domain'] as const) {
+      rooms.compute.on(event, ({uuid}) => {
+        this.#reconciler.domainChanged(uuid as string | undefined)
+        void this.#resumeReleases()
+      })
+    }
+  }
 
-    this.#registerMetrics(rooms)
-    this.#every(config.metrics.intervalMs, () => this.#collector!.sample())
-    this.#every(retryMs, async () => {
-      if (this.operations.standing().length > 0) await this.reconcile('unfinished operations')
-      else if (await this.#sessionsAreMissing(rooms)) await this.reconcile('a session of the kernel is lost')
-    })
+  #beginTasks(rooms: Rooms): void {
+    this.#every(this.config.metrics.intervalMs, () => this.#collector!.sample())
+    this.#lookAgain(lookMs)
     this.#every(retryMs, async () => {
       if (rooms.volumes.unusable().length === 0) return
       const opened = await this.#openPools(rooms)
-      if (opened.length > 0) await this.reconcile(`pool ${opened.join(', ')} is back`)
+      if (opened.length > 0) await this.#look(`pool ${opened.join(', ')} is back`)
     })
     this.#every(poolLookMs, () => this.#lookAtPools(rooms))
     this.#every(tokenExpiryMs, () => rooms.journal.expireTokens())
+  }
 
-    if (config.metrics.listen !== '') await metrics.listen(parsePortal(config.metrics.listen))
-    this.#api = await createApi(this.#service(), log)
-    await listenOnSocket(this.#api, config.daemon.socket)
-    log.info(
-      {
-        socket: config.daemon.socket,
-        portals: rooms.targets.portals(),
-        volumes: store.volumes.size,
-        exports: store.exports.size,
-      },
-      'serving',
-    )
+  /** Looks again and again, with pauses. */
+  #lookAgain(afterMs: number): void {
+    if (this.#closed) return
+    const timer = setTimeout(async () => {
+      const began = performance.now()
+      await this.#look('a look now and then', {full: false})
+      this.#timers.delete(timer)
+      this.#lookAgain(Math.min(longestLookMs, Math.max(lookMs, (performance.now() - began) / shareOfLooks)))
+    }, afterMs)
+    timer.unref()
+    this.#timers.add(timer)
   }
 
   #tellWay(targets: TargetDriver): void {
@@ -187,7 +240,7 @@ export class Daemon {
       unobserved: () => shown(null),
     }
     this.metrics.add(registerDiskMetrics(registry, compute, attachments))
-    const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#problems}
+    const facts = {volumes, unfinished: () => journal.unfinished(), problems: () => this.#reconciler.problems()}
     this.metrics.add(registerNodeMetrics(registry, facts))
     this.metrics.add(registerInitiatorMetrics(registry, host))
     this.metrics.add(registerBenchMetrics(registry, this.benches))
@@ -293,7 +346,7 @@ export class Daemon {
     for (const {pool, reason} of lost) this.log.error({pool}, `the pool ${pool} cannot be used: ${reason}`)
     if (lost.length + back.length === 0) return
     const names = [...lost.map(({pool}) => `${pool} is lost`), ...back.map(pool => `${pool} is back`)]
-    await this.reconcile(`pool ${names.join(', ')}`)
+    await this.#look(`pool ${names.join(', ')}`)
   }
 
   /** `pool create`: a volume group, made of devices or taken as it is, becomes a pool. */
@@ -455,7 +508,9 @@ export class Daemon {
       metrics: this.metrics,
       benches: this.benches,
       benchResults: new BenchResults(join(this.config.daemon.directory, 'bench')),
-      problems: () => this.#problems,
+      problems: () => this.#reconciler.problems(),
+      isOpen: () => this.#isOpen,
+      resuming: () => this.#reconciler.resuming,
       createPool: asked => this.#createPool(asked),
       deletePool: pool => this.#deletePool(pool),
       doctor: () => examineNode(this.config, this.#store!, targetPids(this.operations.rooms.targets)),
@@ -475,16 +530,7 @@ export class Daemon {
         })
     }, intervalMs)
     timer.unref()
-    this.#timers.push(timer)
-  }
-
-  /** True where the disk of an attachment has lost all its sessions, and iscsid has given up. */
-  async #sessionsAreMissing({store, host}: Rooms): Promise<boolean> {
-    const needed = [...store.attachments.values()].filter(({route}) => route === 'host')
-    if (needed.length === 0) return false
-    const lost = this.#giveUpFailed() ? ['FREE', 'FAILED'] : ['FREE']
-    const alive = (await host.sessions()).filter(({state}) => !lost.includes(state))
-    return needed.some(({iqn}) => !alive.some(session => session.iqn === iqn))
+    this.#timers.add(timer)
   }
 
   /**
@@ -496,23 +542,14 @@ export class Daemon {
     return sinceMs > failedGraceMs && sinceMs < failedGraceMs + 4 * retryMs
   }
 
-  /** Brings the world to what the store says. One at a time; a failure is logged, and the next occasion tries again. */
-  reconcile(occasion: string): Promise<void> {
-    this.#reconciling = this.#reconciling.then(async () => {
-      if (this.#closed) return
-      try {
-        const giveUpFailed = this.#giveUpFailed()
-        const {resumed, restored, problems} = await reconcile(this.operations, {giveUpFailed})
-        this.#problems = problems
-        for (const problem of problems) this.log.error({...problem, occasion}, problem.message)
-        for (const one of resumed)
-          this.log[one.error === null ? 'info' : 'error']({...one, occasion}, 'an unfinished operation was resumed')
-        if (restored.length > 0) this.log.warn({restored, occasion}, 'exports were missing and are back')
-      } catch (error) {
-        this.log.error({err: error, occasion}, 'reconciliation failed')
-      }
-    })
-    return this.#reconciling
+  #look(occasion: string, {full = true} = {}): Promise<void> {
+    return this.#reconciler.look(occasion, {full, giveUpFailed: this.#giveUpFailed()})
+  }
+
+  /** Brings the world to what the store says, operations that stand included. A failure is logged. */
+  async reconcile(occasion: string): Promise<void> {
+    await this.#look(occasion)
+    await this.#reconciler.settled()
   }
 
   /** A disk has left a domain, or a domain has changed its state: what stood because of a disk goes on. */
@@ -529,20 +566,25 @@ export class Daemon {
     )
   }
 
-  /** Refuses new requests, waits for running operations and closes everything, in reverse. Safe to call twice. */
+  /** Refuses new requests, stops what was resumed, waits for running operations and closes everything, in reverse. Safe to call twice. */
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
+    this.#ending.abort(daemonEnds)
     for (const timer of this.#timers) clearInterval(timer)
     await this.#api?.close()
     await this.metrics.close()
-    await this.#reconciling
+    await this.#reconciler?.settled()
     await this.operations?.settle()
     for (const opened of this.#opened.reverse())
       await opened.close().catch(error => this.log.error({err: error}, 'close failed'))
     await this.#store?.close()
     this.log.flush?.()
   }
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise(resolve => signal.addEventListener('abort', () => resolve(), {once: true}))
 }
 
 /** @throws INVALID_ARGUMENT */

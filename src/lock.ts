@@ -14,6 +14,11 @@ export class KeyedQueue {
     }
   }
 
+  /** True while no task runs or waits. */
+  get idle(): boolean {
+    return this.#tails.size === 0
+  }
+
   /** True while a task with this key runs or waits. */
   busy(key: string): boolean {
     return this.#tails.has(key)

@@ -42,6 +42,14 @@ export async function portalHolders(
   return (await portHolders(portal.port)).filter(inTheWay).flatMap(({processes}) => processes)
 }
 
+/** True where somebody listens on this portal's address or on the wildcard of its family, in this network namespace. */
+export async function isListenedOn(portal: Portal): Promise<boolean> {
+  const listeners = (await Promise.all(['tcp', 'tcp6'].map(table => listenersIn(table)))).flat()
+  const wanted = canonical(portal.address)
+  const addresses = [wanted, '::', ...(isIPv4(wanted) ? ['0.0.0.0'] : [])]
+  return listeners.some(({address, port}) => port === portal.port && addresses.includes(address))
+}
+
 async function listenersIn(table: string): Promise<{address: string; port: number; inode: string}[]> {
   const text = await readFile(`/proc/net/${table}`, 'utf8').catch(() => '')
   return text.split('\n').flatMap(line => {

@@ -36,8 +36,15 @@ export interface Service {
   benches: RunningBenches
   /** What is kept of those that are over. */
   benchResults: BenchResults
-  /** What the last reconciliation found and could not mend. */
+  /** What the last look found and could not mend. */
   problems(): Problem[]
+  /**
+   * False until pools, targets and exports are in place: till then only the status is answered. From then on what is new can be
+   * asked for, while operations of before the start may still go on.
+   */
+  isOpen(): boolean
+  /** Operations of before the start, and others that stood, that are being resumed now. */
+  resuming(): ReadonlySet<string>
   createPool(asked: NewPool): Promise<PoolCapacity>
   deletePool(pool: string): Promise<DeletedPool>
   doctor(): Promise<Check[]>

@@ -36,6 +36,8 @@ declare module 'fastify' {
 const maxTokenLength = 200
 /** The longest name in a path is an IQN of 223 bytes, each of which may come as three (%3A). */
 const maxParamLength = 1024
+/** What is answered while the daemon starts. */
+const openBefore = new Set(['/v1/status', '/v1/openapi.json'])
 
 /** Builds the JSON API (all under /v1). It listens nowhere yet. */
 export async function createApi(service: Service, log: FastifyBaseLogger): Promise<FastifyInstance> {
@@ -59,6 +61,14 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
   api.addHook('preClose', async () => stop.abort())
   endConnections(api)
   refuseBelowRoutes(api)
+  api.addHook('onRequest', async ({routeOptions}) => {
+    if (service.isOpen() || openBefore.has(routeOptions.url ?? '')) return
+    throw new StorageError(
+      'DAEMON_STARTING',
+      'The daemon is putting pools and exports in place: try again in a moment, and see lunpath status',
+      {op: 'api'},
+    )
+  })
   await api.register(swagger, {openapi: {info: {title: 'lunpath', version: service.version}}})
   api.setErrorHandler((error, _request, reply) => answerError(error as Error, reply))
   api.setNotFoundHandler((request, reply) => {

@@ -13,6 +13,7 @@ import {parseSize} from '../size.js'
 import type {ExportRecord, VolumeRecord} from '../state/store.js'
 import {claimOf, ownLuns} from './claims.js'
 import {named, type Rooms} from './rooms.js'
+import {firstPortal} from './steps.js'
 
 /** What a written-down job measures, looked up in the store. */
 export interface ResolvedTargets {
@@ -93,12 +94,13 @@ function lookUp({store}: Rooms, name: string): {found: VolumeRecord; exported: E
   )
 }
 
-function volumeTarget({store, initiatorName}: Rooms, volume: VolumeRecord, exported: ExportRecord) {
-  const {iqn, lun, wwid, serial, sizeBytes, portals} = exported
+function volumeTarget(rooms: Rooms, volume: VolumeRecord, exported: ExportRecord) {
+  const {store, initiatorName} = rooms
+  const {iqn, lun, wwid, serial, sizeBytes} = exported
   const auth = store.secrets.get(volume.id)
   return {
     name: volume.name ?? volume.id,
-    portal: portals[0]!,
+    portal: firstPortal(rooms, iqn),
     iqn,
     lun,
     initiatorName,

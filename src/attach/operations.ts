@@ -36,7 +36,10 @@ type Resumable = Pick<Operation, 'id' | 'subject' | 'kind'>
  */
 export class Operations {
   readonly rooms: Rooms
-  readonly #running = new Map<string, {answer: Promise<Answer>; recovering: boolean; request: unknown}>()
+  readonly #running = new Map<
+    string,
+    {answer: Promise<Answer>; recovering: boolean; request: unknown; cancel: AbortController}
+  >()
   readonly #locked = new Set<string>()
   readonly #claiming = new KeyedQueue()
 
@@ -210,13 +213,66 @@ export class Operations {
   }
 
   async #run(operation: Operation, options: RunOptions): Promise<Answer> {
-    const answer = run(this.rooms, operation, options)
-    this.#running.set(operation.id, {answer, recovering: options.recovering ?? false, request: operation.request})
+    const cancel = new AbortController()
+    const signal = options.signal ? AbortSignal.any([options.signal, cancel.signal]) : cancel.signal
+    const answer = run(this.rooms, operation, {...options, signal})
+    this.#running.set(operation.id, {
+      answer,
+      recovering: options.recovering ?? false,
+      request: operation.request,
+      cancel,
+    })
     try {
       return await answer
     } finally {
       this.#running.delete(operation.id)
     }
+  }
+
+  /**
+   * Cancels an operation that makes something, by its own id or the name or id of what it is at work on: it is undone, and its
+   * caller, where there is one, is told CANCELLED. Returns when that has ended.
+   * @throws NOT_FOUND; CONFLICT for one that takes something away, which goes on; what an undo throws that cannot end now
+   */
+  async cancel(key: string): Promise<Pick<Operation, 'id' | 'kind' | 'subject'>> {
+    const {journal, store} = this.rooms
+    const subject = [...store.volumes.values()].find(({name}) => name === key)?.id ?? key
+    const nameOf = ({request}: Operation) => (request as {volume?: {name?: string | null}}).volume?.name
+    const found = journal
+      .unfinished()
+      .find(one => one.id === key || one.subject === subject || (one.direction === 'make' && nameOf(one) === key))
+    if (!found) {
+      throw new StorageError('NOT_FOUND', `No operation ${JSON.stringify(key)} is unfinished: see lunpath status`, {
+        op: 'operation.cancel',
+      })
+    }
+    const {id, kind} = found
+    if (found.direction === 'unmake') {
+      throw new StorageError(
+        'CONFLICT',
+        `The operation ${kind} takes something away, which goes on: see lunpath status`,
+        {
+          op: 'operation.cancel',
+          info: {id, kind, subject: found.subject},
+        },
+      )
+    }
+    const running = this.#running.get(id)
+    running?.cancel.abort()
+    try {
+      await (running?.answer ?? this.resume(found, {signal: AbortSignal.abort(), recovering: true}))
+    } catch (error) {
+      if (journal.unfinishedOn(found.subject)?.id === id) throw error
+      return {id, kind, subject: found.subject}
+    }
+    throw new StorageError('CONFLICT', `The operation ${kind} has just ended: there is nothing to cancel any more`, {
+      op: 'operation.cancel',
+      info: {id, kind, subject: found.subject},
+    })
+  }
+
+  isRunning(id: string): boolean {
+    return this.#running.has(id)
   }
 
   /**

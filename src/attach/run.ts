@@ -64,6 +64,8 @@ function startingPath(rooms: Rooms, operation: Operation): Path {
 
 /** A daemon that does not answer may answer later: then a recovery tries once more. */
 const unreachable = ['COMPUTE_UNAVAILABLE', 'TARGET_UNAVAILABLE', 'INITIATOR_UNAVAILABLE', 'TIMEOUT'] as const
+/** Why what was resumed is told to stop when the daemon ends: it stays in the journal, and the next start goes on with it. */
+export const daemonEnds = new StorageError('CANCELLED', 'The daemon ends: the operation goes on at its next start')
 
 async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promise<Answer> {
   const {journal} = rooms
@@ -90,7 +92,7 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
     // Whoever has cancelled is told that nothing is left, also where the last step had made its effect meanwhile.
     if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: operation.kind})
   } catch (error) {
-    if (recovering && hasCode(error, ...unreachable)) {
+    if (recovering && (hasCode(error, ...unreachable) || signal?.reason === daemonEnds)) {
       await stand(rooms, operation, error)
       throw error
     }

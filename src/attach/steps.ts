@@ -265,22 +265,24 @@ async function adopted(rooms: Rooms, operation: Operation): Promise<boolean> {
   }
 }
 
-/** The portal that the compute node uses: the first, as all are the same target portal group. */
-function firstPortal(exported: Export): Portal {
-  const [portal] = exported.portals
+/**
+ * The portal that the compute node uses: the first, as all are the same target portal group. It is the driver's present one: what a
+ * record says is that of the day on which the export was made.
+ */
+export function firstPortal({targets}: Pick<Rooms, 'targets'>, iqn: string): Portal {
+  const [portal] = targets.portals()
   if (!portal) {
-    throw new StorageError('TARGET_UNAVAILABLE', `${exported.iqn} has no portal: configure targets.portals`, {
-      info: {iqn: exported.iqn},
-    })
+    throw new StorageError('TARGET_UNAVAILABLE', `${iqn} has no portal: configure targets.portals`, {info: {iqn}})
   }
   return portal
 }
 
 /** The kernel's login to an export, and what its disk must be. */
-export function connectSpec(rooms: Rooms, {volumeId, iqn, lun, portals, wwid, serial, sizeBytes}: Export): ConnectSpec {
+export function connectSpec(rooms: Rooms, {volumeId, iqn, lun, wwid, serial, sizeBytes}: Export): ConnectSpec {
   const auth = rooms.store.secrets.get(volumeId)
   const {initiatorName, probeTimeoutMs: timeoutMs} = rooms
   const expected = {wwid, serial, sizeBytes}
+  const portals = rooms.targets.portals()
   return {iqn, lun, portals, initiatorName, expected, owner: 'attach', timeoutMs, ...(auth ? {auth} : {})}
 }
 
@@ -432,7 +434,7 @@ function withoutSecret(source: DiskSource): DiskSource {
  */
 async function proveExport(rooms: Rooms, exported: Export): Promise<DiskSource> {
   const {iqn, lun, wwid, serial, sizeBytes, volumeId} = exported
-  const portal = firstPortal(exported)
+  const portal = firstPortal(rooms, iqn)
   const auth = rooms.store.secrets.get(volumeId)
   const {initiatorName} = rooms
   await rooms.initiator.probe(

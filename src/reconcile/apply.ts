@@ -1,46 +1,34 @@
 import type {Operations} from '../attach/operations.js'
-import {named} from '../attach/rooms.js'
 import {connectSpec, exportSpec} from '../attach/steps.js'
 import {hasCode} from '../errors.js'
-import {observe} from './observe.js'
-import {type Action, type Problem, plan} from './plan.js'
+import type {Operation} from '../state/journal.js'
+import {isThere} from './observe.js'
+import type {Action, Problem} from './plan.js'
+import type {Retries} from './retries.js'
 
 export interface Outcome {
-  resumed: {operation: string; kind: string; subject: string; error: string | null}[]
   restored: string[]
   problems: Problem[]
-}
-
-/** Looks, plans and acts: after a start, and whenever a daemon has come back. */
-export async function reconcile(operations: Operations, options: {giveUpFailed?: boolean} = {}): Promise<Outcome> {
-  const {store, journal, iqnPrefix} = operations.rooms
-  // Requests go on meanwhile: what they change during the look is left out below, by comparing and locking.
-  const desired = {
-    volumes: [...store.volumes.values()],
-    exports: [...store.exports.values()],
-    attachments: [...store.attachments.values()].map(record => named(operations.rooms, record)),
-    unfinished: journal.unfinished(),
-  }
-  const actions = plan(desired, await observe(operations.rooms), iqn => iqn.startsWith(`${iqnPrefix}:`), options)
-  return apply(operations, actions)
+  /** Operations that are to go on. */
+  resumable: Operation[]
 }
 
 /**
- * Carries the actions out. Exports come first, since resumed operations may need them; then those all at once, so that a
- * guest or a daemon that does not answer holds up nobody else.
+ * Carries the actions out, but for operations to be resumed, which may last. Exports come first; then sessions all at once,
+ * so that a target that does not answer holds up nobody else.
  */
-export async function apply(operations: Operations, actions: Action[]): Promise<Outcome> {
-  const outcome: Outcome = {resumed: [], restored: [], problems: []}
+export async function apply(operations: Operations, actions: Action[], retries: Retries): Promise<Outcome> {
+  const outcome: Outcome = {restored: [], problems: [], resumable: []}
   for (const action of actions) {
-    if (action.do === 'restore') await restore(operations, action.volumeId, outcome)
+    if (action.do === 'restore') await restore(operations, action.volumeId, outcome, retries)
+    if (action.do === 'resume') outcome.resumable.push(action.operation)
   }
   await Promise.all(
     actions.map(action => {
-      if (action.do === 'connect') return connect(operations, action.attachmentId, outcome)
+      if (action.do === 'connect') return connect(operations, action.attachmentId, outcome, retries)
       return action.do === 'disconnect' ? disconnect(operations, action.iqn, outcome) : undefined
     }),
   )
-  await Promise.all(actions.map(action => (action.do === 'resume' ? resume(operations, action, outcome) : undefined)))
   for (const action of actions) {
     if (action.do === 'report' && stillHolds(operations, action.problem)) outcome.problems.push(action.problem)
   }
@@ -48,9 +36,9 @@ export async function apply(operations: Operations, actions: Action[]): Promise<
 }
 
 /** False where a request has changed the subject since the look, or is changing it. */
-function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
+export function stillHolds(operations: Operations, {problem, subject}: Problem): boolean {
   const {volumes, exports, attachments} = operations.rooms.store
-  if (problem === 'pool-unusable') return true
+  if (problem === 'pool-unusable' || problem === 'portal-closed' || problem === 'look-failed') return true
   if (problem === 'disk-unknown-to-libvirt') {
     return operations.rooms.journal.unfinishedOn(subject)?.waits?.problem === problem
   }
@@ -67,6 +55,7 @@ function stillHolds(operations: Operations, {problem, subject}: Problem): boolea
       return !exports.has(id)
     case 'disk-absent':
     case 'disk-stale':
+    case 'disk-portal-changed':
     case 'session-lost':
       return attachments.has(id)
     case 'session-stuck':
@@ -74,37 +63,63 @@ function stillHolds(operations: Operations, {problem, subject}: Problem): boolea
   }
 }
 
-async function restore(operations: Operations, volumeId: string, outcome: Outcome): Promise<void> {
+async function restore(operations: Operations, volumeId: string, outcome: Outcome, retries: Retries): Promise<void> {
   const {rooms} = operations
+  const key = `restore ${volumeId}`
+  const path = rooms.store.volumes.get(volumeId)?.path
+  if (path === undefined) return
+  const there = await isThere(path)
+  const waiting = retries.waiting(key, there)
+  if (waiting) {
+    if (stillHolds(operations, waiting)) outcome.problems.push(waiting)
+    return
+  }
   if (!operations.idle(volumeId)) return
   const unlock = operations.lock(volumeId)
-  const record = rooms.store.exports.get(volumeId)
-  const volume = rooms.store.volumes.get(volumeId)
   try {
+    const record = rooms.store.exports.get(volumeId)
+    const volume = rooms.store.volumes.get(volumeId)
     if (!record || !volume) return
-    await rooms.targets.export(exportSpec(rooms, record, volume))
-    outcome.restored.push(record.iqn)
-  } catch (error) {
-    const message = `${record!.iqn} cannot be put back: ${(error as Error).message}`
-    outcome.problems.push({problem: 'export-missing', subject: volumeId, message})
+    try {
+      await rooms.targets.export(exportSpec(rooms, record, volume))
+      outcome.restored.push(record.iqn)
+      retries.forget(key)
+    } catch (error) {
+      const event = there
+        ? 'It is tried again, at least once a minute'
+        : `It is put back as soon as ${volume.path} is there`
+      const message = `${record.iqn} cannot be put back: ${(error as Error).message}. ${event}; to give it up, run: lunpath export delete ${record.iqn}`
+      const problem = {problem: 'export-missing', subject: volumeId, message} as const
+      retries.failed(key, {kind: 'restore', isThere: there, problem})
+      outcome.problems.push(problem)
+    }
   } finally {
     unlock()
   }
 }
 
 /** Logs in again for an attachment: its disk is proven to be the volume before anybody gets at it. */
-async function connect(operations: Operations, id: string, outcome: Outcome): Promise<void> {
+async function connect(operations: Operations, id: string, outcome: Outcome, retries: Retries): Promise<void> {
   const {rooms} = operations
   if (!operations.idle(id)) return
+  const key = `connect ${id}`
+  const waiting = retries.waiting(key, true)
+  if (waiting) {
+    outcome.problems.push(waiting)
+    return
+  }
   const unlock = operations.lock(id)
   const exported = rooms.store.exports.get(id)
   try {
     if (!exported || !rooms.store.attachments.has(id)) return
     await rooms.host.connect(connectSpec(rooms, exported))
     outcome.restored.push(exported.iqn)
+    retries.forget(key)
   } catch (error) {
-    const message = `The session with ${exported!.iqn} is lost, and there is no new one: ${(error as Error).message}`
-    outcome.problems.push({problem: 'session-lost', subject: id, message})
+    const message = `The session with ${exported!.iqn} is lost, and there is no new one: ${(error as Error).message}. It is tried again, at least once a minute`
+    const problem = {problem: 'session-lost', subject: id, message} as const
+    retries.failed(key, {kind: 'connect', isThere: true, problem})
+    outcome.problems.push(problem)
   } finally {
     unlock()
   }
@@ -119,21 +134,31 @@ async function disconnect(operations: Operations, iqn: string, outcome: Outcome)
     if (operations.rooms.store.attachments.has(id)) return
     await operations.rooms.host.disconnect(iqn, {owner: 'attach'})
   } catch (error) {
-    const message = `A session that no attachment needs is not gone: ${(error as Error).message}`
+    const message = `A session that no attachment needs is not gone: ${(error as Error).message}. It is tried again every few seconds`
     outcome.problems.push({problem: 'session-stuck', subject: iqn, message})
   } finally {
     unlock()
   }
 }
 
-async function resume(operations: Operations, {operation}: Action & {do: 'resume'}, outcome: Outcome): Promise<void> {
-  const {id, kind, subject} = operation
+export interface Resumed {
+  operation: string
+  kind: string
+  subject: string
+  error: string | null
+}
+
+/** Goes on with one operation. Undefined where a client is at work on it already. */
+export async function resume(
+  operations: Operations,
+  {id, kind, subject}: Operation,
+  signal: AbortSignal,
+): Promise<Resumed | undefined> {
   try {
-    await operations.resume(operation, {recovering: true})
-    outcome.resumed.push({operation: id, kind, subject, error: null})
+    await operations.resume({id, kind, subject}, {recovering: true, signal})
+    return {operation: id, kind, subject, error: null}
   } catch (error) {
-    // A client is at work on it again already, or it has failed and is undone: both are its end here.
-    if (hasCode(error, 'CONFLICT')) return
-    outcome.resumed.push({operation: id, kind, subject, error: (error as Error).message})
+    if (hasCode(error, 'CONFLICT')) return undefined
+    return {operation: id, kind, subject, error: (error as Error).message}
   }
 }

@@ -1,6 +1,8 @@
+import {formatPortal} from '../iqn.js'
 import type {Operation} from '../state/journal.js'
 import type {AttachmentRecord, ExportRecord, VolumeRecord} from '../state/store.js'
-import type {Disk, Volume} from '../types.js'
+import type {PortalState} from '../targets/portals.js'
+import type {Disk, Portal, Volume} from '../types.js'
 import type {UnusablePool} from '../volumes/pools.js'
 import type {Observed} from './observe.js'
 
@@ -26,6 +28,8 @@ export type Action =
 export interface Problem {
   problem:
     | 'pool-unusable'
+    | 'look-failed'
+    | 'portal-closed'
     | 'volume-missing'
     | 'volume-unknown'
     | 'export-missing'
@@ -33,9 +37,11 @@ export interface Problem {
     | 'disk-absent'
     | 'disk-stale'
     | 'disk-unknown-to-libvirt'
+    | 'disk-portal-changed'
     | 'session-lost'
     | 'session-stuck'
   subject: string
+  /** What is wrong, and the command or the event that ends it. */
   message: string
 }
 
@@ -58,9 +64,9 @@ export function plan(
   const exports = settled(desired.exports, ({volumeId}) => volumeId)
   const attachments = settled(desired.attachments, ({id}) => id)
 
-  const inPool = new Map(observed.volumes.map(volume => [volume.id, volume]))
-  const lunsOf = new Map(observed.targets.map(({iqn, luns}) => [iqn, luns]))
-  const isOnline = ({iqn, lun}: ExportRecord) => lunsOf.get(iqn)?.some(one => one.lun === lun) ?? false
+  const lunsOf = observed.targets && new Map(observed.targets.map(({iqn, luns}) => [iqn, luns]))
+  const isOnline = ({iqn, lun}: ExportRecord) =>
+    !observed.outOfPlace.has(iqn) && (!lunsOf || (lunsOf.get(iqn)?.some(one => one.lun === lun) ?? false))
   const exported = new Set(exports.map(({iqn}) => iqn))
   // A target that was taken over has a name of somebody else's.
   const volumeIds = new Map([...desired.exports].map(({iqn, volumeId}) => [iqn, volumeId]))
@@ -77,19 +83,43 @@ export function plan(
     ...desired.unfinished.map((operation): Action => ({do: 'resume', operation})),
     ...desired.unfinished.flatMap(waitingForSomebody),
     ...observed.unusablePools.map(poolUnusable),
-    ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
-    ...settled(observed.volumes, ({id}) => id)
-      .filter(({id}) => !wanted.has(id))
-      .map(volumeUnknown),
-    ...observed.targets
+    ...observed.unseen.map(lookFailed),
+    ...observed.portals.filter(({open}) => !open).map(portalClosed),
+    ...(observed.volumes === null ? [] : volumeProblems(observed.volumes)),
+    ...(observed.targets ?? [])
       .filter(({iqn}) => names.isOurs(iqn) && !exported.has(iqn) && !names.isUnfinished(iqn))
-      .map(({iqn}) =>
-        report('export-unknown', iqn, `The target ${iqn} has a name of lunpath's, and no export in the store has it`),
-      ),
+      .map(({iqn}) => exportUnknown(iqn)),
     ...attachments
       .filter(attachment => attachmentState(attachment, observed.disks, false) === 'absent')
       .map(diskAbsent),
+    ...attachments.flatMap(attachment => portalChanged(attachment, observed)),
   ]
+
+  function volumeProblems(found: Volume[]): Action[] {
+    const inPool = new Set(found.map(({id}) => id))
+    return [
+      ...volumes.filter(({id, imported, pool}) => !imported && !inPool.has(id) && !unseen.has(pool)).map(volumeMissing),
+      ...settled(found, ({id}) => id)
+        .filter(({id}) => !wanted.has(id))
+        .map(volumeUnknown),
+    ]
+  }
+}
+
+/** A disk that QEMU itself logs in for has its portal in the domain's definition, where nobody changes it. */
+function portalChanged(attachment: AttachmentRecord, {disks, portals}: Observed): Action[] {
+  const {id, domain, domainUuid, target, persistent} = attachment
+  const found = disks?.get(domainUuid)?.find(({serial, alias}) => serial === id || alias.endsWith(id))
+  if (found?.source.type !== 'iscsi' || attachment.volumeId === null) return []
+  const {portal} = found.source
+  if (portals.some(one => isSame(one, portal))) return []
+  const again = `lunpath attach ${domain} --volume ${id}${persistent ? ' --persistent' : ''}`
+  const message = `The disk ${target} (${id}) of ${domain} logs in to ${formatPortal(portal)}, which is no portal of this node any more. Run: lunpath detach ${id}, then ${again}`
+  return [report('disk-portal-changed', id, message)]
+}
+
+function isSame(a: Portal, b: Portal): boolean {
+  return a.address === b.address && a.port === b.port
 }
 
 /** What a target's name says. */
@@ -110,6 +140,7 @@ function sessionActions(
   {isOurs, isUnfinished}: Names,
   giveUpFailed: boolean,
 ): Action[] {
+  if (sessions === null) return []
   const onHost = attachments.filter(({route}) => route === 'host')
   const needed = new Set(onHost.map(({iqn}) => iqn))
   const surplus = sessions.filter(
@@ -131,7 +162,13 @@ function sessionActions(
     ...stale.map(diskStale),
     ...sessions
       .filter(({iqn, stuck}) => stuck !== null && isOurs(iqn))
-      .map(({iqn, stuck}) => report('session-stuck', iqn, `The session with ${iqn} could not be logged out: ${stuck}`)),
+      .map(({iqn, stuck}) =>
+        report(
+          'session-stuck',
+          iqn,
+          `The session with ${iqn} could not be logged out: ${stuck}. It ends when the kernel lets the session go`,
+        ),
+      ),
   ]
 }
 
@@ -151,15 +188,33 @@ function report(problem: Problem['problem'], subject: string, message: string): 
 }
 
 function poolUnusable({pool, reason}: UnusablePool): Action {
-  return report('pool-unusable', pool, `The pool ${pool} cannot be used: ${reason}`)
+  return report('pool-unusable', pool, `The pool ${pool} cannot be used: ${reason}. It is tried again every 15 s`)
 }
 
 function volumeMissing({id, path}: VolumeRecord): Action {
-  return report('volume-missing', id, `The volume ${id} is gone: ${path} is not there`)
+  const message = `The volume ${id} is gone: ${path} is not there. It ends when that is back; where the data are gone for good, run: lunpath volume delete ${id}`
+  return report('volume-missing', id, message)
 }
 
 function volumeUnknown({id, path}: Volume): Action {
-  return report('volume-unknown', id, `${path} has the form of a volume, and the store has none with that id`)
+  const message = `${path} has the form of a volume, and the store has none with that id. Move it out of the pool, or remove it`
+  return report('volume-unknown', id, message)
+}
+
+function exportUnknown(iqn: string): Action {
+  const message = `The target ${iqn} has a name of lunpath's, and no export in the store has it. Remove it with the tool that made it`
+  return report('export-unknown', iqn, message)
+}
+
+function lookFailed({part, reason}: Observed['unseen'][number]): Action {
+  const message = `What the ${part} hold cannot be seen: ${reason}. It is tried again every few seconds`
+  return report('look-failed', part, message)
+}
+
+function portalClosed(portal: PortalState): Action {
+  const text = formatPortal(portal)
+  const message = `Nobody can log in at the portal ${text}: ${portal.reason}. It is tried again every few seconds; where it is wrong, mend targets.portals and restart the daemon`
+  return report('portal-closed', text, message)
 }
 
 /** An operation that goes on when somebody has acted, and says what for. */
@@ -168,10 +223,10 @@ function waitingForSomebody({subject, waits}: Operation): Action[] {
 }
 
 function diskStale({id, domain, target}: AttachmentRecord): Action {
-  const message = `The disk ${target} (${id}) of ${domain} is that of a session that has ended: detach and attach it`
+  const message = `The disk ${target} (${id}) of ${domain} is that of a session that has ended. Run: lunpath detach ${id}, then attach it again`
   return report('disk-stale', id, message)
 }
 
 function diskAbsent({id, domain, target}: AttachmentRecord): Action {
-  return report('disk-absent', id, `The disk ${target} (${id}) is no longer in ${domain}: detach it to forget it`)
+  return report('disk-absent', id, `The disk ${target} (${id}) is no longer in ${domain}. Run: lunpath detach ${id}`)
 }

@@ -1,5 +1,6 @@
 import {StorageError} from '../errors.js'
 import type {Export, ExportSpec, ObservedTarget, Portal, TakenTarget, TargetSession} from '../types.js'
+import type {PortalState} from './portals.js'
 
 /** tgt keeps LUN 0 for its controller, so the first disk is LUN 1 on every target of every driver. */
 export const firstLun = 1
@@ -79,6 +80,13 @@ export interface IdentityPages {
 }
 
 /**
+ * `restarted`: the daemon came back empty, or another tool had removed targets, and what was lost is in place again; `lost`: it
+ * does not answer, or exports are gone; `mended`: rules or portals that another tool had taken away are back, or a portal that
+ * could not be opened is open.
+ */
+export type TargetEvent = 'restarted' | 'lost' | 'mended'
+
+/**
  * A target daemon that offers volumes over iSCSI. Every method means "ensure". Targets that are not in the specs given
  * to this driver are foreign: they are listed, never changed.
  */
@@ -126,6 +134,13 @@ export interface TargetDriver {
 
   /** The portals that are, or will be, offered. */
   portals(): Portal[]
+  /** The same, and which of them initiators can reach, as the last look has found them. */
+  portalStates(): PortalState[]
+  /**
+   * True for an export that the daemon had at the last look, or was put back. The driver looks by itself every few seconds, at
+   * bounded cost; what cannot be put back stays out of place until export() succeeds.
+   */
+  isInPlace(iqn: string): boolean
 
   /** Everything that the daemon holds, foreign targets included. Costs a full listing: not for hot paths. */
   list(): Promise<ObservedTarget[]>
@@ -166,8 +181,7 @@ export interface TargetDriver {
   /** Closes what open() opened; ends the daemon only where this driver started it. Safe to call twice and before open. */
   close(): Promise<void>
 
-  /** `restarted`: the daemon came back empty and all specs are in place again; `lost`: it does not answer. */
-  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void
+  on(event: TargetEvent, listener: (facts: Record<string, unknown>) => void): void
 }
 
 /** What only some drivers have. */

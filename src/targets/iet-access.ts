@@ -48,6 +48,8 @@ export class IetAccess {
   #changed = 0
   #written = 0
   #writing: Promise<void> | undefined
+  /** The file's version at the last look that found our lines in it. */
+  #looked: string | undefined
 
   constructor(directories: readonly string[] = accessDirectories) {
     this.#directories = directories
@@ -110,6 +112,36 @@ export class IetAccess {
       const entries = line === undefined ? [] : words(line)[1].split(',')
       return {file, ours: block.has(iqn), access: readEntries(entries)}
     }
+  }
+
+  /** Writes our lines again where somebody has changed or removed them. Gives the names of the targets concerned. */
+  async mend(): Promise<string[]> {
+    await this.#settled()
+    if (this.#lines.size === 0) return []
+    const present = await this.#find()
+    if (present && present.version?.key === this.#looked) return []
+    const {text} = await this.#read()
+    if (this.#writing !== undefined) return []
+    const {block} = parse(text ?? '')
+    const changed = [...this.#lines].filter(([iqn, line]) => block.get(iqn) !== line).map(([iqn]) => iqn)
+    if (changed.length === 0) this.#looked = present?.version?.key
+    // Where that fails, the next look tries again.
+    else if (
+      !(await this.#flush()
+        .then(() => true)
+        .catch(() => false))
+    )
+      return []
+    return changed
+  }
+
+  async #find(): Promise<{file: string; version: Version | undefined} | undefined> {
+    for (const directory of this.#directories) {
+      // Where it is a link, the file that it names is replaced.
+      const file = await realpath(join(directory, allowName)).catch(() => undefined)
+      if (file !== undefined) return {file, version: await versionOf(file)}
+    }
+    return undefined
   }
 
   #line(iqn: string, rule: Rule): string {
@@ -187,13 +219,8 @@ export class IetAccess {
 
   /** The file that ietd reads, or the one that it would. */
   async #read(): Promise<{file: string; text: string | undefined; version: Version | undefined}> {
-    for (const directory of this.#directories) {
-      // Where it is a link, the file that it names is replaced.
-      const file = await realpath(join(directory, allowName)).catch(() => undefined)
-      if (file === undefined) continue
-      const version = await versionOf(file)
-      return {file, version, text: await readFile(file, 'utf8')}
-    }
+    const present = await this.#find()
+    if (present) return {...present, text: await readFile(present.file, 'utf8')}
     const existing = await Promise.all(
       this.#directories.map(directory =>
         stat(directory).then(

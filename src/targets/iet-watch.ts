@@ -1,5 +1,6 @@
 import {EventEmitter} from 'node:events'
 import {StorageError} from '../errors.js'
+import type {TargetEvent} from './driver.js'
 import {type IetControl, request} from './iet-control.js'
 import {ExchangeError, type Link, linkTo, unavailable} from './iet-link.js'
 import {hanging} from './iet-listings.js'
@@ -9,6 +10,7 @@ const pollMs = 400
 /** One client that stays silent keeps ietd from all others. */
 const answerMs = 500
 const pollLostMs = 50
+const lookAroundMs = 2_000
 const recoveryDeadlineMs = 20_000
 
 /**
@@ -20,6 +22,8 @@ export class IetWatch {
   readonly #targets: IetTargets
   readonly #timeoutMs: number
   readonly #setUp: (link: Link) => Promise<void>
+  readonly #lookAround: () => Promise<string[]>
+  #lookAroundAt = 0
   readonly #events = new EventEmitter()
   #pid = 0
   #state: 'new' | 'open' | 'closed' = 'new'
@@ -29,16 +33,24 @@ export class IetWatch {
   #checking: Promise<void> | undefined
   #timer: NodeJS.Timeout | undefined
 
-  /** `setUp` is what a new ietd needs beside the exports. */
+  /**
+   * `setUp` is what a new ietd needs beside the exports; `lookAround` looks at what is neither ietd nor a target, every few
+   * seconds, and gives the names of the targets whose rules it has put back.
+   */
   constructor(
     control: IetControl,
     targets: IetTargets,
-    {timeoutMs, setUp}: {timeoutMs: number; setUp: (link: Link) => Promise<void>},
+    {
+      timeoutMs,
+      setUp,
+      lookAround,
+    }: {timeoutMs: number; setUp: (link: Link) => Promise<void>; lookAround: () => Promise<string[]>},
   ) {
     this.#control = control
     this.#targets = targets
     this.#timeoutMs = timeoutMs
     this.#setUp = setUp
+    this.#lookAround = lookAround
   }
 
   /** Of the ietd in use; 0 before begin(). */
@@ -71,7 +83,7 @@ export class IetWatch {
     this.#state = 'closed'
   }
 
-  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void {
+  on(event: TargetEvent, listener: (facts: Record<string, unknown>) => void): void {
     this.#events.on(event, listener)
   }
 
@@ -137,6 +149,11 @@ export class IetWatch {
     if (pid !== this.#pid) return this.#recover(pid)
     if (missing.length > 0) return this.#bringBack(missing)
     this.#isLost = false
+    if (performance.now() >= this.#lookAroundAt) {
+      this.#lookAroundAt = performance.now() + lookAroundMs
+      const rules = await this.#lookAround()
+      if (rules.length > 0) this.#events.emit('mended', {rules})
+    }
     this.#targets.sweep(this.#link(pid), () => this.#state === 'open')
   }
 

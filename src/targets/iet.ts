@@ -1,5 +1,6 @@
 import {StorageError} from '../errors.js'
 import {formatPortal, parsePortal} from '../iqn.js'
+import {isListenedOn} from '../port-holders.js'
 import type {ChapAuth, Export, ExportSpec, ObservedTarget, Portal, TakenTarget, TargetSession} from '../types.js'
 import type {
   ForeignTarget,
@@ -7,6 +8,7 @@ import type {
   LunCounters,
   ParameterValue,
   TargetDriver,
+  TargetEvent,
   TargetParameters,
   TargetSupports,
 } from './driver.js'
@@ -25,6 +27,7 @@ import {readParameters, writeParameters} from './iet-settings.js'
 import {idsOf, ietWwid, lunOf} from './iet-spec.js'
 import {IetTargets, ruleOf, unmade} from './iet-targets.js'
 import {IetWatch} from './iet-watch.js'
+import {isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 
 export interface IetOptions {
   /** Where ietd listens. IET has no portals that could be opened or closed for a target. */
@@ -80,9 +83,11 @@ export class IetDriver implements TargetDriver {
   readonly #access: IetAccess | undefined
   readonly #targets: IetTargets
   readonly #watch: IetWatch
+  #portalStates: PortalState[]
 
   constructor(options: IetOptions) {
     this.#options = options
+    this.#portalStates = options.portals.map(portal => ({...portal, open: false, reason: 'it was not looked at yet'}))
     const {accessFiles = true, accessDirectories, procDirectory = ietProcDirectory} = options
     const timeoutMs = this.#timeoutMs
     this.#control = new IetControl({socketName: options.socketName})
@@ -99,6 +104,7 @@ export class IetDriver implements TargetDriver {
     this.#watch = new IetWatch(this.#control, this.#targets, {
       timeoutMs,
       setUp: link => this.#setDiscoveryAccounts(link),
+      lookAround: () => this.#lookAround(),
     })
   }
 
@@ -125,6 +131,7 @@ export class IetDriver implements TargetDriver {
     await refuseOtherVersions(this.#control, await this.#listings.volumes(), {pid, timeoutMs})
     await refusePortalsOfOthers(this.#options.portals, pid)
     await this.#access?.load()
+    await this.#lookAtPortals()
     this.#watch.begin(pid)
   }
 
@@ -225,6 +232,14 @@ export class IetDriver implements TargetDriver {
 
   portals(): Portal[] {
     return this.#options.portals.map(portal => ({...portal}))
+  }
+
+  portalStates(): PortalState[] {
+    return this.#portalStates
+  }
+
+  isInPlace(iqn: string): boolean {
+    return this.#targets.entries.has(iqn)
   }
 
   async list(): Promise<ObservedTarget[]> {
@@ -385,8 +400,28 @@ export class IetDriver implements TargetDriver {
     this.#control.close()
   }
 
-  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void {
+  on(event: TargetEvent, listener: (facts: Record<string, unknown>) => void): void {
     this.#watch.on(event, listener)
+  }
+
+  /** What else others may have changed. */
+  async #lookAround(): Promise<string[]> {
+    await this.#lookAtPortals()
+    return (await this.#access?.mend()) ?? []
+  }
+
+  /** ietd listens by its own configuration: nothing of that is lunpath's to mend. */
+  async #lookAtPortals(): Promise<void> {
+    this.#portalStates = await Promise.all(
+      this.#options.portals.map(async portal => {
+        const isLocal = isLocalAddress(portal.address)
+        const open = isLocal && (await isListenedOn(portal))
+        const closed = isLocal
+          ? 'ietd does not listen there: see its option --address, and start it again'
+          : noSuchAddress
+        return {...portal, open, reason: open ? null : closed}
+      }),
+    )
   }
 
   async #setDiscoveryAccounts(link: Link): Promise<void> {

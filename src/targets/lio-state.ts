@@ -336,6 +336,22 @@ export function lookOperations(iqn: string, names: string[]): Operation[] {
   return [op.read(`${groupPath(iqn)}/enable`), op.links(lunPath(iqn)), ...sessionOperations(iqn, names)]
 }
 
+/** For a look at what others may have changed in a target that is there. */
+export function auditOperations(iqn: string): Operation[] {
+  const group = groupPath(iqn)
+  return [op.read(`${group}/enable`), op.links(lunPath(iqn)), op.list(`${group}/np`), op.list(`${group}/acls`)]
+}
+
+/** What auditOperations() found; takes its outcomes off the front. */
+export function takeAudit(outcomes: Outcome[]): {isWhole: boolean; portals: string[]; rules: string[]} {
+  const [enable, links, portals, rules] = outcomes.splice(0, 4)
+  return {
+    isWhole: textOf(enable) === '1' && links!.texts.length > 0,
+    portals: portals!.texts,
+    rules: rules!.texts,
+  }
+}
+
 export interface Look {
   present: boolean
   enabled: boolean

@@ -9,7 +9,7 @@ import {KeyedQueue} from '../lock.js'
 import {portalHolders} from '../port-holders.js'
 import type {Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {Configfs, ConfigfsError, type Operation, type Outcome, op, undoing} from './configfs.js'
-import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
+import {firstLun, type LunCounters, type TargetDriver, type TargetEvent} from './driver.js'
 import {refuseUnrestored} from './errors.js'
 import {LioCounters, type LioReading} from './lio-counters.js'
 import {prepareKernel} from './lio-kernel.js'
@@ -32,6 +32,7 @@ import {
   sizeParameter,
 } from './lio-spec.js'
 import {
+  auditOperations,
   deviceInInfo,
   hasBodyOf,
   isOurs,
@@ -43,8 +44,10 @@ import {
   removal,
   sizeInInfo,
   type TargetState,
+  takeAudit,
   takeLook,
 } from './lio-state.js'
+import {isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 import {refuseUnfitVolume} from './spec.js'
 
 export interface LioOptions {
@@ -59,6 +62,8 @@ export interface LioOptions {
 
 /** How often it is looked whether somebody has taken our targets away (`targetcli clearconfig`, rtslib's service). */
 const watchMs = 2_000
+/** Targets that are looked into at each look, in turn: some 0.1 ms each. */
+const perLook = 200
 /** The kernel answers a logout before it has ended the session. */
 const logoutMs = 500
 /** Initiators without a rule of their own are not told apart by LIO's counters. */
@@ -99,6 +104,7 @@ export class LioDriver implements TargetDriver {
   #timer: NodeJS.Timeout | undefined
   #isLost = false
   #checking: Promise<void> = Promise.resolve()
+  #names = this.#entries.keys()
 
   constructor(options: LioOptions) {
     this.#options = options
@@ -176,6 +182,19 @@ export class LioDriver implements TargetDriver {
     return this.#options.portals.map(portal => ({...portal}))
   }
 
+  /** The kernel listens on an address also before this machine has it, so what is left to see is whether it does. */
+  portalStates(): PortalState[] {
+    const isElsewhere = this.#options.networkNamespace !== undefined
+    return this.#options.portals.map(portal => {
+      const open = this.#state === 'open' && (isElsewhere || isLocalAddress(portal.address))
+      return {...portal, open, reason: open ? null : noSuchAddress}
+    })
+  }
+
+  isInPlace(iqn: string): boolean {
+    return this.#entries.has(iqn)
+  }
+
   /** Ours by a look at each; of the others everything is read. */
   async list(): Promise<ObservedTarget[]> {
     this.#requireOpen()
@@ -221,7 +240,7 @@ export class LioDriver implements TargetDriver {
     this.#configfs.close()
   }
 
-  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void {
+  on(event: TargetEvent, listener: (facts: Record<string, unknown>) => void): void {
     this.#events.on(event, listener)
   }
 
@@ -477,13 +496,67 @@ export class LioDriver implements TargetDriver {
     // What an operation is at work on may be absent for a moment.
     const gone = [...this.#entries.values()].filter(({iqn}) => !present.has(iqn) && !this.#queue.busy(iqn))
     if (gone.length === 0) this.#isLost = false
-    if (gone.length === 0 || this.#state !== 'open') return
+    if (this.#state !== 'open') return
+    if (gone.length === 0) return this.#lookInside()
     this.#tellLost({message: 'targets were removed by somebody else', exports: gone.map(({iqn}) => iqn)})
     await prepareKernel()
     const failed = await this.#putInPlace(gone)
     this.#isLost = false
     const facts = {exports: gone.length - failed.length, failed, durationMs: performance.now() - began}
     this.#events.emit('restarted', facts)
+  }
+
+  /** What of a target that is there others have taken away: its LUN, a portal, a rule, or its being enabled. */
+  async #lookInside(): Promise<void> {
+    const specs = this.#next(perLook)
+    const outcomes = await this.#run(specs.flatMap(spec => auditOperations(spec.iqn)))
+    for (const spec of specs) {
+      const {isWhole, portals, rules} = takeAudit(outcomes)
+      const portal = this.#options.portals.map(formatPortal).find(text => !portals.includes(text))
+      const rule = ruleNames(spec).find(name => !rules.includes(name))
+      if (isWhole && portal === undefined && rule === undefined) continue
+      if (this.#queue.busy(spec.iqn) || this.#entries.get(spec.iqn) !== spec) continue
+      await this.#mend(spec, {isWhole})
+    }
+  }
+
+  async #mend(spec: ExportSpec, {isWhole}: {isWhole: boolean}): Promise<void> {
+    const began = performance.now()
+    const failed: {iqn: string; code: string; message: string}[] = []
+    if (!isWhole) this.#tellLost({message: 'a target was changed by somebody else', exports: [spec.iqn]})
+    try {
+      await this.#queue.run(spec.iqn, async () => {
+        if (this.#entries.get(spec.iqn) !== spec) return
+        const state = await this.#read(spec.iqn, spec.volume.id)
+        // Without its LUN a session has nothing to lose.
+        if (!isWhole) await this.#remove(state, {force: true, doing: 'change', remedy: ''})
+        if (isWhole) await this.#placeOver(spec, state, {open: true})
+        else await this.#place(spec, {open: true})
+      })
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error
+      failed.push({iqn: spec.iqn, code: error.code, message: error.message})
+      if (!isWhole) this.#entries.delete(spec.iqn)
+    }
+    this.#isLost = false
+    if (!isWhole) {
+      this.#events.emit('restarted', {exports: 1 - failed.length, failed, durationMs: performance.now() - began})
+    } else if (failed.length === 0) this.#events.emit('mended', {rules: [spec.iqn]})
+  }
+
+  /** The next exports in turn. */
+  #next(count: number): ExportSpec[] {
+    const specs: ExportSpec[] = []
+    for (let left = Math.min(count, this.#entries.size); left > 0; left--) {
+      let next = this.#names.next()
+      if (next.done) {
+        this.#names = this.#entries.keys()
+        next = this.#names.next()
+      }
+      const spec = this.#entries.get(next.value as string)
+      if (spec && !this.#queue.busy(spec.iqn)) specs.push(spec)
+    }
+    return specs
   }
 
   /** Once, until all is back. */

@@ -6,8 +6,10 @@ import {formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import {portalHolders} from '../port-holders.js'
 import type {ChapCredentials, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
-import {firstLun, type LunCounters, type TargetDriver} from './driver.js'
+import {firstLun, type LunCounters, type TargetDriver, type TargetEvent} from './driver.js'
 import {refuseUnrestored} from './errors.js'
+import {covers, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
+import {type Entry, type Losses, TgtAudit} from './tgt-audit.js'
 import {
   describeTgtError,
   Mode,
@@ -51,12 +53,6 @@ export interface UnmanagedTgt extends CommonOptions {
 
 export type TgtOptions = ManagedTgt | UnmanagedTgt
 
-/** An export that is wanted. Without a tid it is not in tgtd: it could not be put back. */
-interface Entry {
-  spec: ExportSpec
-  tid: number | undefined
-}
-
 /** A CHAP account as tgtd holds it: one secret for a user, whatever the number of targets. */
 interface Account {
   secret: string
@@ -90,6 +86,14 @@ const forceDeadlineMs = 10_000
 const recoveryDeadlineMs = 10_000
 const maxBackOffMs = 5_000
 const steadyAfterMs = 10_000
+/** Looks that are left out in a row because requests are in flight. */
+const mostLeftOut = 5
+/** How often it is tried to open a portal whose address is there. */
+const portalRetryMs = 5_000
+/** Up to so many are put back one by one; for more of them one listing of all targets is worth its cost. */
+const fewExports = 20
+/** How often it is looked whether another tool has changed something. */
+const auditMs = 1_000
 
 /**
  * The tgt driver. It keeps an index of what it exports, so no operation of the hot path lists anything, and an export is
@@ -139,6 +143,11 @@ export class TgtDriver implements TargetDriver {
   #timer: NodeJS.Timeout | undefined
   #backOffMs = 0
   #startedAt = 0
+  #leftOut = 0
+  #auditAt = 0
+  readonly #audit: TgtAudit
+  /** Why our portals are not open, by their text; one that is open is not in it. */
+  readonly #closedPortals = new Map<string, {reason: string; triedAt: number}>()
 
   constructor(options: TgtOptions) {
     if (options.managed) {
@@ -148,6 +157,9 @@ export class TgtDriver implements TargetDriver {
       this.#control = new TgtControl(options.socketPath)
     }
     this.#options = options
+    this.#audit = new TgtAudit(this.#entries, this.#queue, {bindsRules: options.managed})
+    for (const portal of options.portals)
+      this.#closedPortals.set(formatPortal(portal), {reason: 'tgtd has not been told to open it yet', triedAt: 0})
   }
 
   /** Process id of the tgtd in use; 0 before open(). */
@@ -255,9 +267,23 @@ export class TgtDriver implements TargetDriver {
     return this.#options.portals.map(portal => ({...portal}))
   }
 
+  portalStates(): PortalState[] {
+    return this.#options.portals.map(portal => {
+      const reason = this.#closedPortals.get(formatPortal(portal))?.reason ?? null
+      return {...portal, open: reason === null, reason}
+    })
+  }
+
+  isInPlace(iqn: string): boolean {
+    return this.#entries.get(iqn)?.tid !== undefined
+  }
+
   async list(): Promise<ObservedTarget[]> {
     return this.#attempt(async run => {
+      const before = this.#audit.settled()
       const {targets} = await this.#listing(run, {targetsOnly: true})
+      // Not awaited: what is put back waits for operations, and those may wait for whoever has asked.
+      void this.#makeGood(run, this.#audit.compare(before, targets)).catch(() => undefined)
       return targets.map(({outgoingAccount: _, ...target}) => ({...target, luns: this.#withExactSizes(target)}))
     })
   }
@@ -335,7 +361,7 @@ export class TgtDriver implements TargetDriver {
     await this.#control.close()
   }
 
-  on(event: 'restarted' | 'lost', listener: (facts: Record<string, unknown>) => void): void {
+  on(event: TargetEvent, listener: (facts: Record<string, unknown>) => void): void {
     this.#events.on(event, listener)
   }
 
@@ -407,7 +433,8 @@ export class TgtDriver implements TargetDriver {
       return this.#create(run, spec)
     }
     const sameUsers = isDeepStrictEqual(present.accounts, usersOf(spec))
-    if (!isComplete(spec, present) || !sameUsers) {
+    const hasLun = present.luns.length > 0
+    if ((hasLun && !isComplete(spec, present)) || !sameUsers) {
       throw new StorageError(
         'TARGET_IN_USE',
         `${spec.iqn} is in use with another ${sameUsers ? 'identity' : 'CHAP account'} than asked for; log out its initiators first`,
@@ -418,6 +445,7 @@ export class TgtDriver implements TargetDriver {
     const wanted = ruleTexts(spec)
     const sequence = [
       ...rules.filter(rule => !wanted.includes(rule)).map(rule => request.unbind(present.tid, rule)),
+      ...(hasLun ? [] : [request.newLun(present.tid, firstLun, spec.volume.path)]),
       request.updateLun(present.tid, firstLun, lunParameters(spec)),
       ...wanted.filter(rule => !rules.includes(rule)).map(rule => request.bind(present.tid, rule)),
     ]
@@ -648,11 +676,14 @@ export class TgtDriver implements TargetDriver {
   // ---- all exports: after open() and after a restart of tgtd ----
 
   /** Puts every entry of the index in place, then opens the portals. Returns what could not be put back. */
-  async #putInPlace(run: Run): Promise<{iqn: string; code: string; message: string}[]> {
+  async #putInPlace(
+    run: Run,
+    wanted: Iterable<Entry> = this.#entries.values(),
+  ): Promise<{iqn: string; code: string; message: string}[]> {
     const listing = await this.#listing(run)
     this.#learnTids(listing.targets)
     const present = new Map(listing.targets.map(target => [target.iqn, target]))
-    const entries = [...this.#entries.values()].filter(({tid}) => tid === undefined)
+    const entries = [...wanted].filter(({tid}) => tid === undefined)
     const failed: {iqn: string; code: string; message: string}[] = []
     const attempt = async ({spec}: Entry, task: () => Promise<void>) => {
       try {
@@ -744,6 +775,7 @@ export class TgtDriver implements TargetDriver {
     if (ours.length > 0) await run(ours.map(portal => [request.deletePortal(formatPortal(portal))]))
   }
 
+  /** Opens those that can be opened now; #lookAtPortals() tries the others again. */
   async #openPortals(run: Run): Promise<void> {
     const wanted = this.#options.portals
     const replies = await run([
@@ -751,18 +783,37 @@ export class TgtDriver implements TargetDriver {
       [request.showPortals()],
     ])
     const open = parsePortals(replies.at(-1)?.[0]?.text ?? '')
-    for (const [index, portal] of wanted.entries()) {
-      const error = replies[index]?.[0]?.error ?? TgtError.success
-      if (error === TgtError.success || open.some(other => covers(other, portal))) continue
-      throw (
-        (await this.#portalTaken(portal, {dualStack: true})) ??
-        new StorageError(
-          'TARGET_FAILED',
-          `tgtd cannot listen on ${formatPortal(portal)}: it is no address of this machine, or its holder cannot be seen`,
-          {op: 'target.open', info: {portal: formatPortal(portal)}, cause: tgtFact(error)},
-        )
-      )
+    for (const portal of wanted) await this.#noteState(portal, open)
+  }
+
+  async #noteState(portal: Portal, open: Portal[]): Promise<void> {
+    const text = formatPortal(portal)
+    const isLocal = isLocalAddress(portal.address)
+    if (isLocal && open.some(other => covers(other, portal))) {
+      this.#closedPortals.delete(text)
+      return
     }
+    const taken = isLocal ? await this.#portalTaken(portal, {dualStack: true}) : undefined
+    const reason = isLocal
+      ? (taken?.message ?? 'tgtd cannot listen there, and its holder cannot be seen')
+      : noSuchAddress
+    this.#closedPortals.set(text, {reason, triedAt: performance.now()})
+  }
+
+  /** What is not open any more, or could not be opened, is opened as soon as that can be. */
+  async #lookAtPortals(run: Run, open: Portal[]): Promise<void> {
+    const now = performance.now()
+    const due = this.#options.portals.filter(portal => {
+      const state = this.#closedPortals.get(formatPortal(portal))
+      const isOpen = open.some(other => covers(other, portal))
+      const isLocal = isLocalAddress(portal.address)
+      if (isOpen) return state !== undefined || !isLocal
+      return state === undefined || (isLocal && (state.reason === noSuchAddress || now > state.triedAt + portalRetryMs))
+    })
+    if (due.length === 0) return
+    await this.#openPortals(run)
+    const opened = due.map(formatPortal).filter(text => !this.#closedPortals.has(text))
+    if (opened.length > 0) this.#events.emit('mended', {portals: opened})
   }
 
   async #refusePortalsOfOthers(): Promise<void> {
@@ -792,7 +843,9 @@ export class TgtDriver implements TargetDriver {
     this.#timer = setTimeout(
       () => {
         // A request in flight tells as much, and would make the look wait behind it.
-        const look = this.#inFlight > 0 ? Promise.resolve() : this.#check()
+        const isBusy = this.#inFlight > 0 && this.#leftOut < mostLeftOut
+        this.#leftOut = isBusy ? this.#leftOut + 1 : 0
+        const look = isBusy ? Promise.resolve() : this.#check()
         void look.finally(() => this.#watch())
       },
       this.#lost ? pollLostMs : pollMs,
@@ -809,17 +862,76 @@ export class TgtDriver implements TargetDriver {
   }
 
   async #checkOnce(): Promise<void> {
-    const {pid, failure} = await this.#control.run([[request.showPortals()]], {timeoutMs: this.#timeoutMs})
+    const {pid, replies, failure} = await this.#control.run([[request.showPortals()]], {timeoutMs: this.#timeoutMs})
     if (this.#state !== 'open') return
     if (!failure && pid === this.#pid) {
       this.#lost = false
       // Not awaited: it takes its turn behind exports of the same name, and those may be waiting for this look.
       if (this.#debris.size > 0) void this.#sweep()
+      await this.#lookForLosses(parsePortals(replies[0]?.[0]?.text ?? ''))
       return
     }
     if (!failure) return this.#recover(pid)
     this.#tellLost({pid: this.#pid, code: failure.code, message: failure.message})
     if (this.#tgtd && !(await this.#tgtd.alive())) await this.#startAgain()
+  }
+
+  /** What another tool has changed in the tgtd that runs. Where tgtd goes meanwhile, the next look begins anew. */
+  async #lookForLosses(open: Portal[]): Promise<void> {
+    if (!this.#restored || this.#recovery || performance.now() < this.#auditAt) return
+    this.#auditAt = performance.now() + auditMs
+    const run = this.#bound(this.#pid)
+    try {
+      await this.#makeGood(run, await this.#audit.look(run, this.#pid))
+      await this.#lookAtPortals(run, open)
+    } catch (error) {
+      if (!(error instanceof ExchangeError)) throw error
+    }
+  }
+
+  async #makeGood(run: Run, {gone, unbound}: Losses): Promise<void> {
+    if (this.#state !== 'open' || !this.#restored || this.#recovery !== undefined) return
+    if (unbound.length > 0) {
+      await run(unbound.flatMap(({entry, rules}) => rules.map(rule => [request.bind(entry.tid!, rule)])))
+      this.#events.emit('mended', {rules: unbound.map(({entry}) => entry.spec.iqn)})
+    }
+    if (gone.length === 0 || this.#recovery !== undefined) return
+    this.#recovery = this.#putBack(gone).finally(() => {
+      this.#recovery = undefined
+    })
+    await this.#recovery
+  }
+
+  async #putBack(gone: Entry[]): Promise<void> {
+    const began = performance.now()
+    for (const entry of gone) {
+      this.#names.delete(entry.tid!)
+      entry.tid = undefined
+    }
+    const exports = gone.map(({spec}) => spec.iqn)
+    this.#tellLost({message: 'another tool has removed targets', exports})
+    const run = this.#bound(this.#pid)
+    const failed = await (gone.length > fewExports ? this.#putInPlace(run, gone) : this.#createEach(run, gone))
+    this.#lost = false
+    const facts = {pid: this.#pid, exports: gone.length - failed.length, failed}
+    this.#events.emit('restarted', {...facts, durationMs: performance.now() - began})
+  }
+
+  /** As #putInPlace(), but without a listing of all targets. */
+  async #createEach(run: Run, entries: Entry[]): Promise<{iqn: string; code: string; message: string}[]> {
+    const failed: {iqn: string; code: string; message: string}[] = []
+    const [[portals] = []] = await run([[request.showPortals()]])
+    await this.#closePortals(run, parsePortals(portals?.text ?? ''))
+    for (const {spec} of entries) {
+      try {
+        await this.#create(run, spec)
+      } catch (error) {
+        if (!(error instanceof StorageError)) throw error
+        failed.push({iqn: spec.iqn, code: error.code, message: error.message})
+      }
+    }
+    await this.#openPortals(run)
+    return failed
   }
 
   async #startAgain(): Promise<void> {
@@ -1111,11 +1223,4 @@ function stepName(step: TgtRequest | undefined): string {
 
 function samePortal(a: Portal, b: Portal): boolean {
   return a.address === b.address && a.port === b.port
-}
-
-/** True where an open portal receives what is sent to the wanted one. */
-function covers(open: Portal, wanted: Portal): boolean {
-  if (open.port !== wanted.port) return false
-  const wildcard = wanted.address.includes(':') ? '::' : '0.0.0.0'
-  return open.address === wanted.address || open.address === wildcard
 }

@@ -1,6 +1,7 @@
 import {randomBytes} from 'node:crypto'
 import {stat} from 'node:fs/promises'
-import {blockDeviceUse, deviceNumber, type Use} from '../device-use.js'
+import {deviceNumber} from '../device-number.js'
+import {blockDeviceUse, type Use} from '../device-use.js'
 import {StorageError} from '../errors.js'
 import type {VolumeId} from '../types.js'
 import {Batches} from './batches.js'

@@ -144,6 +144,22 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     return error as StorageError
   }
 
+  test(`${name}: an export is in place from its making to its end, and portals are open`, async t => {
+    const {driver, directory, portals} = await setUp(t, ['127.0.0.1', '127.0.0.2'])
+    const spec = await volumeSpec(directory)
+    t.false(driver.isInPlace(spec.iqn))
+    await driver.export(spec)
+    t.true(driver.isInPlace(spec.iqn))
+    await driver.unexport(spec.iqn)
+    t.false(driver.isInPlace(spec.iqn))
+    const states = driver.portalStates()
+    t.deepEqual(
+      states.map(({address, port}) => ({address, port})),
+      portals,
+    )
+    if (dataPath) t.true(states.every(({open, reason}) => open && reason === null))
+  })
+
   test(`${name}: an exported volume has its id as serial, and its size`, async t => {
     const {driver, directory, portal} = await setUp(t)
     const spec = await volumeSpec(directory)

@@ -3,7 +3,7 @@ import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import anyTest, {type TestFn} from 'ava'
 import {errorCodes, StorageError} from '../../src/errors.js'
-import {observe} from '../../src/reconcile/observe.js'
+import {Observer} from '../../src/reconcile/observe.js'
 import type {TgtDriver} from '../../src/targets/tgt.js'
 import {Host, Node} from '../fixtures/node.js'
 import {generator, pick, seed} from '../fixtures/random.js'
@@ -85,7 +85,7 @@ async function perform([method, path, body]: Call, token: string | undefined): P
 async function disagreements(): Promise<string[]> {
   const {rooms} = node.daemon.operations
   const {store} = rooms
-  const {targets} = await observe(rooms)
+  const targets = (await new Observer(rooms).observe({full: true})).targets!
   const disks = (await rooms.compute.disks('vm')).filter(({alias}) => alias.startsWith('ua-lunpath-'))
   const found: string[] = []
   const compare = (what: string, world: string[], stored: string[]) => {

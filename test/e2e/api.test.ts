@@ -125,7 +125,8 @@ async function startedApi(t: ExecutionContext) {
   const never = () => Promise.reject(new Error('not in this test'))
   const service = {operations, benches, metrics, config, version: '0', problems: () => [], doctor: never}
   const benchResults = new BenchResults(join(node.directory, 'bench'))
-  const api = await createApi({...service, benchResults, createPool: never, deletePool: never}, pino({level: 'silent'}))
+  const opened = {...service, benchResults, isOpen: () => true, resuming: () => new Set<string>()}
+  const api = await createApi({...opened, createPool: never, deletePool: never}, pino({level: 'silent'}))
   const socket = join(node.directory, 'other.sock')
   await listenOnSocket(api, socket)
   t.teardown(() => api.close())

@@ -1,7 +1,7 @@
 import {setTimeout as sleep} from 'node:timers/promises'
 import anyTest, {type TestFn} from 'ava'
 import {hasCode} from '../../src/errors.js'
-import {observe} from '../../src/reconcile/observe.js'
+import {Observer} from '../../src/reconcile/observe.js'
 import type {Journal} from '../../src/state/journal.js'
 import {type Crash, noCrash, runUnderCrash} from '../fixtures/crash.js'
 import {Host, Node} from '../fixtures/node.js'
@@ -33,7 +33,7 @@ async function disagreements(): Promise<string[]> {
     const {rooms} = node.daemon.operations
     const {store} = rooms
     await settled(rooms.journal)
-    const {targets} = await observe(rooms)
+    const targets = (await new Observer(rooms).observe({full: true})).targets!
     const inDomain = await rooms.compute.disks('vm').catch(error => {
       if (hasCode(error, 'DOMAIN_NOT_FOUND')) return []
       throw error

@@ -176,6 +176,11 @@ test('05 libvirtd dies while QEMU takes the disk: nothing is deleted while QEMU 
   t.not(id, '', 'libvirtd never died at the right moment')
   t.true(node.store.volumes.has(id))
   t.is((await targets.sessions()).length, 1, 'QEMU is still logged in')
+  // The operation is gone on with beside the look: the next one tells.
+  for (let tries = 0; (await status()).problems.length === 0 && tries < 100; tries++) {
+    await node.daemon.reconcile('test')
+    await sleep(50)
+  }
   const {unfinished, problems} = await status()
   t.like(unfinished, [{kind: 'attach', subject: id, state: 'undoing'}])
   t.regex(unfinished[0]!.waitsFor ?? '', /without libvirt/)

@@ -8,7 +8,16 @@ const iqn = `iqn.2026-01.io.lunpath:${id}`
 const ours = (name: string) => name.startsWith('iqn.2026-01.io.lunpath:')
 const volume = {id, imported: false, path: `/pool/${id}.img`} as never
 const target = {iqn, luns: [{lun: 1}], sessions: []} as never
-const nothing: Observed = {volumes: [], unusablePools: [], targets: [], disks: new Map(), sessions: []}
+const nothing: Observed = {
+  volumes: [],
+  unusablePools: [],
+  targets: [],
+  outOfPlace: new Set(),
+  portals: [],
+  disks: new Map(),
+  sessions: [],
+  unseen: [],
+}
 const desired = (given: Partial<Desired>): Desired => ({
   volumes: [],
   exports: [],
@@ -123,4 +132,81 @@ test('11 a domain with the disk of a session that has ended is told of, and so i
   t.deepEqual(summary(plan(asked, world('/dev/sdb', null), ours)), [`disk-stale ${id}`])
   t.deepEqual(summary(plan(asked, world('/dev/disk/by-id/wwn-0x60', null), ours)), [])
   t.deepEqual(summary(plan(asked, world('/dev/sdc', 'it hangs'), ours)), [`session-stuck ${iqn}`])
+})
+
+test('12 what a look has not asked for is neither missing nor unknown; what the driver has lost is put back all the same', t => {
+  const asked = desired({volumes: [volume], exports: [{volumeId: id, iqn, lun: 1} as never], attachments: [attachment]})
+  const unasked: Observed = {...nothing, volumes: null, targets: null, sessions: null, disks: null}
+  t.deepEqual(plan(asked, unasked, ours), [])
+  t.deepEqual(plan(asked, {...unasked, outOfPlace: new Set([iqn])}, ours), [{do: 'restore', volumeId: id}])
+})
+
+test('13 a portal that is not open is told of, and why', t => {
+  const portal = {address: '192.0.2.7', port: 3260}
+  const actions = plan(
+    desired({}),
+    {
+      ...nothing,
+      portals: [
+        {...portal, open: false, reason: 'it is no address of this machine'},
+        {...portal, port: 3261, open: true, reason: null},
+      ],
+    },
+    ours,
+  )
+  t.deepEqual(summary(actions), ['portal-closed 192.0.2.7:3260'])
+  t.regex(JSON.stringify(actions), /no address of this machine/)
+})
+
+test('14 a disk that logs in to what is no portal any more is told of, with the commands', t => {
+  const record = {id, volumeId: id, iqn, route: 'qemu', domain: 'vm', domainUuid: uuid, target: 'vdb', persistent: true}
+  const portal = {address: '192.0.2.7', port: 3260}
+  const disk = {serial: id, alias: `ua-lunpath-${id}`, live: true, source: {type: 'iscsi', iqn, lun: 1, portal}}
+  const world = (address: string): Observed => ({
+    ...nothing,
+    portals: [{...portal, address, open: true, reason: null}],
+    disks: new Map([[uuid, [disk as never]]]),
+  })
+  const asked = desired({attachments: [record as never]})
+  t.deepEqual(plan(asked, world('192.0.2.7'), ours), [])
+  const actions = plan(asked, world('192.0.2.8'), ours)
+  t.deepEqual(summary(actions), [`disk-portal-changed ${id}`])
+  t.true(JSON.stringify(actions).includes(`lunpath detach ${id}, then lunpath attach vm --volume ${id} --persistent`))
+  const byDevice = desired({attachments: [{...record, volumeId: null} as never]})
+  t.deepEqual(plan(byDevice, world('192.0.2.8'), ours), [], 'what somebody gave as a device has a portal of its own')
+})
+
+test('15 every problem names the command or the event that ends it', t => {
+  const gone = desired({volumes: [volume], attachments: [{...(attachment as object), route: 'host'} as never]})
+  const other = {id: 'f'.repeat(16), path: '/pool/f.img'} as never
+  const target = {iqn: `iqn.2026-01.io.lunpath:${'e'.repeat(16)}`, luns: [], sessions: []} as never
+  const world: Observed = {
+    ...nothing,
+    volumes: [other],
+    targets: [target],
+    unusablePools: [{pool: 'p', driver: 'lvm', reason: 'it is gone'}],
+    portals: [{address: '192.0.2.7', port: 3260, open: false, reason: 'so'}],
+    sessions: [session({stuck: 'it hangs'})],
+    unseen: [{part: 'targets', reason: 'tgtd does not answer'}],
+    disks: inDomain('/dev/sdb'),
+  }
+  const told = [plan(gone, world, ours), plan(gone, {...world, disks: new Map([[uuid, []]])}, ours)]
+    .flat()
+    .flatMap(action => (action.do === 'report' ? [action.problem] : []))
+  const kinds = [
+    'pool-unusable',
+    'look-failed',
+    'portal-closed',
+    'volume-unknown',
+    'export-unknown',
+    'disk-absent',
+    'disk-stale',
+  ]
+  for (const kind of [...kinds, 'session-stuck'])
+    t.true(
+      told.some(({problem}) => problem === kind),
+      kind,
+    )
+  for (const {problem, message} of told)
+    t.regex(message, /[Rr]un: lunpath |[Ii]t ends when|tried again|Remove it|[Mm]ove it/, problem)
 })

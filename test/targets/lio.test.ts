@@ -1,6 +1,6 @@
 import {randomBytes} from 'node:crypto'
 import {once} from 'node:events'
-import {access, mkdir, open, readFile, writeFile} from 'node:fs/promises'
+import {access, mkdir, open, readdir, readFile, rmdir, unlink, writeFile} from 'node:fs/promises'
 import {createServer} from 'node:net'
 import {join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
@@ -310,6 +310,41 @@ lab('targets that somebody took away are put back while the driver runs', async 
   t.like(await back, {exports: 1, failed: []})
   t.like(told, [{exports: [spec.iqn]}])
   t.like(await login({portal, iqn: spec.iqn, initiator, auth}), {serial: made.serial, wwid: made.wwid})
+})
+
+lab('what somebody took out of a target is put back: a portal, a rule, its LUN, its being enabled', async t => {
+  const {driver, directory, portal} = await setUp(t)
+  const awake = setInterval(() => undefined, 1_000)
+  t.teardown(() => clearInterval(awake))
+  const spec = await volumeSpec(directory, {access: byName, auth})
+  const other = await volumeSpec(directory)
+  const made = await driver.export(spec)
+  await driver.export(other)
+  const told: string[] = []
+  for (const event of ['lost', 'restarted', 'mended'] as const) driver.on(event, () => told.push(event))
+  const group = join(configfsRoot, 'target', 'iscsi', spec.iqn, 'tpgt_1')
+  const lun = join(group, 'lun', 'lun_1')
+  const rule = join(group, 'acls', initiator)
+  const linkIn = async (directory: string) =>
+    (await readdir(directory, {withFileTypes: true})).find(entry => entry.isSymbolicLink())!.name
+  const takeAway: Record<string, () => Promise<void>> = {
+    portal: () => rmdir(join(group, 'np', formatPortal(portal))),
+    rule: async () => {
+      await unlink(join(rule, 'lun_1', await linkIn(join(rule, 'lun_1'))))
+      await rmdir(join(rule, 'lun_1'))
+      await rmdir(rule)
+    },
+    lun: async () => unlink(join(lun, await linkIn(lun))),
+    enable: () => writeFile(join(group, 'enable'), '0'),
+  }
+  for (const [what, act] of Object.entries(takeAway)) {
+    told.length = 0
+    await act()
+    await until(async () => told.some(event => event !== 'lost'))
+    t.deepEqual(told, what === 'portal' || what === 'rule' ? ['mended'] : ['lost', 'restarted'], what)
+    t.like(await login({portal, iqn: spec.iqn, initiator, auth}), {serial: made.serial, wwid: made.wwid}, what)
+  }
+  t.deepEqual(driver.portalStates(), [{...portal, open: true, reason: null}])
 })
 
 lab('after a reboot the daemon puts everything back: names, serials, LUNs, CHAP', async t => {

@@ -11,9 +11,12 @@ const answers = {'2xx': AnswerSchema, default: ErrorSchema}
 
 /** /v1/exports */
 export function exportRoutes({operations}: Service) {
-  const {store} = operations.rooms
+  const {store, targets} = operations.rooms
   return async (api: FastifyInstance) => {
-    api.get('/exports', {schema: {response: {200: Type.Array(ExportSchema)}}}, async () => [...store.exports.values()])
+    api.get('/exports', {schema: {response: {200: Type.Array(ExportSchema)}}}, async () => {
+      const portals = targets.portals()
+      return [...store.exports.values()].map(record => ({...record, portals}))
+    })
 
     api.post<{Body: Static<typeof NewExportBody>}>(
       '/exports',

@@ -1,24 +1,34 @@
-import type {Static} from '@sinclair/typebox'
+import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {parsePortal} from '../../iqn.js'
 import type {Service} from '../../service.js'
-import {DiscoverBody} from '../schema.js'
+import {DiscoverBody, ErrorSchema} from '../schema.js'
+
+const CancelledSchema = Type.Object({id: Type.String(), kind: Type.String(), subject: Type.String()})
 
 /** What concerns the node as a whole: domains, discovery, doctor, status. */
-export function nodeRoutes({operations, version, doctor, problems}: Service) {
+export function nodeRoutes({operations, version, doctor, problems, isOpen, resuming}: Service) {
   const {rooms} = operations
   return async (api: FastifyInstance) => {
     api.get('/status', async () => ({
       version,
       pid: process.pid,
-      portals: rooms.targets.portals(),
+      state: isOpen() && resuming().size === 0 ? 'serving' : 'recovering',
+      portals: rooms.targets.portalStates(),
       initiatorName: rooms.initiatorName,
-      unfinished: rooms.journal.unfinished().map(({kind, subject, state, startedAt, waits}) => ({
-        ...{kind, subject, state, startedAt},
+      unfinished: rooms.journal.unfinished().map(({id, kind, subject, state, startedAt, waits}) => ({
+        ...{id, kind, subject, state, startedAt},
+        running: operations.isRunning(id),
+        resumed: resuming().has(id),
         waitsFor: waits?.message ?? null,
       })),
       problems: problems(),
     }))
+    api.delete<{Params: {operation: string}}>(
+      '/operations/:operation',
+      {schema: {response: {200: CancelledSchema, default: ErrorSchema}}},
+      async ({params}) => operations.cancel(params.operation),
+    )
     api.get('/domains', async () => rooms.compute.domains())
     api.get<{Params: {domain: string}}>('/domains/:domain/disks', async ({params}) =>
       rooms.compute.disks(params.domain),

@@ -10,13 +10,22 @@ import {sessionNumber} from './target.js'
 interface Status {
   version: string
   pid: number
-  portals: Portal[]
+  state: 'recovering' | 'serving'
+  portals: (Portal & {open: boolean; reason: string | null})[]
   initiatorName: string
-  unfinished: {kind: string; subject: string; state: string; startedAt: string; waitsFor: string | null}[]
+  unfinished: {
+    id: string
+    kind: string
+    subject: string
+    state: string
+    startedAt: string
+    running: boolean
+    waitsFor: string | null
+  }[]
   problems: {message: string}[]
 }
 
-/** `lunpath discover`, `session list|delete`, `domain list|disks`, `status` */
+/** `lunpath discover`, `session list|delete`, `domain list|disks`, `status`, `cancel` */
 export function nodeCommands(program: Command): void {
   addChapOption(
     program.command('discover <portal>').description('ask a portal (ADDRESS[:PORT]) for its targets'),
@@ -112,20 +121,37 @@ export function nodeCommands(program: Command): void {
       withDaemon(command, async ({call, json}) => {
         const status = await call<Status>('GET', '/status')
         if (json) return printJson(status)
-        const {version, pid, portals, initiatorName, unfinished, problems} = status
+        const {version, pid, state, portals, initiatorName, unfinished, problems} = status
         printFacts({
           version,
           process: pid,
-          portals: portals.map(formatPortal).join(' '),
+          state,
+          portals: portals.map(portal => `${formatPortal(portal)}${portal.open ? '' : ' (not open)'}`).join(' '),
           initiator: initiatorName,
           unfinished: unfinished.length,
           problems: problems.length,
         })
-        for (const {kind, subject, state, startedAt, waitsFor} of unfinished) {
-          process.stdout.write(`unfinished: ${kind} of ${subject}, ${state} since ${startedAt}\n`)
+        for (const {id, kind, subject, state, startedAt, running, waitsFor} of unfinished) {
+          const now = running ? state : `${state}, waiting`
+          process.stdout.write(`unfinished: ${kind} of ${subject}, ${now} since ${startedAt} (operation ${id})\n`)
           if (waitsFor !== null) process.stdout.write(`  ${waitsFor}\n`)
         }
         for (const {message} of problems) process.stdout.write(`problem: ${message}\n`)
+      }),
+    )
+
+  program
+    .command('cancel <operation>')
+    .description('cancel an unfinished operation that makes something (its id, or its volume), and undo it')
+    .addHelpText('after', '\nSee lunpath status. What is being taken away (detach, delete) cannot be cancelled.')
+    .action((operation: string, _options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const cancelled = await call<{kind: string; subject: string}>(
+          'DELETE',
+          `/operations/${encodeURIComponent(operation)}`,
+        )
+        if (json) return printJson(cancelled)
+        process.stdout.write(`cancelled ${cancelled.kind} of ${cancelled.subject}\n`)
       }),
     )
 }

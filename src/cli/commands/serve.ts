@@ -1,5 +1,6 @@
 import {constants} from 'node:os'
 import type {Command} from 'commander'
+import type {Daemon} from '../../daemon.js'
 
 /** `lunpath serve`: the daemon, in the foreground; a service manager or a shell puts it where it belongs. */
 export function serveCommand(program: Command): void {
@@ -19,12 +20,24 @@ Examples:
     )
     .action(async ({config: path}) => {
       // Loaded here alone: the other commands are clients and start in a tenth of the time without it.
-      const [{readConfig}, {Daemon}] = await Promise.all([import('../../config.js'), import('../../daemon.js')])
-      const daemon = await Daemon.start(await readConfig(path))
+      const [{readConfig}, {Daemon: Served}] = await Promise.all([import('../../config.js'), import('../../daemon.js')])
+      const config = await readConfig(path)
+      const ending = new AbortController()
+      let daemon: Daemon | undefined
+      let exitCode = 0
+      const end = () => daemon?.close().then(() => process.exit(exitCode))
+      // Before the start, which may last: told to end in its midst, the daemon ends as clean as later.
       for (const signal of ['SIGINT', 'SIGTERM'] as const) {
         process.once(signal, () => {
-          void daemon.close().then(() => process.exit(signal === 'SIGTERM' ? 0 : 128 + constants.signals[signal]))
+          exitCode = signal === 'SIGTERM' ? 0 : 128 + constants.signals[signal]
+          ending.abort()
+          void end()
         })
       }
+      daemon = await Served.start(config, {signal: ending.signal}).catch(error => {
+        if (ending.signal.aborted) process.exit(exitCode)
+        throw error
+      })
+      if (ending.signal.aborted) await end()
     })
 }
