@@ -7,6 +7,8 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {promisify} from 'node:util'
 import {ApiClient} from '../src/api/client.js'
 import {freePort} from '../src/sandbox/ports.js'
+import {request, TgtControl} from '../src/targets/tgt-control.js'
+import {parseTargets} from '../src/targets/tgt-show.js'
 import {lunParameters} from '../src/targets/tgt-spec.js'
 import {type Comparison, compile, countExecve} from './measure.js'
 import type {Release} from './trials.js'
@@ -24,6 +26,16 @@ export interface EndToEndOptions {
   count: number
   /** Exports, made through the API too, that are there before. */
   existing: number
+}
+
+/** What the trials of this file share: a daemon with some exports, and what is done to it. */
+interface Load {
+  directory: string
+  daemon: ChildProcess
+  make: (times: number) => Promise<string[]>
+  unexport: (ids: string[]) => Promise<void>
+  /** Waits until tgtd has forgotten what was unexported: lunpath leaves the last part of that for a quiet time. */
+  settle: () => Promise<void>
 }
 
 /**
@@ -46,40 +58,13 @@ export async function endToEndComparison(
   await writeFile(path, '')
   await truncate(path, sizeBytes)
 
-  const daemon = await serve(directory)
-  release(() => stop(daemon))
-  const api = new ApiClient(join(directory, 'api.sock'), {maxSockets: concurrency})
-  release(async () => api.close())
-
-  const make = async (times: number): Promise<string[]> => {
-    const made: string[] = []
-    let begun = 0
-    const worker = async () => {
-      while (begun++ < times) {
-        const {volume} = await api.call<{volume: {id: string}}>('POST', '/exports', {
-          sizeBytes,
-          access: {addresses: ['ALL']},
-        })
-        made.push(volume.id)
-      }
-    }
-    await Promise.all(Array.from({length: concurrency}, worker))
-    return made
-  }
-  const unexport = async (ids: string[]) => {
-    const worker = async () => {
-      for (let id = ids.pop(); id; id = ids.pop()) await api.call('DELETE', `/exports/${id}`)
-    }
-    await Promise.all(Array.from({length: concurrency}, worker))
-  }
-  await unexport(await make(warmUpExports))
-  await make(existing)
-
+  const {daemon, make, unexport, settle} = await startLoad({concurrency, existing, directory}, release)
   const ours = async () => {
     const began = process.hrtime.bigint()
     const made = await make(count)
     const took = Number(process.hrtime.bigint() - began)
     await unexport(made)
+    await settle()
     return (count / took) * 1e9
   }
   const parameters = lunParameters({
@@ -112,6 +97,87 @@ export async function endToEndComparison(
       existingExports: existing,
       exportsPerSample: count,
       execvePerOperation: await execveOf(daemon, async () => unexport(await make(10)), 10),
+    }),
+  }
+}
+
+async function startLoad(
+  {concurrency, existing, directory}: Pick<EndToEndOptions, 'concurrency' | 'existing'> & {directory: string},
+  release: Release,
+): Promise<Load> {
+  const daemon = await serve(directory)
+  release(() => stop(daemon))
+  const api = new ApiClient(join(directory, 'api.sock'), {maxSockets: concurrency})
+  release(async () => api.close())
+
+  const make = async (times: number): Promise<string[]> => {
+    const made: string[] = []
+    let begun = 0
+    const worker = async () => {
+      while (begun++ < times) {
+        const {volume} = await api.call<{volume: {id: string}}>('POST', '/exports', {
+          sizeBytes,
+          access: {addresses: ['ALL']},
+        })
+        made.push(volume.id)
+      }
+    }
+    await Promise.all(Array.from({length: concurrency}, worker))
+    return made
+  }
+  const unexport = async (ids: string[]) => {
+    const worker = async () => {
+      for (let id = ids.pop(); id; id = ids.pop()) await api.call('DELETE', `/exports/${id}`)
+    }
+    await Promise.all(Array.from({length: concurrency}, worker))
+  }
+  const control = new TgtControl(join(directory, 'tgtd', 'control.1'))
+  release(() => control.close())
+  const settle = async () => {
+    for (;;) {
+      const {replies} = await control.run([[request.showTargets()]], {timeoutMs: 60_000})
+      if (parseTargets(replies[0]?.[0]?.text ?? '').length <= existing) return
+      await sleep(500)
+    }
+  }
+  await unexport(await make(warmUpExports))
+  await settle()
+  await make(existing)
+  return {directory, daemon, make, unexport, settle}
+}
+
+/**
+ * Taking exports away through the API, against making them there: requests of the same daemon, of the same number, with the
+ * same targets beside. A sample of either is exports a second; the other half of its round is not measured.
+ */
+export async function unexportComparison(
+  {concurrency, count, existing}: EndToEndOptions,
+  release: Release,
+): Promise<Comparison> {
+  const directory = await mkdtemp(join(tmpdir(), 'lp-bench-'))
+  release(() => rm(directory, {recursive: true, force: true}))
+  const {make, unexport, settle} = await startLoad({concurrency, existing, directory}, release)
+  let settledMs = 0
+  const round = async (measured: 'make' | 'unexport') => {
+    const times = [performance.now()]
+    const made = await make(count)
+    times.push(performance.now())
+    await unexport(made)
+    times.push(performance.now())
+    await settle()
+    settledMs = performance.now() - times[2]!
+    const tookMs = measured === 'make' ? times[1]! - times[0]! : times[2]! - times[1]!
+    return (count / tookMs) * 1e3
+  }
+  return {
+    ours: () => round('unexport'),
+    other: () => round('make'),
+    otherName: 'making them',
+    beside: async () => ({
+      concurrency,
+      existingExports: existing,
+      exportsPerSample: count,
+      millisecondsUntilTgtdHasForgottenThem: Math.round(settledMs),
     }),
   }
 }

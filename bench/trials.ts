@@ -1,7 +1,7 @@
 import type {NativeIscsiEngine} from '../src/bench/native.js'
 import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
-import {endToEndComparison} from './end-to-end.js'
+import {endToEndComparison, unexportComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
 import {ietBareComparison, ietLostComparison, ietSpawnComparison} from './iet.js'
 import {type IoTrial, ioComparison} from './io.js'
@@ -55,6 +55,7 @@ export const trials: Trial[] = [
     prepare: release => provisionComparison({other: 'bare C', count: 100, concurrency: 1}, release),
   },
   ...[0, 1000, 2000].flatMap(existing => [endToEnd(16, existing, {atLeast: 0.3}), endToEnd(1, existing, null)]),
+  ...[0, 1000, 2000].map(unexport),
   compute('attach', 'virtio', {atMost: 0.4}),
   compute('attach', 'scsi', {atMost: 0.4}),
   compute('detach', 'virtio', null),
@@ -196,6 +197,17 @@ function endToEnd(concurrency: number, existing: number, bar: Trial['bar']): Tri
     better: 'higher',
     bar,
     prepare: release => endToEndComparison({concurrency, existing, count: concurrency === 1 ? 100 : 640}, release),
+  }
+}
+
+function unexport(existing: number): Trial {
+  return {
+    bench: 'provision',
+    name: `end to end: export delete through the API, 16 at once, ${existing} there before, against making them`,
+    unit: 'exports/s',
+    better: 'higher',
+    bar: {atLeast: 0.7},
+    prepare: release => unexportComparison({concurrency: 16, existing, count: 640}, release),
   }
 }
 

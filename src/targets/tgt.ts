@@ -20,6 +20,7 @@ import {
   type TgtRequest,
   tgtFact,
 } from './tgt-control.js'
+import {EmptiedTargets} from './tgt-emptied.js'
 import {
   parseAccounts,
   parseConnections,
@@ -128,6 +129,11 @@ export class TgtDriver implements TargetDriver {
   readonly #accounts = new Map<string, Account>()
   /** Exports that broke off in the middle, by IQN: removed as soon as tgtd answers again. */
   readonly #debris = new Map<string, ExportSpec>()
+  /** Of a tgtd of our own: in another's a crash of this process would leave them there for good. */
+  readonly #emptied = new EmptiedTargets({
+    remove: (iqn, tid) => this.#removeEmptied(iqn, tid),
+    quietMs: () => (this.#inFlight > 0 || this.#lost ? 0 : performance.now() - this.#askedAt),
+  })
   readonly #initiators = new Map<string, string>()
   readonly #names = new Map<number, string>()
   #nextTid = 1
@@ -138,6 +144,7 @@ export class TgtDriver implements TargetDriver {
   readonly #closing = new AbortController()
   #lost = false
   #inFlight = 0
+  #askedAt = 0
   #recovery: Promise<void> | undefined
   #checking: Promise<void> | undefined
   #timer: NodeJS.Timeout | undefined
@@ -222,9 +229,12 @@ export class TgtDriver implements TargetDriver {
   async unexport(iqn: string, {force = false}: {force?: boolean} = {}): Promise<void> {
     await this.#queue.run(iqn, () =>
       this.#attempt(async run => {
+        if (this.#emptied.has(iqn)) return
         const entry = this.#entries.get(iqn)
         const found = await this.#find(run, iqn, entry)
-        if (found) await this.#remove(run, {iqn, force, ...found})
+        const mayWait = this.#tgtd !== undefined && !force && this.#emptied.isWorthwhile(this.#entries.size)
+        if (found && mayWait) await this.#empty(run, {iqn, ...found})
+        else if (found) await this.#remove(run, {iqn, force, ...found})
         if (entry) await this.#forget(run, entry.spec)
       }),
     )
@@ -284,7 +294,9 @@ export class TgtDriver implements TargetDriver {
       const {targets} = await this.#listing(run, {targetsOnly: true})
       // Not awaited: what is put back waits for operations, and those may wait for whoever has asked.
       void this.#makeGood(run, this.#audit.compare(before, targets)).catch(() => undefined)
-      return targets.map(({outgoingAccount: _, ...target}) => ({...target, luns: this.#withExactSizes(target)}))
+      return targets.flatMap(({outgoingAccount: _, ...target}) =>
+        this.#emptied.has(target.iqn) ? [] : [{...target, luns: this.#withExactSizes(target)}],
+      )
     })
   }
 
@@ -345,6 +357,7 @@ export class TgtDriver implements TargetDriver {
     this.#state = 'closed'
     this.#closing.abort()
     clearTimeout(this.#timer)
+    this.#emptied.close()
     if (this.#tgtd) this.#tgtd.onExit = undefined
     await this.#checking
     if (this.#tgtd && this.#options.managed && !this.#options.keepOnClose && this.#tgtd.pid !== 0) {
@@ -369,6 +382,8 @@ export class TgtDriver implements TargetDriver {
 
   /** Makes the target in one exchange, the access rules last. */
   async #create(run: Run, spec: ExportSpec): Promise<void> {
+    const emptied = this.#emptied.take(spec.iqn)
+    if (emptied !== undefined) await run([[request.deleteTarget(emptied)]])
     for (;;) {
       const tid = this.#takeTid()
       const newAccounts = this.#reserveAccounts(spec)
@@ -543,6 +558,31 @@ export class TgtDriver implements TargetDriver {
     throw late
   }
 
+  /**
+   * All of a removal but its end: with rules, sessions and LUN gone there is nothing of the export left, and the rest of the
+   * target goes when tgtd has time for it.
+   */
+  async #empty(run: Run, {iqn, tid, rules}: {iqn: string; tid: number; rules: string[]}): Promise<void> {
+    await this.#closeToNewLogins(run, {iqn, tid, rules, doing: 'unexport', remedy: 'log out first, or use force'})
+    const [[lun] = []] = await run([[request.deleteLun(tid, firstLun)]])
+    const isWithoutLun = lun?.error === TgtError.success || lun?.error === TgtError.noLun
+    if (isWithoutLun) this.#emptied.add(iqn, tid)
+    else await this.#remove(run, {iqn, tid, rules: [], force: false})
+  }
+
+  async #removeEmptied(iqn: string, tid: number): Promise<{gone: boolean; inUse: boolean}> {
+    return this.#queue.run(iqn, async () => {
+      if (!this.#emptied.has(iqn)) return {gone: true, inUse: false}
+      const {replies} = await this.#control.run([[request.allStatistics()], [request.deleteTarget(tid)]], {
+        timeoutMs: this.#timeoutMs,
+        expectedPid: this.#pid,
+      })
+      const [[statistics] = [], [target] = []] = replies
+      const gone = target?.error === TgtError.success || target?.error === TgtError.noTarget
+      return {gone, inUse: parseStatistics(statistics?.text ?? '').length > 0}
+    })
+  }
+
   /** Rules, connections, LUN, target: in another order tgtd refuses, or fails I/O that it has accepted. */
   async #remove(
     run: Run,
@@ -682,6 +722,7 @@ export class TgtDriver implements TargetDriver {
   ): Promise<{iqn: string; code: string; message: string}[]> {
     const listing = await this.#listing(run)
     this.#learnTids(listing.targets)
+    if (this.#tgtd) for (const {iqn, tid} of listing.targets.filter(isEmptied)) this.#emptied.add(iqn, tid)
     const present = new Map(listing.targets.map(target => [target.iqn, target]))
     const entries = [...wanted].filter(({tid}) => tid === undefined)
     const failed: {iqn: string; code: string; message: string}[] = []
@@ -974,6 +1015,7 @@ export class TgtDriver implements TargetDriver {
     this.#names.clear()
     this.#initiators.clear()
     this.#debris.clear()
+    this.#emptied.clear()
     for (const entry of this.#entries.values()) entry.tid = undefined
     if (!this.#restored) return
     try {
@@ -1066,6 +1108,7 @@ export class TgtDriver implements TargetDriver {
         return replies
       } finally {
         this.#inFlight--
+        this.#askedAt = performance.now()
       }
     }
   }
@@ -1194,6 +1237,11 @@ function refuseForeign(spec: ExportSpec, target: ShownTarget): void {
     `A target ${spec.iqn} exists already that is not lunpath's: its LUN ${foreign.lun} is ${foreign.path}`,
     {op: 'target.export', info: {iqn: spec.iqn, tid: target.tid, lun: foreign.lun, path: foreign.path}},
   )
+}
+
+/** What an unexport leaves for later. An export that a crash broke off looks like that too, and is made anew. */
+function isEmptied({luns, access, accounts, sessions}: ShownTarget): boolean {
+  return [luns, access.addresses, access.names, accounts, sessions].every(list => list.length === 0)
 }
 
 function isComplete({volume, readOnly}: ExportSpec, {luns: [lun]}: ShownTarget): boolean {

@@ -413,3 +413,48 @@ test('write-through: tgtd syncs the file before it acknowledges a write; write-b
   }
   t.deepEqual(syncs, {through: 1, back: 0})
 })
+
+test('of many targets an unexport leaves an empty one for a quiet time: nobody sees it, and then it is gone', async t => {
+  const directory = await temporaryDirectory(t)
+  const portal = await loopbackPortal()
+  const place = join(directory, 'tgt')
+  const first = await managed(t, place, [portal], {keepOnClose: true})
+  await first.restore([])
+  const specs = await Promise.all(Array.from({length: 520}, () => volumeSpec(directory)))
+  for (const spec of specs) await first.export(spec)
+  const control = new TgtControl(join(place, 'control.1'))
+  t.teardown(() => control.close())
+  const shown = async () => {
+    const {replies} = await control.run([[request.showTargets()]], {timeoutMs: 20_000})
+    return new Map(parseTargets(replies[0]![0]!.text).map(target => [target.iqn, target]))
+  }
+  const [gone, again, used, restarted] = specs as [ExportSpec, ExportSpec, ExportSpec, ExportSpec]
+
+  const session = await stayLoggedIn(t, first, portal, used.iqn)
+  await t.throwsAsync(first.unexport(used.iqn), {code: 'TARGET_IN_USE'})
+  await session.leave()
+  await until(async () => (await first.sessions()).length === 0)
+
+  for (const {iqn} of [gone, again, used]) await first.unexport(iqn)
+  await first.unexport(gone.iqn)
+  const listed = (await first.list()).map(({iqn}) => iqn)
+  t.false([gone, again, used].some(({iqn}) => listed.includes(iqn)))
+  t.is(await first.get(gone.iqn), undefined)
+  const left = (await shown()).get(gone.iqn)
+  // It may be gone already on a slow machine; what is there leads nowhere.
+  if (left) t.like(left, {luns: [], access: {addresses: [], names: []}, sessions: []})
+  await first.export(again)
+  t.like(await first.get(again.iqn), {luns: [{serial: again.volume.id}]})
+  await until(async () => {
+    const now = await shown()
+    return !now.has(gone.iqn) && !now.has(used.iqn) && now.has(again.iqn)
+  })
+
+  await first.unexport(restarted.iqn)
+  await first.close()
+  const next = await managed(t, place, [portal])
+  await next.restore(specs.filter(spec => ![gone, used, restarted].includes(spec)))
+  t.false((await next.list()).some(({iqn}) => iqn === restarted.iqn))
+  await until(async () => !(await shown()).has(restarted.iqn))
+  t.is((await shown()).size, 517)
+})
