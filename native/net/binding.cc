@@ -8,8 +8,8 @@
 namespace lunpath::net {
 namespace {
 
-// Sixteen for calls on devices, of which src/initiators/kernel-io.ts begins no more at once, so that none waits here; and
-// one for the counters, which never hang.
+// Sixteen for calls on devices, of which src/initiators/kernel-io.ts begins no more at once, so that none waits here;
+// and one for the counters, which never hang.
 constexpr int kThreads = 17;
 
 Napi::Value ToJs(Napi::Env env, std::vector<ConnectionStats>& all) {

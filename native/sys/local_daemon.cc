@@ -25,7 +25,8 @@ Error LocalDaemon::Protocol(const std::string& what) const {
 
 Result<LocalConnection> LocalConnection::Open(const LocalDaemon& daemon, Clock::time_point deadline, pid_t expected_pid,
                                               pid_t* pid) {
-  // A request that has waited too long must not be sent: its caller has been told that it failed, and goes on from there.
+  // A request that has waited too long must not be sent: its caller has been told that it failed, and goes on from
+  // there.
   if (MillisecondsLeft(deadline) == 0) return daemon.Timeout("connect");
   LocalConnection made(daemon, deadline);
   made.fd_.Reset(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));

@@ -32,8 +32,8 @@ class LocalConnection {
   using Clock = std::chrono::steady_clock;
 
   // Tells in `pid` which process listens (SO_PEERCRED). CODE_RESTARTED where `expected_pid` is not 0 and it is another
-  // one. As many connections as wait already may be all that the daemon lets wait: then it is tried until `deadline`, and
-  // not at all after it.
+  // one. As many connections as wait already may be all that the daemon lets wait: then it is tried until `deadline`,
+  // and not at all after it.
   static Result<LocalConnection> Open(const LocalDaemon& daemon, Clock::time_point deadline, pid_t expected_pid,
                                       pid_t* pid);
 
