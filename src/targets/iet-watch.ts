@@ -100,6 +100,8 @@ export class IetWatch {
         const {fact} = error
         if (fact.code === 'ETIMEDOUT' || fact.code === 'IET_STUCK') throw hanging(fact, {})
         if (again > 0) throw unavailable(this.#control.socketName, fact)
+        // A look that is under way may have had its answer before the exchange broke.
+        await this.#checking
         await this.#lookAfter()
         if (this.#isLost) throw unavailable(this.#control.socketName, fact)
       }

@@ -1081,6 +1081,8 @@ export class TgtDriver implements TargetDriver {
   /** After a broken exchange: true once tgtd answers again. One that is not ours to start gets no time to come back. */
   async #returned(): Promise<boolean> {
     const deadline = Date.now() + recoveryDeadlineMs
+    // A look that is under way may have had its answer before the exchange broke.
+    await this.#checking
     for (;;) {
       await this.#check()
       if (!this.#lost) return true
