@@ -226,6 +226,41 @@ test('a domain with no devices or no disks has no disks', t => {
   }
 })
 
+test('all that feeds a domain is found: each image of a chain, a copy under way, and SCSI devices handed on', t => {
+  const xml = `<domain id='1'><name>vm</name><uuid>u</uuid><devices>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/top'/><target dev='vda' bus='virtio'/>
+      <backingStore type='file'><format type='qcow2'/><source file='/middle'/>
+        <backingStore type='block'><format type='raw'/><source dev='/dev/base'/><backingStore/></backingStore></backingStore>
+      <mirror type='file' job='copy'><format type='raw'/><source file='/copy'/></mirror></disk>
+    <disk type='file' device='disk'><driver name='qemu' type='vmdk'/><source file='/odd'/><target dev='vdb' bus='virtio'/><shareable/></disk>
+    <disk type='file' device='cdrom'><source file='/iso'/><target dev='sda' bus='sata'/></disk>
+    <hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host4'/><address bus='0' target='2' unit='1'/></source></hostdev>
+    <hostdev mode='subsystem' type='scsi'><source protocol='iscsi' name='${iqn}/3'><host name='h' port='3260'/></source></hostdev>
+    <hostdev mode='subsystem' type='pci'><source><address domain='0' bus='1' slot='0' function='0'/></source></hostdev>
+  </devices></domain>`
+  const {feeds} = describe(xml, null)
+  const named = feeds.map(({source, device, shared}) => {
+    const what =
+      source.type === 'iscsi' ? `${source.iqn}/${source.lun}` : source.type === 'scsi' ? source.address : source.path
+    return `${device} ${what}${shared ? ' shared' : ''}`
+  })
+  t.deepEqual(named.sort(), [
+    'a hostdev 4:0:2:1',
+    `a hostdev ${iqn}/3`,
+    'sda /iso',
+    'vda /copy',
+    'vda /dev/base',
+    'vda /middle',
+    'vda /top',
+    'vdb /odd shared',
+  ])
+})
+
+test('a LUN is one LUN, whatever its portal is called', t => {
+  const lun = (address: string) => ({type: 'iscsi' as const, iqn, lun: 1, portal: {address, port: 3260}})
+  t.true(sameSource(lun('localhost'), lun('127.0.0.1')))
+})
+
 test('sources are the same where they lead to the same blocks', t => {
   const lun = (more: object) => ({type: 'iscsi' as const, iqn, lun: 1, portal: {address: '::1', port: 3260}, ...more})
   t.true(sameSource(lun({}), lun({initiatorName: 'iqn.2026-01.test:x'})))
