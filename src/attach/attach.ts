@@ -57,7 +57,8 @@ export type AttachAsked = {
 
 /** `volume create`: intent, then the volume. */
 export function createVolume(operations: Operations, asked: NewVolume, options: Asked = {}): Promise<Answer> {
-  return operations.perform('volume.create', asked, options, () => {
+  return operations.perform('volume.create', asked, options, async () => {
+    await operations.rooms.volumes.ready(asked.pool)
     const volume = newVolume(operations.rooms, asked)
     return wanted('volume.create', {volume}, ['volume'])
   })
@@ -87,7 +88,8 @@ export function cloneVolume(
   asked: {volume: string; name?: string; sizeBytes?: number; pool?: string},
   options: Asked = {},
 ): Promise<Answer> {
-  return operations.perform('volume.clone', asked, options, () => {
+  return operations.perform('volume.clone', asked, options, async () => {
+    if (asked.pool !== undefined) await operations.rooms.volumes.ready(asked.pool)
     const source = operations.rooms.store.volume(asked.volume)
     const sizeBytes = checkSize(asked.sizeBytes ?? source.sizeBytes)
     if (sizeBytes < source.sizeBytes) {
@@ -188,8 +190,9 @@ export function createExport(
   asked: VolumeChoice & ExportOptions,
   options: Asked = {},
 ): Promise<Answer> {
-  return operations.perform('export.create', asked, options, () => {
+  return operations.perform('export.create', asked, options, async () => {
     const {rooms} = operations
+    if (!('volume' in asked)) await rooms.volumes.ready(asked.pool)
     const volume = chooseVolume(rooms, asked)
     const known = rooms.store.exports.get(volume.id)
     if (known)
@@ -216,6 +219,7 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
   return operations.perform('attach', asked, options, async () => {
     const {rooms} = operations
     const disk = await diskRequest(rooms, asked)
+    if (!('volume' in asked) && !('device' in asked)) await rooms.volumes.ready(asked.pool)
     refuseIdleOptions(rooms, asked)
     const locks = disk.target === undefined ? [] : [`disk ${disk.target} of ${disk.domainUuid}`]
     if ('device' in asked) {

@@ -68,6 +68,13 @@ export class Pools {
     return driver
   }
 
+  /** The same; one that was lost is looked at first, since it may be back. @throws NOT_FOUND, POOL_UNUSABLE */
+  async ready(name: string = this.defaultPool): Promise<VolumeDriver> {
+    const driver = this.#drivers.get(name)
+    if (driver && this.#unusable.has(name)) await this.#look(driver)
+    return this.pool(name)
+  }
+
   /**
    * Opens those that are not open yet, and those that were lost anew. Returns what became usable.
    * @throws what the default pool's open() throws where it was never in use: without it a node is of no use
@@ -139,7 +146,7 @@ export class Pools {
 
   /** Where a pool fails as such it is looked at before the answer, so that what is said of it is true. */
   async #on<T>(pool: string | undefined, task: (driver: VolumeDriver) => Promise<T>): Promise<T> {
-    const driver = this.pool(pool)
+    const driver = await this.ready(pool)
     try {
       return await task(driver)
     } catch (error) {
