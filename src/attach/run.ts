@@ -113,9 +113,18 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
 function keeps(found: Operation, {recovering}: RunOptions): boolean {
   if (found.keep) return true
   if (!recovering) return false
+  const mayBeThere = (step: StepName) =>
+    (step in found.finished || unfinishedStep(found)?.name === step) && !found.undone?.includes(step)
+  if (!found.plan.includes('disk')) return mayBeThere('export')
   // An export that is made for a disk lets nobody in but that disk's initiator, who comes when the export is journalled.
-  const isOpen = !found.plan.includes('disk') && unfinishedStep(found)?.name === 'export'
-  return isOpen || 'export' in found.finished
+  return 'export' in found.finished && (found.state === 'running' || mayBeThere('disk'))
+}
+
+/** Whether an undo that cannot go on at `step` has to keep the volume, since somebody may write to it meanwhile. */
+function keepsAt(step: StepName, {plan, finished}: Operation, error: unknown): boolean {
+  if (step === 'volume' || !('export' in finished)) return false
+  // When the disk is back, the export made for it has no other user than one whose session was seen.
+  return step !== 'export' || !plan.includes('disk') || hasCode(error, 'DETACH_PENDING', 'TARGET_IN_USE')
 }
 
 /** The first step that is not known to be made. It may have had its effect all the same. */
@@ -171,7 +180,7 @@ async function undo(rooms: Rooms, failing: Operation, options: RunOptions, cause
     try {
       await step.unmake(context)
     } catch (error) {
-      await stand(rooms, operation, error, operation.keep || (step.name !== 'volume' && 'export' in operation.finished))
+      await stand(rooms, operation, error, operation.keep || keepsAt(step.name, operation, error))
       throw failureOf(operation, cause, {undone, notUndone: step.name, undoError: nativeFacts(error)})
     }
     operation = await rooms.journal.stepUnmade(operation, step.name, step.unmade(context))

@@ -33,6 +33,8 @@ export interface Operation<Request = unknown> {
    * `volume delete` removes what somebody has written.
    */
   keep?: boolean
+  /** Of direction `make`: the steps that its undo has taken back, in that order. */
+  undone?: StepName[]
   /** Why an unfinished operation stands, for people; `problem` where somebody has to act. */
   waits?: {message: string; problem?: 'disk-unknown-to-libvirt'}
   /** The answer of a finished operation: the result, or the error. */
@@ -120,8 +122,10 @@ export class Journal {
     result: unknown = null,
   ): Promise<Operation> {
     const {[step]: _taken, ...others} = operation.finished
-    const finished = operation.direction === 'unmake' ? {...operation.finished, [step]: result} : others
-    return this.#update({...operation, finished}, changes)
+    if (operation.direction === 'unmake') {
+      return this.#update({...operation, finished: {...operation.finished, [step]: result}}, changes)
+    }
+    return this.#update({...operation, finished: others, undone: [...(operation.undone ?? []), step]}, changes)
   }
 
   /** A step failed, and what was made is being undone. From here on the operation can only end as failed. */
