@@ -235,7 +235,8 @@ lab('4. 50 attaches and detaches at random by 8 workers: every place agrees, and
         [...volumes.keys()].filter(id => !attachments.has(id)),
       )
       if (attached && (attachments.size >= mostAttached || chance < 0.4)) {
-        await ask('detaches', 'DELETE', `/attachments/${attached}`)
+        // Under emulation a detach can last longer than a caller waits by default.
+        await ask('detaches', 'DELETE', `/attachments/${attached}?timeoutMs=120000`)
       } else if (idle && chance > 0.85) {
         await ask('deletions', 'DELETE', `/volumes/${idle}`)
       } else {
