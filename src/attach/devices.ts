@@ -94,11 +94,7 @@ async function refuseUse(path: string, stats: Stats): Promise<void> {
  * Looks once more when the domain's turn has come: at the path is still what was asked for, and nobody has begun to use it.
  * @throws IDENTITY_MISMATCH, NOT_FOUND, DEVICE_IN_USE
  */
-export async function confirmDevice(
-  _rooms: Rooms,
-  {source, identity}: DeviceOrigin,
-  {shared}: {shared?: boolean},
-): Promise<void> {
+export async function confirmDevice({source, identity}: DeviceOrigin, {shared}: {shared?: boolean}): Promise<void> {
   if (!('path' in source)) return
   const {path} = source
   const stats = await stat(path).catch(cause => {

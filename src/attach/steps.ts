@@ -317,7 +317,7 @@ const diskStep: Step = {
     if (request!.route === 'host') return attachDevice(rooms, spec, path)
     if (volume.from === 'device') {
       const confirm = async () => {
-        await confirmDevice(rooms, volume, {shared})
+        await confirmDevice(volume, {shared})
         return volume.source
       }
       return {...path, disk: await rooms.compute.attach({...spec, source: volume.source, confirm})}
