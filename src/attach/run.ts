@@ -113,11 +113,12 @@ async function make(rooms: Rooms, begun: Operation, options: RunOptions): Promis
 function keeps(found: Operation, {recovering}: RunOptions): boolean {
   if (found.keep) return true
   if (!recovering) return false
-  const mayBeThere = (step: StepName) =>
-    (step in found.finished || unfinishedStep(found)?.name === step) && !found.undone?.includes(step)
-  if (!found.plan.includes('disk')) return mayBeThere('export')
+  const isCutOffAt = (step: StepName) => unfinishedStep(found)?.name === step && !found.undone?.includes(step)
+  const isExported = 'export' in found.finished
+  // A run that was cut off in the middle of an export may have opened it; one that has seen it fail has not.
+  if (!found.plan.includes('disk')) return isExported || (found.state === 'running' && isCutOffAt('export'))
   // An export that is made for a disk lets nobody in but that disk's initiator, who comes when the export is journalled.
-  return 'export' in found.finished && (found.state === 'running' || mayBeThere('disk'))
+  return isExported && (found.state === 'running' || 'disk' in found.finished || isCutOffAt('disk'))
 }
 
 /** Whether an undo that cannot go on at `step` has to keep the volume, since somebody may write to it meanwhile. */

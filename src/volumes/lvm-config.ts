@@ -161,6 +161,8 @@ export function ownConfiguration({
     // The driver has the copy for vgcfgrestore written after a while of changes, not after each; it is where the host's is.
     `backup { backup=0 backup_dir="${hostDirectory}/backup" archive=0 }`,
     'global { use_lvmpolld=0 }',
+    // A hint that was written while a disk failed would hide its group after the disk is back (lvm.conf(5), hints).
+    'devices { hints="none" }',
   ]
   if (!dmeventd) lines.push('activation { monitoring=0 }')
   if (!udevd) {

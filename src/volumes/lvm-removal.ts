@@ -232,6 +232,8 @@ export class Removals {
     const path = `/dev/${this.#full(name)}`
     const stats = await stat(path).catch(() => undefined)
     const use = stats?.isBlockDevice() ? await blockDeviceUse(path, deviceNumber(stats.rdev)) : undefined
+    // udev opens a device for a moment when somebody who could write has closed it. LVM waits for that, and decides.
+    if (!use && cause === undefined) return undefined
     return this.#inUse(name, use ?? {how: 'is open', info: {}}, cause)
   }
 
