@@ -5,6 +5,8 @@ const slowest = [
   'e2e/kernel-guest',
   'e2e/host-route',
   'volumes/lvm-pools',
+  'volumes/lost-pools',
+  'volumes/lvm-batches',
   'volumes/lvm',
   'targets/iet',
   'e2e/lvm-scan',

@@ -32,16 +32,21 @@ const shareOfTime = 1 / 500
 const mostForListing = 500
 /** Domains of which nothing was heard are looked at anyway, so many at each look. */
 const domainsPerLook = 2
+/** A guest waits for a session that is lost, so sessions are looked at this often whatever that costs. */
+const sessionsLookMs = 15_000
 
 /** Something that is looked at no more often than its cost allows. */
 class Paced<T> {
   readonly #take: () => Promise<T>
+  readonly #longestMs: number
   #nextAt = 0
   /** Why the last attempt has given nothing. */
   failure: string | null = null
 
-  constructor(take: () => Promise<T>) {
+  /** `longestMs`: it is looked at this often even where that costs more than its share. */
+  constructor(take: () => Promise<T>, longestMs = Number.POSITIVE_INFINITY) {
     this.#take = take
+    this.#longestMs = longestMs
   }
 
   /** Null where it is too early, unless it `must` be. */
@@ -52,7 +57,7 @@ class Paced<T> {
       const taken = await this.#take()
       this.failure = null
       const ended = performance.now()
-      this.#nextAt = ended + (ended - began) / shareOfTime
+      this.#nextAt = ended + Math.min(this.#longestMs, (ended - began) / shareOfTime)
       return taken
     } catch (error) {
       this.failure = (error as Error).message
@@ -78,7 +83,7 @@ export class Observer {
     this.#rooms = rooms
     this.#volumes = new Paced(() => rooms.volumes.list())
     this.#targets = new Paced(() => rooms.targets.list())
-    this.#sessions = new Paced(() => rooms.host.sessions())
+    this.#sessions = new Paced(() => rooms.host.sessions(), sessionsLookMs)
   }
 
   /** Something has happened in that domain, or in any. */

@@ -8,7 +8,7 @@ import {until} from '../fixtures/cli.js'
 import {Node} from '../fixtures/node.js'
 import {lab} from '../lab/lab.js'
 
-lab.options({disksBytes: [256 * MiB, 256 * MiB], modules: ['dm-mod', 'ext4'], deadlineMs: 420_000})
+lab.options({disksBytes: [256 * MiB, 256 * MiB], modules: ['dm-mod', 'ext4'], deadlineMs: 900_000})
 
 interface Status {
   problems: {problem: string; subject: string; message: string}[]

@@ -14,7 +14,7 @@ import {codeOf, MiB, readAt, writeAt} from '../contract/observe.js'
 import {lab} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
-lab.options({disksBytes: [1024 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 420_000})
+lab.options({disksBytes: [1024 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 900_000})
 
 test('what is added while a batch runs goes together into the next one, and each item has its own outcome', async t => {
   const ran: number[][] = []

@@ -9,7 +9,7 @@ import {codeOf, MiB} from '../contract/observe.js'
 import {lab} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
-lab.options({disksBytes: [256 * MiB, 256 * MiB, 256 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 420_000})
+lab.options({disksBytes: [256 * MiB, 256 * MiB, 256 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 900_000})
 
 lab('01. a group that lunpath makes has room for the metadata of 10,000 volumes, thick and thin', async t => {
   const systemDirectory = await mkdtemp(join(tmpdir(), 'lp-area-'))

@@ -13,7 +13,7 @@ const MiB = 2 ** 20
 lab.options({
   disksBytes: [1024 * MiB, 512 * MiB],
   modules: ['dm-mod', 'dm-thin-pool', 'loop'],
-  deadlineMs: 420_000,
+  deadlineMs: 900_000,
 })
 
 interface Volume {
