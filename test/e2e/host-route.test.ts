@@ -9,6 +9,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
+import {request, TgtControl} from '../../src/targets/tgt-control.js'
 import type {Disk, Export, Volume} from '../../src/types.js'
 import {fileRange, sha256} from '../contract/initiators.js'
 import {lunpath, until} from '../fixtures/cli.js'
@@ -179,12 +180,20 @@ for (const window of ['connect', 'verify'] as const) {
   })
 }
 
+/** In one exchange: between two calls of tgtadm the daemon's look would find a LUN that is gone, and put it back. */
 async function putBehind(tid: number, path: string): Promise<void> {
-  const unit = ['--mode', 'logicalunit', '--tid', `${tid}`, '--lun', '1']
   const serial = 'fedcba9876543210'
-  await tgtd.adm(...unit, '--op', 'delete')
-  await tgtd.adm(...unit, '--op', 'new', '-b', path)
-  await tgtd.adm(...unit, '--op', 'update', '--params', `scsi_id=${serial},scsi_sn=${serial}`)
+  const control = new TgtControl(tgtd.socketPath)
+  const swap = [
+    request.deleteLun(tid, 1),
+    request.newLun(tid, 1, path),
+    request.updateLun(tid, 1, {scsi_id: serial, scsi_sn: serial}),
+  ]
+  const {replies, failure} = await control.run([swap], {timeoutMs: 10_000})
+  await control.close()
+  if (failure) throw failure
+  const refused = replies[0]!.find(({error}) => error !== 0)
+  if (refused || replies[0]!.length < swap.length) throw new Error(`tgtd refused to swap the LUN: ${refused?.error}`)
 }
 
 lab('4. a portal that is dead, and an iscsid that is: the attach fails with a reason and is undone', async t => {
