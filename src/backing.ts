@@ -1,5 +1,5 @@
 import type {Stats} from 'node:fs'
-import {readdir, realpath, stat} from 'node:fs/promises'
+import {realpath, stat} from 'node:fs/promises'
 import {basename, dirname} from 'node:path'
 import {attributeText, entriesOf, formatDeviceNumber} from './device-number.js'
 import {sectorBytes} from './size.js'
@@ -160,7 +160,7 @@ class Resolver {
   }
 
   async #slaves(directory: string, depth: number): Promise<Backing[]> {
-    const names = await readdir(`${directory}/slaves`).catch(() => [])
+    const names = await entriesOf(`${directory}/slaves`)
     return Promise.all(
       names.map(async name => {
         const number = (await attributeText(`${dirname(directory)}/${name}/dev`)).trim()
