@@ -83,6 +83,9 @@ export interface VolumeDriver {
   get(id: VolumeId): Promise<Volume | undefined>
   capacity(): Promise<PoolCapacity>
 
+  /** From open() to close(), also where the pool was lost since. */
+  readonly isOpen: boolean
+
   /**
    * Looks whether what open() has opened is still there, at the cost of one call or one report however many volumes there
    * are. @throws POOL_UNUSABLE with what to do

@@ -125,8 +125,12 @@ export class FileVolumeDriver implements VolumeDriver {
     return this.#fileSystem
   }
 
+  get isOpen(): boolean {
+    return this.#directoryFd !== undefined
+  }
+
   async open(): Promise<void> {
-    if (this.#directoryFd !== undefined) return
+    if (this.isOpen) return
     await this.#closing
     const make = this.#identity?.markerId() === undefined && this.#storedIds().length === 0
     const examined = await examinePool(this.#directoryGiven, {make}).catch(error => {
@@ -622,7 +626,7 @@ export class FileVolumeDriver implements VolumeDriver {
    * directory below it. @throws POOL_UNUSABLE
    */
   async #checkUsable(op: string): Promise<void> {
-    if (this.#directoryFd === undefined) {
+    if (!this.isOpen) {
       throw new StorageError('POOL_UNUSABLE', `Pool ${this.pool} is not open`, {op, info: {pool: this.pool}})
     }
     const there = await stat(this.#directory).catch((error: Error) => error)

@@ -148,6 +148,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     return {pid: this.#shell?.pid, mode: this.#shell?.mode ?? 'shell'}
   }
 
+  get isOpen(): boolean {
+    return this.#opening !== undefined
+  }
+
   async open(): Promise<void> {
     await this.#closing
     this.#opening ??= this.#open().catch(async error => {
@@ -933,7 +937,7 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   }
 
   #checkOpen(op: string): void {
-    if (this.#opening === undefined) {
+    if (!this.isOpen) {
       throw new StorageError('POOL_UNUSABLE', `Pool ${this.pool} is not open`, {op, info: {pool: this.pool}})
     }
   }

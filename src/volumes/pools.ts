@@ -96,10 +96,14 @@ export class Pools {
   async #reopen(driver: VolumeDriver): Promise<boolean> {
     const {pool} = driver
     try {
-      // What it has of a pool that was lost is not to be relied on.
-      if (this.#unusable.has(pool)) await driver.close()
+      if (this.#unusable.has(pool) && driver.isOpen) {
+        await driver.look()
+        // What it has of a pool that was lost is not to be relied on.
+        await driver.close()
+      }
       await driver.open()
       this.#unusable.delete(pool)
+      if (!this.#isIn(driver)) await driver.close()
       return true
     } catch (error) {
       if (pool === this.defaultPool && !this.#unusable.has(pool) && !this.#isKnown(pool)) throw error
@@ -108,13 +112,19 @@ export class Pools {
     }
   }
 
-  #lose({pool, name}: VolumeDriver, error: unknown): void {
-    this.#unusable.set(pool, {pool, driver: name, reason: (error as Error).message})
+  /** It may have been taken out while it was looked at. */
+  #isIn(driver: VolumeDriver): boolean {
+    return this.#drivers.get(driver.pool) === driver
+  }
+
+  #lose(driver: VolumeDriver, error: unknown): void {
+    const {pool, name} = driver
+    if (this.#isIn(driver)) this.#unusable.set(pool, {pool, driver: name, reason: (error as Error).message})
   }
 
   /**
-   * Looks again at each pool that was opened: one that is not there any more becomes unusable, one that is back usable. Costs
-   * one call or report a pool. Returns what has changed since the last look, whoever found it out.
+   * Looks again at each pool: one that is not there any more becomes unusable, one that is back usable. Costs one call or
+   * report a pool. Returns what has changed since the last look, whoever found it out.
    */
   async look(): Promise<{lost: UnusablePool[]; back: string[]}> {
     await Promise.all([...this.#drivers.values()].map(driver => this.#look(driver)))
@@ -129,16 +139,17 @@ export class Pools {
   #look(driver: VolumeDriver): Promise<void> {
     const {pool} = driver
     return this.#queue.run(pool, async () => {
+      if (!this.#isIn(driver)) return
+      if (this.#unusable.has(pool)) {
+        if (await this.#reopen(driver)) this.#changed.add(pool)
+        return
+      }
       const failure = await driver.look().then(
         () => undefined,
         (error: unknown) => error,
       )
-      // It may have been taken out meanwhile.
-      if (this.#drivers.get(pool) !== driver) return
-      const wasUnusable = this.#unusable.has(pool)
-      if (failure === undefined && wasUnusable && (await this.#reopen(driver))) this.#changed.add(pool)
       // Any other failure, as a deadline, does not say that the pool is gone.
-      if (wasUnusable || !hasCode(failure, 'POOL_UNUSABLE')) return
+      if (!hasCode(failure, 'POOL_UNUSABLE')) return
       this.#lose(driver, failure)
       this.#changed.add(pool)
     })

@@ -6,6 +6,7 @@ import test, {type ExecutionContext} from 'ava'
 import type {Volume, VolumeId} from '../../src/types.js'
 import {FileVolumeDriver, type PoolIdentity, poolMarker} from '../../src/volumes/file.js'
 import {newVolumeId} from '../../src/volumes/id.js'
+import {Pools} from '../../src/volumes/pools.js'
 import {codeOf, MiB} from '../contract/observe.js'
 import {until} from '../fixtures/cli.js'
 import {Node} from '../fixtures/node.js'
@@ -104,6 +105,35 @@ test('a pool whose directory goes while it is open takes and gives nothing until
   await driver.look()
   await driver.delete(volume)
   t.deepEqual(await driver.list(), [])
+})
+
+test('a pool that was lost is opened by the first request once it is back, whatever was tried meanwhile', async t => {
+  const {driver, mount, directory, volume} = await makePool(t)
+  const pools = new Pools('test', {isKnown: () => true})
+  pools.add(driver)
+  await pools.open()
+  await mount.unmount()
+  t.like(await pools.look(), {lost: [{pool: 'test'}], back: []})
+  t.deepEqual(await pools.open(), [], 'as it is tried again at times')
+  await t.throwsAsync(pools.delete(volume), {code: 'POOL_UNUSABLE', message: /another file system/})
+  // What is said is what was seen last.
+  await rmdir(directory)
+  await t.throwsAsync(pools.delete(volume), {code: 'POOL_UNUSABLE', message: /no such file/i})
+  await mkdir(directory)
+
+  // It goes again between the look that finds it and its opening.
+  await mount.mount()
+  const open = driver.open.bind(driver)
+  driver.open = async () => {
+    await mount.unmount()
+    driver.open = open
+    await open()
+  }
+  await t.throwsAsync(pools.delete(volume), {code: 'POOL_UNUSABLE', message: /has no \.lunpath-pool/})
+  await mount.mount()
+  await pools.delete(volume)
+  t.deepEqual(pools.unusable(), [])
+  t.deepEqual(await pools.look(), {lost: [], back: ['test']})
 })
 
 test('another pool in its place is refused by the id of its marker', async t => {
