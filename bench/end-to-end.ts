@@ -213,11 +213,11 @@ listen = ""
   const client = new ApiClient(`${directory}/api.sock`)
   for (let tries = 0; tries < 200; tries++) {
     if (child.exitCode !== null) break
-    const answers = await client.call('GET', '/status').then(
-      () => true,
+    const serves = await client.call<{state: string}>('GET', '/status').then(
+      ({state}) => state === 'serving',
       () => false,
     )
-    if (answers) {
+    if (serves) {
       client.close()
       return child
     }
