@@ -1,9 +1,10 @@
-import {writeFile} from 'node:fs/promises'
+import {truncate, writeFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import anyTest, {type TestFn} from 'ava'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {freePort} from '../../src/sandbox/ports.js'
 import type {Disk, Portal} from '../../src/types.js'
+import {attachLoop} from '../contract/observe.js'
 import {lunpath} from '../fixtures/cli.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
 import {Host, Node} from '../fixtures/node.js'
@@ -60,6 +61,21 @@ test('2. discovery takes a host name, and says why it cannot take another', asyn
   await remove(`/volumes/${volume.id}`)
 })
 
+test('3. a portal without targets is told of as that', async t => {
+  const tgtd = await startTgtd()
+  t.teardown(() => tgtd.stop())
+  const said = await cli('discover', `127.0.0.1:${tgtd.port}`)
+  t.is(said.exitCode, 1)
+  t.regex(said.stderr, new RegExp(`127\\.0\\.0\\.1:${tgtd.port} offers no targets to this initiator`))
+
+  // One that has targets, for others.
+  const unit = await makeLun(tgtd, 1, {initiatorName: 'iqn.2025-01.test.lunpath:other'})
+  t.teardown(() => unit.remove())
+  const empty = await cli('discover', `127.0.0.1:${tgtd.port}`)
+  t.is(empty.exitCode, 0)
+  t.regex(empty.stdout, /offers no targets to this initiator/)
+})
+
 test('4. a target with capitals in its name is discovered and logged in to as it is spelled', async t => {
   const tgtd = await startTgtd()
   t.teardown(() => tgtd.stop())
@@ -71,6 +87,40 @@ test('4. a target with capitals in its name is discovered and logged in to as it
   const session = await new LibiscsiInitiator().connect({...login, initiatorName: 'iqn.2025-01.test.lunpath:Host-A'})
   t.is(session.identity.serial, unit.serial)
   await session.close()
+})
+
+test('5. what is read-only is attached and exported for reading alone, and else refused before anything is made', async t => {
+  const {volume} = await post('/exports', {sizeBytes, readOnly: true})
+  const untouched = async (path: string, body: object, message: RegExp) => {
+    const before = node.store.commits
+    await t.throwsAsync(post(path, body), {code: 'UNSUPPORTED', message}, JSON.stringify(body))
+    t.is(node.store.commits, before, 'something was written')
+  }
+  const remedies = /read-only \(iqn.*--read-only; or run lunpath export delete/
+  await untouched('/attachments', {domain: 'vm', volume: volume.id}, remedies)
+  await remove(`/exports/${volume.id}`)
+  await remove(`/volumes/${volume.id}`)
+
+  if (process.getuid?.() !== 0) {
+    t.log('a loop device needs root')
+    return
+  }
+  const image = join(node.directory, 'read-only.img')
+  await writeFile(image, '')
+  await truncate(image, sizeBytes)
+  const {device} = await attachLoop(t, image, ['--read-only'])
+  await untouched('/attachments', {domain: 'vm', device}, /read-only.*attach it with --read-only/)
+  const {disk} = await post('/attachments', {domain: 'vm', device, readOnly: true})
+  t.true(disk.readOnly)
+  await remove(`/attachments/${disk.serial}`)
+
+  const imported = await post('/volumes/import', {path: device})
+  const {id} = imported.volume
+  await untouched('/attachments', {domain: 'vm', volume: id}, /attach it with --read-only/)
+  await untouched('/exports', {volume: id}, /export it with --read-only/)
+  await post('/exports', {volume: id, readOnly: true})
+  await remove(`/exports/${id}`)
+  await remove(`/volumes/${id}`)
 })
 
 test('6. a size in other words, and a portal on one link alone, are told of with what is right', async t => {
