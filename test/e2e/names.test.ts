@@ -42,6 +42,10 @@ test('1. a node that listens on all addresses tells guests and initiators of one
   t.like(status, {portals: [{address: '0.0.0.0', port, open: true}], problems: []})
   await node.daemon.reconcile('a test')
   t.deepEqual((await node.api.call<{problems: object[]}>('GET', '/status')).problems, [])
+
+  // What a person types in capitals is the guest's disk too.
+  const path = `/initiator/connections/${exported.iqn.toUpperCase()}`
+  await t.throwsAsync(remove(path), {code: 'TARGET_IN_USE', message: /lunpath detach/})
   await remove(`/attachments/${volume.id}`)
   await remove(`/volumes/${volume.id}`)
 })
