@@ -4,9 +4,10 @@ import {hostname} from 'node:os'
 import {type Static, Type} from '@sinclair/typebox'
 import {Value} from '@sinclair/typebox/value'
 import {parse} from 'smol-toml'
+import {isWildcard} from './address.js'
 import {defaultConfigPath, defaultSocket} from './defaults.js'
 import {StorageError} from './errors.js'
-import {checkIscsiName, parsePortal} from './iqn.js'
+import {checkForeignName, foldIscsiName, parseOfferedPortal, parsePortal} from './iqn.js'
 import {accessDirectories} from './targets/iet-access.js'
 import {ietdSocket, ietProcDirectory} from './targets/iet-names.js'
 import {blockSizes} from './targets/iet-spec.js'
@@ -145,12 +146,11 @@ export function settleConfig(given: PartialConfig = {}): Config {
     throw new StorageError('INVALID_ARGUMENT', `Configuration: ${key}: ${problem.message}`, {op: 'config', info: {key}})
   }
   config.volumes.directory ??= `${config.daemon.directory}/volumes`
-  config.initiator.name ??= `${config.targets.iqnPrefix}:${hostLabel()}`
+  config.targets.iqnPrefix = foldIscsiName(config.targets.iqnPrefix)
+  config.initiator.name = foldIscsiName(config.initiator.name ?? `${config.targets.iqnPrefix}:${hostLabel()}`)
   checkPools(config.volumes)
-  for (const iqn of config.volumes.sanTargets) checkIscsiName(iqn)
-  checkIscsiName(config.targets.iqnPrefix)
-  checkIscsiName(config.initiator.name)
-  for (const portal of config.targets.portals) parsePortal(portal)
+  for (const iqn of config.volumes.sanTargets) checkForeignName(iqn)
+  checkPortals(config.targets)
   if (config.targets.networkNamespace !== undefined && config.targets.driver !== 'lio') {
     throw new StorageError(
       'INVALID_ARGUMENT',
@@ -160,6 +160,17 @@ export function settleConfig(given: PartialConfig = {}): Config {
   }
   if (config.metrics.listen !== '') parsePortal(config.metrics.listen)
   return config
+}
+
+/** @throws NAME_INVALID; INVALID_ARGUMENT for all addresses of a network namespace, of which lunpath sees none */
+function checkPortals({portals, networkNamespace}: Config['targets']): void {
+  const all = portals.map(parseOfferedPortal).find(({address}) => isWildcard(address))
+  if (all === undefined || networkNamespace === undefined) return
+  throw new StorageError(
+    'INVALID_ARGUMENT',
+    `Configuration: targets.portals: ${all.address} stands for all addresses of the network namespace ${networkNamespace}: name the ones that initiators reach`,
+    {op: 'config', info: {key: 'targets.portals', networkNamespace}},
+  )
 }
 
 /** @throws INVALID_ARGUMENT where two pools have one name; NAME_INVALID */

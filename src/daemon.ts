@@ -250,7 +250,10 @@ export class Daemon {
     const {config, log, metrics} = this
     const observe = metrics.observeStep
     const {targets, compute, initiator} = config
-    const host = new OpenIscsiInitiator({user: config.daemon.directory})
+    const host = new OpenIscsiInitiator({
+      user: config.daemon.directory,
+      initiatorName: config.initiator.name,
+    })
     host.on('unflushed', facts =>
       log.error(facts, 'a disk took no flush before it went: what this host had not written to it yet may be lost'),
     )

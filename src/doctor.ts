@@ -4,8 +4,8 @@ import {networkInterfaces, release, tmpdir} from 'node:os'
 import {delimiter, dirname, join} from 'node:path'
 import {hasCode} from './errors.js'
 import {run} from './exec.js'
-import {iscsiadmVersion, iscsidListens} from './initiators/iscsiadm.js'
-import {checkIscsiName, formatPortal} from './iqn.js'
+import {hostInitiatorName, initiatorNameFile, iscsiadmVersion, iscsidListens} from './initiators/iscsiadm.js'
+import {checkForeignName, formatPortal} from './iqn.js'
 import {type AddonName, loadAddon} from './native.js'
 import {type PortHolder, portHolders} from './port-holders.js'
 import {formatSize} from './size.js'
@@ -75,7 +75,6 @@ const oldestNode = [20, 19] as const
 /** The control protocol was read in 1.0.85; 1.0.80 is what the oldest supported Ubuntu has. */
 const oldestTgtd = [1, 0, 80] as const
 const lowFreeShare = 0.1
-const initiatorNameFile = '/etc/iscsi/initiatorname.iscsi'
 
 /** Looks at everything that this machine's roles need. Changes nothing, and never throws for what it finds. */
 export async function examine(options: ExamineOptions = {}): Promise<Check[]> {
@@ -562,8 +561,7 @@ async function iscsiTcpModule(): Promise<string | undefined> {
 
 async function checkInitiatorName(configured: string | undefined): Promise<Check> {
   const file = initiatorNameFile
-  const text = await readFile(file, 'utf8').catch(() => '')
-  const name = configured ?? /^\s*InitiatorName\s*=\s*(\S+)\s*$/m.exec(text)?.[1]
+  const name = configured ?? (await hostInitiatorName())
   const check = {
     area: 'initiators',
     name: 'initiator name',
@@ -575,7 +573,7 @@ async function checkInitiatorName(configured: string | undefined): Promise<Check
   }
   const origin = configured === undefined ? file : 'the configuration'
   try {
-    return {...check, status: 'ok', found: `${checkIscsiName(name)}, from ${origin}`, remedy: null}
+    return {...check, status: 'ok', found: `${checkForeignName(name)}, from ${origin}`, remedy: null}
   } catch (error) {
     const remedy = `Write a name as iqn.2026-01.org.example:host into ${origin}`
     return {...check, status: 'missing', found: (error as Error).message, remedy}

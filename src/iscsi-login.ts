@@ -1,6 +1,6 @@
-import {isIP} from 'node:net'
+import {familyOf} from './address.js'
 import {type ErrorCode, type ErrorDetails, StorageError} from './errors.js'
-import {checkIscsiName, formatPortal} from './iqn.js'
+import {checkForeignName, formatPortal} from './iqn.js'
 import type {ChapAuth, Portal} from './types.js'
 
 /** Settled arguments for the addon's sessions: native/iscsi/params.h reads them. */
@@ -44,7 +44,7 @@ const maxTimeoutMs = 3_600_000
  */
 export function nativeLogin(login: IscsiLogin): NativeLogin {
   const {portal, iqn, lun = 0, initiatorName, auth} = login
-  if (isIP(portal.address) === 0 || !isIntegerIn(portal.port, 1, 65535)) {
+  if (familyOf(portal.address) === 0 || !isIntegerIn(portal.port, 1, 65535)) {
     throw invalid('A portal is an IP address and a port', {portal})
   }
   if (!isIntegerIn(lun, 0, 255)) throw invalid('A LUN is a whole number from 0 to 255', {lun})
@@ -61,8 +61,8 @@ export function nativeLogin(login: IscsiLogin): NativeLogin {
   }
   return {
     portal: formatPortal(portal),
-    target: iqn === undefined ? '' : checkIscsiName(iqn),
-    initiator: checkIscsiName(initiatorName),
+    target: iqn === undefined ? '' : checkForeignName(iqn),
+    initiator: checkForeignName(initiatorName),
     lun,
     user: incoming?.user ?? '',
     secret: incoming?.secret ?? '',

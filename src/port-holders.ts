@@ -1,5 +1,6 @@
 import {readdir, readFile, readlink} from 'node:fs/promises'
 import {isIP, isIPv4} from 'node:net'
+import {canonicalAddress, splitZone} from './address.js'
 import type {Portal} from './types.js'
 
 /** A listening TCP socket of this network namespace and who has it. */
@@ -35,7 +36,8 @@ export async function portalHolders(
   portal: Portal,
   {dualStack}: {dualStack: boolean},
 ): Promise<{pid: number; command: string}[]> {
-  const wanted = canonical(portal.address)
+  // A socket's address has no zone in these tables.
+  const wanted = plainAddress(portal.address)
   const wildcards = isIPv4(wanted) ? ['0.0.0.0', ...(dualStack ? ['::'] : [])] : ['::']
   const inTheWay = ({address}: PortHolder) =>
     address === wanted || wildcards.includes(address) || (wildcards.includes(wanted) && isIP(address) === isIP(wanted))
@@ -45,7 +47,7 @@ export async function portalHolders(
 /** True where somebody listens on this portal's address or on the wildcard of its family, in this network namespace. */
 export async function isListenedOn(portal: Portal): Promise<boolean> {
   const listeners = (await Promise.all(['tcp', 'tcp6'].map(table => listenersIn(table)))).flat()
-  const wanted = canonical(portal.address)
+  const wanted = plainAddress(portal.address)
   const addresses = [wanted, '::', ...(isIPv4(wanted) ? ['0.0.0.0'] : [])]
   return listeners.some(({address, port}) => port === portal.port && addresses.includes(address))
 }
@@ -71,12 +73,11 @@ function readAddress(hex: string): string {
   })
   if (bytes.length === 4) return bytes.join('.')
   const groups = Array.from({length: 8}, (_, index) => (bytes[2 * index]! * 256 + bytes[2 * index + 1]!).toString(16))
-  return canonical(groups.join(':'))
+  return canonicalAddress(groups.join(':'))
 }
 
-/** URL writes an IPv6 address in its shortest form (RFC 5952). */
-function canonical(address: string): string {
-  return isIPv4(address) ? address : new URL(`http://[${address}]`).hostname.slice(1, -1)
+function plainAddress(address: string): string {
+  return canonicalAddress(splitZone(address)[0])
 }
 
 const littleEndian = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1

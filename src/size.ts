@@ -27,16 +27,16 @@ export function checkSize(bytes: number): number {
       info: {sizeBytes: bytes},
     })
   }
-  if (bytes % sectorBytes !== 0) {
-    throw new StorageError(
-      'SIZE_INVALID',
-      `A size must be a multiple of ${sectorBytes} bytes (one sector), and ${bytes} is not`,
-      {
-        info: {sizeBytes: bytes},
-      },
-    )
-  }
+  if (bytes % sectorBytes !== 0) throw noSectors(bytes)
   return bytes
+}
+
+function noSectors(bytes: number, remedy = ''): StorageError {
+  return new StorageError(
+    'SIZE_INVALID',
+    `A size must be a multiple of ${sectorBytes} bytes (one sector), and ${bytes} is not${remedy}`,
+    {info: {sizeBytes: bytes}},
+  )
 }
 
 /**
@@ -47,15 +47,41 @@ export function parseSize(text: string): number {
   const match = /^(-?\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim())
   const unit = match ? units[match[2]!.toLowerCase()] : undefined
   if (!match || unit === undefined) {
+    const near = nearestSpelling(text)
     throw new StorageError(
       'SIZE_INVALID',
-      `${JSON.stringify(text)} is not a size: expected a number with an optional unit, as 2GiB or 512MB`,
-      {
-        info: {size: text},
-      },
+      `${JSON.stringify(text)} is not a size: expected a number with an optional unit, as 2GiB or 512MB${near === undefined ? '' : `. Did you mean ${near}?`}`,
+      {info: {size: text}},
     )
   }
-  return checkSize(Number(match[1]) * unit)
+  const bytes = Number(match[1]) * unit
+  if (bytes > 0 && bytes % sectorBytes !== 0 && Number.isSafeInteger(Math.ceil(bytes))) {
+    throw noSectors(bytes, `: give ${nearestSizes(text, bytes).join(' or ')}`)
+  }
+  return checkSize(bytes)
+}
+
+/** For what is written as other programs write it: `5Gi`, `10 gigabytes`, `1,5G`, `2P`. */
+function nearestSpelling(text: string): string | undefined {
+  const [, number, decimals = '', letter] = /^(\d+)(?:[.,](\d+))?\s*([kmgtp])[a-z]*$/i.exec(text.trim()) ?? []
+  if (number === undefined) return undefined
+  const value = decimals === '' ? number : `${number}.${decimals}`
+  const unit = letter!.toLowerCase()
+  const near = unit === 'p' ? `${Number(value) * 1024}TiB` : `${value}${unit.toUpperCase()}iB`
+  return isSize(near) ? near : undefined
+}
+
+/** Whole sectors near a size: the same number in units of 1024, where it was in units of 1000, and the next one. */
+function nearestSizes(text: string, bytes: number): string[] {
+  const binary = text.trim().replace(/([kmgt])b$/i, (_, letter: string) => `${letter.toUpperCase()}iB`)
+  const next = String(Math.ceil(bytes / sectorBytes) * sectorBytes)
+  return binary !== text.trim() && isSize(binary) ? [binary, next] : [next]
+}
+
+function isSize(text: string): boolean {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)([a-z]*)$/i.exec(text) ?? []
+  const bytes = Number(number) * (units[unit?.toLowerCase() ?? ''] ?? Number.NaN)
+  return Number.isSafeInteger(bytes) && bytes > 0 && bytes % sectorBytes === 0
 }
 
 /** Bytes as people read them: `2 GiB`, `1.5 GiB`, `512 B`. */

@@ -29,6 +29,22 @@ test('parseSize refuses what is no size', t => {
   for (const text of texts) t.throws(() => parseSize(text), refused, text)
 })
 
+test('what is nearly a size is told of by its right spelling', t => {
+  const expected: Record<string, RegExp> = {
+    '5Gi': /Did you mean 5GiB\?$/,
+    '10 gigabytes': /Did you mean 10GiB\?$/,
+    '1,5G': /Did you mean 1\.5GiB\?$/,
+    '512Ki': /Did you mean 512KiB\?$/,
+    '2P': /Did you mean 2048TiB\?$/,
+    '100MB': /100000000 is not: give 100MiB or 100000256$/,
+    '1kB': /1000 is not: give 1KiB or 1024$/,
+    '1000': /1000 is not: give 1024$/,
+    GiB: /as 2GiB or 512MB$/,
+    '9Pi': /as 2GiB or 512MB$/,
+  }
+  for (const [text, message] of Object.entries(expected)) t.throws(() => parseSize(text), {...refused, message}, text)
+})
+
 test('parseSize refuses zero, negative sizes, and parts of a sector or a byte', t => {
   for (const text of ['0', '0GiB', '-1GiB', '-512', '513', '100', '1.7k', '0.3', '1kB']) {
     t.throws(() => parseSize(text), refused, text)

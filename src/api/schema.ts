@@ -121,7 +121,9 @@ export const DiscoverBody = Type.Object({portal: Type.String(), auth: Type.Optio
 export const ConnectionBody = Type.Object(
   {
     iqn: Type.String(),
-    portals: Type.Array(Type.String({description: 'ADDRESS[:PORT][,TPGT]'}), {minItems: 1}),
+    portals: Type.Array(Type.String({description: 'HOST[:PORT][,TPGT]; the host is an address or a name.'}), {
+      minItems: 1,
+    }),
     lun: Type.Optional(Type.Integer({minimum: 0, maximum: 255})),
     auth: Type.Optional(Auth),
     expected: Type.Optional(
@@ -133,6 +135,9 @@ export const ConnectionBody = Type.Object(
         },
         strict,
       ),
+    ),
+    force: Type.Optional(
+      Type.Boolean({description: 'True: a node record or a lost session of another tool makes room. Default: false.'}),
     ),
   },
   strict,

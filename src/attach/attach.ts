@@ -1,11 +1,19 @@
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
-import {checkAddressRule, checkIscsiName} from '../iqn.js'
+import {checkAddressRule, checkIscsiName, foldIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
 import type {AccessRules, ChapAuth, IoType, VolumeId} from '../types.js'
 import {newVolumeId} from '../volumes/id.js'
-import {checkDiskTarget, checkExport, checkGrown, checkPlaces, checkPortals, refuseIdleOptions} from './checks.js'
+import {
+  checkDiskTarget,
+  checkExport,
+  checkGrown,
+  checkPlaces,
+  checkPortals,
+  refuseIdleOptions,
+  refuseReadOnly,
+} from './checks.js'
 import {refuseClaimed, refuseOtherUsers} from './claims.js'
 import {type DeviceAsked, deviceOrigin, refuseUsedDevice} from './devices.js'
 import type {Asked, Operations, Wanted} from './operations.js'
@@ -200,6 +208,9 @@ export function createExport(
         info: {id: volume.id, iqn: known.iqn},
       })
     refuseIdleOptions(rooms, asked)
+    if (volume.from === 'existing' && !asked.readOnly && asked.ioType !== 'nullio') {
+      await refuseReadOnly(rooms.store.volume(volume.id).path, {what: volume.id, verb: 'export'})
+    }
     const request = {volume, export: exportRequest(rooms, volume.id, asked)}
     checkExport(rooms, volume, request.export, asked.auth)
     const plan = volume.from === 'existing' ? (['export'] as const) : (['volume', 'export'] as const)
@@ -225,6 +236,7 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     if ('device' in asked) {
       const origin = await deviceOrigin({path: asked.device, format: asked.format})
       const volume = {from: 'device' as const, id: freshId(rooms), ...origin}
+      if (!disk.readOnly) await refuseReadOnly(asked.device, {what: asked.device, verb: 'attach'})
       const check = async () => {
         if (!disk.shared && 'path' in origin.source) await refuseUsedDevice(rooms, origin.source.path)
       }
@@ -247,9 +259,12 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     if (exported?.readOnly && !disk.readOnly) {
       throw new StorageError(
         'UNSUPPORTED',
-        `${volume.id} is exported read-only, and a guest opens no such disk for writing: attach it with --read-only`,
+        `${volume.id} is exported read-only (${exported.iqn}), and cannot be attached for writing: attach it with --read-only; or run lunpath export delete ${volume.id}, then attach it, which exports it for writing`,
         {op: 'attach', info: {id: volume.id, iqn: exported.iqn}},
       )
+    }
+    if (!exported && volume.from === 'existing' && !disk.readOnly) {
+      await refuseReadOnly(rooms.store.volume(volume.id).path, {what: volume.id, verb: 'attach'})
     }
     if (exported?.ioType === 'nullio') {
       throw new StorageError(
@@ -343,7 +358,7 @@ function exportRequest(
   {access, auth, writeCache, readOnly, ioType}: ExportOptions,
 ): ExportRequest {
   const rules = access ?? {addresses: [], names: [rooms.initiatorName]}
-  for (const name of rules.names) checkIscsiName(name)
+  for (const name of rules.names) foldIscsiName(name)
   for (const address of rules.addresses) checkAddressRule(address)
   if (auth) checkChap(auth)
   return {

@@ -1,4 +1,7 @@
+import {constants} from 'node:fs'
+import {access, stat} from 'node:fs/promises'
 import {checkTarget} from '../compute/disk-xml.js'
+import {attributeText, formatDeviceNumber} from '../device-number.js'
 import {StorageError} from '../errors.js'
 import type {ExportRecord, VolumeRecord} from '../state/store.js'
 import type {ChapAuth, Domain, ExportSpec} from '../types.js'
@@ -61,6 +64,33 @@ function hasOtherSettings({volumeId, iqn}: ExportRecord, option: string): Storag
     `${volumeId} is exported already as ${iqn}, with settings of its own: attach it without ${option}, or first run: lunpath export delete ${volumeId}`,
     {info: {id: volumeId, iqn, option}},
   )
+}
+
+/**
+ * A disk that cannot be written is a guest's for reading alone: QEMU opens none such for writing, and where it does the kernel
+ * fails each write later. @throws UNSUPPORTED
+ */
+export async function refuseReadOnly(path: string, {what, verb}: {what: string; verb: string}): Promise<void> {
+  if (!(await isReadOnly(path))) return
+  throw new StorageError(
+    'UNSUPPORTED',
+    `${what} is read-only, and cannot be ${verb}ed for writing: ${verb} it with --read-only, or make ${path} writable first`,
+    {op: verb === 'attach' ? 'attach' : 'export.create', info: {path}},
+  )
+}
+
+/** False also for what is not there: whoever opens it says so. */
+async function isReadOnly(path: string): Promise<boolean> {
+  const stats = await stat(path).catch(() => undefined)
+  // The kernel opens some read-only devices for writing all the same, loop devices among them.
+  if (stats?.isBlockDevice()) {
+    return (await attributeText(`/sys/dev/block/${formatDeviceNumber(stats.rdev)}/ro`)).trim() === '1'
+  }
+  const refusal: NodeJS.ErrnoException | undefined = await access(path, constants.W_OK).then(
+    () => undefined,
+    error => error,
+  )
+  return ['EROFS', 'EACCES', 'EPERM'].includes(refusal?.code ?? '')
 }
 
 /**

@@ -289,7 +289,7 @@ export function connectSpec(rooms: Rooms, {volumeId, iqn, lun, wwid, serial, siz
 /** On the host route: the export becomes a block device of this host, proven to be the volume. */
 const deviceStep: Step = {
   name: 'device',
-  refusals: ['TARGET_IN_USE'],
+  refusals: ['TARGET_IN_USE', 'NODE_FOREIGN'],
   async make({rooms, operation}, path) {
     if (!makeRequest(operation).disk?.shared) await refuseStrangers(rooms, path.export!)
     return {...path, device: await rooms.host.connect(connectSpec(rooms, path.export!))}

@@ -9,6 +9,12 @@ export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value, null, 2)}\n`)
 }
 
+/** Names come from other hosts, and a terminal obeys control characters: they are shown as `\u001b`. */
+function shown(cell: string | number | null): string {
+  const text = String(cell ?? '-')
+  return text.replaceAll(/\p{C}/gu, one => `\\u${one.codePointAt(0)!.toString(16).padStart(4, '0')}`)
+}
+
 /** Rows as aligned columns under a heading; a sentence where there are none. */
 export function printTable<Row>(
   rows: Row[],
@@ -20,7 +26,7 @@ export function printTable<Row>(
     return
   }
   const headings = Object.keys(columns)
-  const cells = rows.map(row => Object.values(columns).map(cell => String(cell(row) ?? '-')))
+  const cells = rows.map(row => Object.values(columns).map(cell => shown(cell(row))))
   const widths = headings.map((heading, column) => Math.max(heading.length, ...cells.map(row => row[column]!.length)))
   for (const row of [headings, ...cells]) {
     process.stdout.write(
@@ -35,7 +41,7 @@ export function printTable<Row>(
 /** One thing's facts, a line each; `-` where there is none. */
 export function printFacts(facts: Record<string, string | number | null>): void {
   const width = Math.max(...Object.keys(facts).map(key => key.length))
-  for (const [key, value] of Object.entries(facts)) process.stdout.write(`${key.padEnd(width)}  ${value ?? '-'}\n`)
+  for (const [key, value] of Object.entries(facts)) process.stdout.write(`${key.padEnd(width)}  ${shown(value)}\n`)
 }
 
 /** A line that replaces itself, on a terminal alone: progress is for people. */

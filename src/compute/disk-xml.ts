@@ -1,6 +1,6 @@
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
-import {checkIscsiName} from '../iqn.js'
+import {checkForeignName, checkIscsiName} from '../iqn.js'
 import type {Disk, DiskSource, Domain, Feed, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
 import type {Devices, PciAddress} from './addresses.js'
@@ -109,7 +109,7 @@ export function checkSource(source: DiskSource): void {
     if (!isAbsolute(source.path)) throw invalid(`A disk's source must be an absolute path, not ${quote(source.path)}`)
     return
   }
-  checkIscsiName(source.iqn)
+  checkForeignName(source.iqn)
   if (source.initiatorName !== undefined) checkIscsiName(source.initiatorName)
   if (!Number.isInteger(source.lun) || source.lun < 0 || source.lun > 16383) throw invalid(`${source.lun} is no LUN`)
   const {port} = source.portal

@@ -66,6 +66,8 @@ export interface ConnectSpec {
   expected?: Partial<Identity>
   /** Who asks: a session of `attach` is logged out by the reconciler where no attachment needs it. Default `attach`. */
   owner?: RecordOwner
+  /** True: a node record of another tool, or its lost session that nobody uses, makes room. */
+  force?: boolean
   /** Milliseconds for the login; default 5,000. */
   timeoutMs?: number
 }
@@ -90,9 +92,10 @@ export interface HostInitiator {
   /**
    * Logs in at each portal where there is no session yet, finds the disk and compares it with what is expected. One portal
    * that answers is enough. What was made is taken back before an error is thrown. A disk, a session or a node record that
-   * was there before stays as it was; only a lost session whose disk nobody uses makes room for a new one.
+   * was there before stays as it was; only a lost session of lunpath's whose disk nobody uses makes room for a new one. A
+   * session of another tool's serves as it is; a node record of another tool's is in the way, unless by force.
    * @throws IDENTITY_MISMATCH (a disk that this call brought was removed and looked for once more), DEVICE_IN_USE (the only
-   * session is lost, and somebody uses its disk), AUTH_FAILED, TIMEOUT, INITIATOR_FAILED,
+   * session is lost, and somebody uses its disk), NODE_FOREIGN (another tool's record or lost session), AUTH_FAILED, TIMEOUT, INITIATOR_FAILED,
    * INITIATOR_UNAVAILABLE, DEPENDENCY_MISSING
    */
   connect(spec: ConnectSpec): Promise<Device>
@@ -113,10 +116,12 @@ export interface HostInitiator {
    * Flush, removal of the disk, logout, removal of the node record. A target without session and record is success. A
    * disk without a path is not flushed: that would hang. A session that cannot be logged out is `stuck` from then on,
    * and calling again tries again.
-   * @param options.force takes the disk away also where it is mounted, held or open for writing
-   * @param options.owner leaves sessions and records alone that are another's by their record
+   * Node records of other tools stay.
+   * @param options.force takes the disk away also where it is mounted, held or open for writing, and logs out sessions
+   * that are not lunpath's
+   * @param options.owner takes away what was made for that owner alone, and leaves all else without a word
    * @returns whether what was written is known to be durable
-   * @throws DEVICE_IN_USE, INITIATOR_UNAVAILABLE, INITIATOR_FAILED, TIMEOUT
+   * @throws NODE_FOREIGN (a session that lunpath has not made), DEVICE_IN_USE, INITIATOR_UNAVAILABLE, INITIATOR_FAILED, TIMEOUT
    */
   disconnect(iqn: string, options?: {force?: boolean; owner?: RecordOwner}): Promise<{flushed: boolean}>
 

@@ -69,6 +69,14 @@ export function iscsiadmError(cause: unknown, op: string, info: Record<string, u
   return new StorageError(known?.code ?? 'INITIATOR_FAILED', message, {op, info: {...info, exitCode: status}, cause})
 }
 
+export const initiatorNameFile = '/etc/iscsi/initiatorname.iscsi'
+
+/** The name that iscsid logs in with where a node record has none (iscsid(8), `-i`). */
+export async function hostInitiatorName(): Promise<string | undefined> {
+  const text = await readFile(initiatorNameFile, 'utf8').catch(() => '')
+  return /^\s*InitiatorName\s*=\s*(\S+)\s*$/m.exec(text)?.[1]
+}
+
 /** Without iscsid, iscsiadm tries for minutes: its socket, or systemd's in its place, is looked for first. */
 export async function iscsidListens(): Promise<boolean> {
   return listens(/^ISCSIADM_ABSTRACT_NAMESPACE/)

@@ -35,7 +35,7 @@ export class LibiscsiInitiator implements SessionInitiator {
       const targets = await session.discover()
       return targets.map(({iqn, portals}) => ({iqn, portals: portals.flatMap(parseTargetAddress)}))
     } catch (cause) {
-      throw sessionError(cause, {op: 'initiator.discover', info: {portal: formatPortal(portal)}})
+      throw discoveryError(cause, formatPortal(portal))
     } finally {
       await session.close()
     }
@@ -150,6 +150,15 @@ function open(login: IscsiLogin): NativeSession {
 
 function failure(cause: unknown, op: string, {portal, iqn, lun}: LoginSpec): StorageError {
   return sessionError(cause, {op: `initiator.${op}`, info: {portal: formatPortal(portal), iqn, lun}})
+}
+
+/** While tgtd has no target at all, it closes each connection at once (usr/iscsi/iscsi_tcp.c, accept_connection). */
+function discoveryError(cause: unknown, portal: string): StorageError {
+  const {code = '', errno, message} = cause as {code?: string; errno?: number; message: string}
+  const details = {op: 'initiator.discover', info: {portal}, cause}
+  if (!['SESSION_LOST', 'ECONNRESET', 'EPIPE'].includes(code)) return sessionError(cause, details)
+  const why = `${portal} offers no targets to this initiator: it closed the connection unanswered, as tgtd does while it has no target. Make one there, or see that this is an iSCSI portal that lets this host in (${message})`
+  return new StorageError('INITIATOR_FAILED', why, {...details, info: {portal, reason: code, status: errno}})
 }
 
 /** `ADDRESS:PORT,TPGT` (RFC 7143, appendix C). An address that is a host name is kept as it is. */

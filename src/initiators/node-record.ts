@@ -1,10 +1,10 @@
 import {randomBytes} from 'node:crypto'
 import {constants} from 'node:fs'
 import {access, lstat, mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises'
-import {isIP} from 'node:net'
 import {dirname, join} from 'node:path'
+import {samePortal} from '../address.js'
 import {ignoreErrno} from '../errors.js'
-import {checkIscsiName} from '../iqn.js'
+import {checkForeignName} from '../iqn.js'
 import type {ChapAuth, Portal} from '../types.js'
 
 /** Who has asked lunpath for a session: the attach path, or a person with `lunpath connect`. */
@@ -18,6 +18,8 @@ export interface NodeRecord {
   /** `manual`, `automatic` or `onboot`; null where the record does not say. */
   startup: string | null
   hasAuth: boolean
+  /** The name that it logs in with; null where that is this host's own. */
+  initiatorName: string | null
   /** Null: not lunpath's. */
   owner: RecordOwner | null
   path: string
@@ -77,7 +79,7 @@ export class NodeRecords {
    */
   async write(record: NewNodeRecord): Promise<void> {
     const {iqn, portal, tpgt} = record
-    const target = join(await this.directory(), checkIscsiName(iqn))
+    const target = join(await this.directory(), checkForeignName(iqn))
     const node = join(target, portalName(portal, tpgt))
     await this.remove(iqn, portal)
     await this.#place(target, join(node, 'default'), recordText(record, this.#user))
@@ -122,7 +124,7 @@ export class NodeRecords {
     for (const record of now) {
       if (!isKept(record.portal) && !before.some(isSame(record))) await this.remove(iqn, record.portal)
     }
-    const target = join(await this.directory(), checkIscsiName(iqn))
+    const target = join(await this.directory(), checkForeignName(iqn))
     const left = await this.snapshot(iqn)
     for (const record of before) {
       if (!isKept(record.portal) && !left.some(isSame(record))) await this.#place(target, record.path, record.content)
@@ -134,13 +136,15 @@ export class NodeRecords {
     await this.#remove(iqn, one => samePortal(one, portal))
   }
 
-  /** Removes all of a target's records, those too that cannot be read. */
-  async removeAll(iqn: string): Promise<void> {
-    await this.#remove(iqn, () => true)
+  /** Removes one record alone: beside it, for other interfaces, there may be others of this portal. */
+  async removeFile({iqn, path}: Pick<NodeRecord, 'iqn' | 'path'>): Promise<void> {
+    await rm(path, {force: true})
+    const target = join(await this.directory(), checkForeignName(iqn))
+    await this.#prune(...new Set([target, dirname(path)]))
   }
 
   async #remove(iqn: string, isMeant: (portal: Portal) => boolean): Promise<void> {
-    const target = join(await this.directory(), checkIscsiName(iqn))
+    const target = join(await this.directory(), checkForeignName(iqn))
     for (const entry of await names(target)) {
       const parsed = parsePortalName(entry)
       if (parsed && isMeant(parsed.portal)) await rm(join(target, entry), {recursive: true, force: true})
@@ -164,7 +168,7 @@ export class NodeRecords {
   }
 
   async of(iqn: string): Promise<NodeRecord[]> {
-    return this.#ofDirectory(checkIscsiName(iqn))
+    return this.#ofDirectory(checkForeignName(iqn))
   }
 
   async #ofDirectory(iqn: string): Promise<NodeRecord[]> {
@@ -216,7 +220,7 @@ function markOf(owner: RecordOwner, user: string): string {
   return `${mark}${owner}${owner === 'attach' ? ` ${JSON.stringify(user)}` : ''}`
 }
 
-function describe(text: string, user: string): Pick<NodeRecord, 'startup' | 'hasAuth' | 'owner'> {
+function describe(text: string, user: string): Omit<NodeRecord, 'iqn' | 'portal' | 'tpgt' | 'path'> {
   const value = (key: string) =>
     new RegExp(`^${key.replaceAll(/[.[\]]/g, '\\$&')}\\s*=\\s*(\\S+)\\s*$`, 'm').exec(text)?.[1] ?? null
   const [first] = text.split('\n')
@@ -224,6 +228,7 @@ function describe(text: string, user: string): Pick<NodeRecord, 'startup' | 'has
   return {
     startup: value('node.startup'),
     hasAuth: value('node.session.auth.authmethod') === 'CHAP',
+    initiatorName: value('iface.initiatorname'),
     owner: owner ?? null,
   }
 }
@@ -237,15 +242,6 @@ function parsePortalName(name: string): {portal: Portal; tpgt: number} | undefin
   const [, address, port, tpgt] = /^([^,/]+),(\d{1,5})(?:,(-?\d{1,5}))?$/.exec(name) ?? []
   if (address === undefined) return undefined
   return {portal: {address, port: Number(port)}, tpgt: Number(tpgt ?? -1)}
-}
-
-export function samePortal(a: Portal, b: Portal): boolean {
-  return a.port === b.port && canonical(a.address) === canonical(b.address)
-}
-
-/** IPv6 can be written in many ways; sysfs, records and people choose differently. */
-function canonical(address: string): string {
-  return isIP(address) === 6 ? new URL(`http://[${address.split('%')[0]}]`).hostname : address
 }
 
 async function syncDirectory(path: string): Promise<void> {

@@ -1,11 +1,11 @@
 import {EventEmitter} from 'node:events'
 import {realpath} from 'node:fs/promises'
-import {isIP} from 'node:net'
 import {setTimeout as sleep} from 'node:timers/promises'
+import {familyOf, samePortal} from '../address.js'
 import {checkChap} from '../chap.js'
 import {hasCode, ignoreErrno, StorageError} from '../errors.js'
 import {run} from '../exec.js'
-import {checkIscsiName, formatPortal} from '../iqn.js'
+import {checkForeignName, formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import type {Device, KernelSession, Portal} from '../types.js'
 import {differences, type Identity, mismatch, readIdentity, scsiIdOf, stablePathOf} from './block-identity.js'
@@ -14,6 +14,7 @@ import type {ConnectSpec, HostInitiator, ObservedSession} from './driver.js'
 import {IscsiSysfs, type SessionDisk} from './iscsi-sysfs.js'
 import {
   databaseError,
+  hostInitiatorName,
   iscsiadm,
   iscsiadmVersion,
   iscsidListens,
@@ -24,20 +25,19 @@ import {
 } from './iscsiadm.js'
 import {type ConnectionCounters, type DeviceCall, KernelIo} from './kernel-io.js'
 import {LibiscsiInitiator} from './libiscsi.js'
-import {
-  type LoginTries,
-  type NodeRecord,
-  NodeRecords,
-  type RecordOwner,
-  type RecordSnapshot,
-  samePortal,
-} from './node-record.js'
+import {type LoginTries, type NodeRecord, NodeRecords, type RecordOwner, type RecordSnapshot} from './node-record.js'
+import {foreignRecord, foreignSessions, inUse, lostInUse, sessionGone} from './refusals.js'
 
 export interface OpenIscsiOptions {
   /** open-iscsi's data base; default: where the installation has it. */
   nodesDirectory?: string
   /** Names the daemon, beside others on this host: sessions that it has made to attach are told from theirs by it. */
   user?: string
+  /**
+   * The name that lunpath logs in with. Unless it is the host's own too, a session with that name and without a node record is
+   * lunpath's: iscsid may end a login only when lunpath has given up and taken its record back.
+   */
+  initiatorName?: string
   /** Milliseconds for a scan, a rescan, a flush or the removal of a disk; default 10,000. */
   deviceTimeoutMs?: number
   /** Milliseconds for one attempt to log out; default 10,000. */
@@ -83,6 +83,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   readonly #sysfs = new IscsiSysfs()
   readonly #io = new KernelIo()
   readonly #records: NodeRecords
+  readonly #initiatorName: string | undefined
   readonly #deviceTimeoutMs: number
   readonly #logoutTimeoutMs: number
   readonly #multipathWaitMs: number
@@ -94,6 +95,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   constructor(options: OpenIscsiOptions = {}) {
     super()
     this.#records = new NodeRecords({directory: options.nodesDirectory, user: options.user})
+    this.#initiatorName = options.initiatorName
     this.#deviceTimeoutMs = options.deviceTimeoutMs ?? 10_000
     this.#logoutTimeoutMs = options.logoutTimeoutMs ?? 10_000
     this.#multipathWaitMs = options.multipathWaitMs ?? 5_000
@@ -118,6 +120,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     return this.#queue.run(spec.iqn, async () => {
       const {iqn, lun, portals, expected = {}} = spec
       const before = await this.#sysfs.sessionsOf(iqn)
+      if (!spec.force) await this.#refuseForeign(spec, before)
       const records = await this.#records.snapshot(iqn)
       try {
         const kept = await this.#dropLost(spec, before)
@@ -129,6 +132,29 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
         throw error
       }
     })
+  }
+
+  /**
+   * A login needs a record of its own, and a lost session of another tool's would have to go first: neither is lunpath's to
+   * take. A session that is up serves, whoever has made it. @throws NODE_FOREIGN
+   */
+  async #refuseForeign(spec: ConnectSpec, before: KernelSession[]): Promise<void> {
+    const {iqn, portals} = spec
+    const records = await this.#records.of(iqn)
+    for (const portal of portals) {
+      const at = (one: {portal: Portal}) => samePortal(one.portal, portal)
+      const session = before.find(at)
+      if (session && isLoggedIn(session)) continue
+      if (session && !(await this.#isOwn(session, records.filter(at)))) throw foreignSessions(iqn, [session], 'connect')
+      const record = records.find(one => at(one) && one.owner === null)
+      if (record) throw foreignRecord(record, spec)
+    }
+  }
+
+  /** Whether lunpath has made a session, by the node records of its target and portal. */
+  async #isOwn({initiator}: KernelSession, records: NodeRecord[]): Promise<boolean> {
+    if (records.length > 0) return records.some(({owner}) => owner !== null)
+    return initiator === this.#initiatorName && initiator !== (await hostInitiatorName())
   }
 
   /**
@@ -417,16 +443,24 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     iqn: string,
     {force = false, owner}: {force?: boolean; owner?: RecordOwner} = {},
   ): Promise<{flushed: boolean}> {
-    checkIscsiName(iqn)
+    checkForeignName(iqn)
     return this.#queue.run(iqn, async () => {
       const [all, records] = await Promise.all([this.#sysfs.sessionsOf(iqn), this.#records.of(iqn)])
-      const others = owner === undefined ? [] : records.filter(record => record.owner !== owner)
-      const sessions = all.filter(({portal}) => !others.some(record => samePortal(record.portal, portal)))
+      const recordsAt = ({portal}: KernelSession) => records.filter(record => samePortal(record.portal, portal))
+      const isOwners = (session: KernelSession) => recordsAt(session).every(record => record.owner === owner)
+      const sessions = owner === undefined ? all : all.filter(isOwners)
+      if (owner === undefined && !force) {
+        const isOwn = await Promise.all(sessions.map(session => this.#isOwn(session, recordsAt(session))))
+        const foreign = sessions.filter((_, index) => !isOwn[index])
+        if (foreign.length > 0) throw foreignSessions(iqn, foreign, 'disconnect')
+      }
       const flushed = await this.#letGo(iqn, sessions, force)
       if (!flushed) this.emit('unflushed', {iqn, devices: sessions.flatMap(({devices}) => devices)})
       await this.#logout(iqn, sessions)
-      if (others.length === 0) await this.#records.removeAll(iqn)
-      else for (const {owner: whose, portal} of records) if (whose === owner) await this.#records.remove(iqn, portal)
+      for (const record of records) {
+        const isMeant = owner === undefined ? record.owner !== null : record.owner === owner
+        if (isMeant) await this.#records.removeFile(record)
+      }
       this.#stuck.delete(iqn)
       return {flushed}
     })
@@ -551,7 +585,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   }
 
   async deleteNode(iqn: string, portal?: Portal): Promise<NodeRecord[]> {
-    checkIscsiName(iqn)
+    checkForeignName(iqn)
     return this.#queue.run(iqn, async () => {
       const meant = (one: {portal: Portal}) => portal === undefined || samePortal(one.portal, portal)
       const records = (await this.#records.of(iqn)).filter(meant)
@@ -622,37 +656,14 @@ function statusOf(failure: unknown): number | undefined {
 /** What a write to an attribute of a device that has left fails with. */
 const gone = ['ENOENT', 'ENODEV']
 
-function sessionGone({iqn, sid}: KernelSession): StorageError {
-  return new StorageError('INITIATOR_FAILED', `The session ${sid} with ${iqn} has ended meanwhile`, {
-    op: 'initiator.find',
-    info: {iqn, sid},
-  })
-}
-
-function lostInUse({iqn, sid, portal}: KernelSession, {device, how}: {device: string; how: string}): StorageError {
-  return new StorageError(
-    'DEVICE_IN_USE',
-    `The connection of the session with ${iqn} at ${formatPortal(portal)} is lost, and its disk /dev/${device} ${how}. iscsid goes on trying to bring it back, and a new session would take the disk away: end that use, or run lunpath disconnect ${iqn} --force`,
-    {op: 'initiator.connect', info: {iqn, sid, device: `/dev/${device}`}},
-  )
-}
-
-function inUse(device: string, how: string, cause?: unknown): StorageError {
-  return new StorageError('DEVICE_IN_USE', `/dev/${device} cannot be taken away: it ${how}`, {
-    op: 'initiator.disconnect',
-    info: {device: `/dev/${device}`},
-    cause,
-  })
-}
-
 function portalArgument({tpgt = 1, ...portal}: Portal & {tpgt?: number}): string {
   return `${formatPortal(portal)},${tpgt}`
 }
 
 /** @throws NAME_INVALID, INVALID_ARGUMENT */
 function checkConnect({iqn, lun, portals, initiatorName, auth, timeoutMs = loginTimeoutMs}: ConnectSpec): void {
-  checkIscsiName(iqn)
-  if (initiatorName !== undefined) checkIscsiName(initiatorName)
+  checkForeignName(iqn)
+  if (initiatorName !== undefined) checkForeignName(initiatorName)
   if (auth) checkChap(auth)
   const refuse = (what: string, info: Record<string, unknown>): never => {
     throw new StorageError('INVALID_ARGUMENT', what, {op: 'initiator.connect', info})
@@ -664,7 +675,7 @@ function checkConnect({iqn, lun, portals, initiatorName, auth, timeoutMs = login
     refuse('timeoutMs is a whole number of milliseconds, at most an hour', {timeoutMs})
   if (portals.length === 0) refuse('A login needs a portal', {iqn})
   for (const {address, port, tpgt = 1} of portals) {
-    if (isIP(address) === 0 || !whole(port, 1, 65_535) || !whole(tpgt, 0, 65_535)) {
+    if (familyOf(address) === 0 || !whole(port, 1, 65_535) || !whole(tpgt, 0, 65_535)) {
       refuse('A portal is an IP address, a port and a portal group tag', {address, port, tpgt})
     }
   }

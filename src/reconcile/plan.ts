@@ -1,8 +1,8 @@
 import {formatPortal} from '../iqn.js'
 import type {Operation} from '../state/journal.js'
 import type {AttachmentRecord, ExportRecord, VolumeRecord} from '../state/store.js'
-import type {PortalState} from '../targets/portals.js'
-import type {Disk, Portal, Volume} from '../types.js'
+import {covers, type PortalState} from '../targets/portals.js'
+import type {Disk, Volume} from '../types.js'
 import type {UnusablePool} from '../volumes/pools.js'
 import type {Observed} from './observe.js'
 
@@ -112,14 +112,10 @@ function portalChanged(attachment: AttachmentRecord, {disks, portals}: Observed)
   const found = disks?.get(domainUuid)?.find(({serial, alias}) => serial === id || alias.endsWith(id))
   if (found?.source.type !== 'iscsi' || attachment.volumeId === null) return []
   const {portal} = found.source
-  if (portals.some(one => isSame(one, portal))) return []
+  if (portals.some(one => covers(one, portal))) return []
   const again = `lunpath attach ${domain} --volume ${id}${persistent ? ' --persistent' : ''}`
   const message = `The disk ${target} (${id}) of ${domain} logs in to ${formatPortal(portal)}, which is no portal of this node any more. Run: lunpath detach ${id}, then ${again}`
   return [report('disk-portal-changed', id, message)]
-}
-
-function isSame(a: Portal, b: Portal): boolean {
-  return a.address === b.address && a.port === b.port
 }
 
 /** What a target's name says. */

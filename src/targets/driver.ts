@@ -132,9 +132,9 @@ export interface TargetDriver {
    */
   resize(spec: ExportSpec): Promise<Export>
 
-  /** The portals that are, or will be, offered. */
+  /** Where initiators log in, now or soon: addresses that can be dialled (dialledPortals() in portals.ts). */
   portals(): Portal[]
-  /** The same, and which of them initiators can reach, as the last look has found them. */
+  /** The portals as they are configured, and which of them initiators can reach, as the last look has found them. */
   portalStates(): PortalState[]
   /**
    * True for an export that the daemon had at the last look, or was put back. The driver looks by itself every few seconds, at

@@ -4,7 +4,7 @@ import {isIP, isIPv6} from 'node:net'
 import {basename, dirname, join} from 'node:path'
 import {StorageError} from '../errors.js'
 import type {AccessRules} from '../types.js'
-import {ruleAddress} from './spec.js'
+import {nameSpellings, ruleAddress} from './spec.js'
 
 /**
  * initiators.allow, IET's only access rules. ietd reads it anew at each login: the first line that names the target, or
@@ -284,7 +284,8 @@ function compose(lines: ReadonlyMap<string, string>, {rest, openToAll}: {rest: s
 }
 
 function ruleLine(iqn: string, rule: Rule): string {
-  const entries = rule === 'closed' ? [] : [...rule.addresses.map(addressEntry), ...rule.names.map(nameEntry)]
+  const entries =
+    rule === 'closed' ? [] : [...rule.addresses.map(addressEntry), ...rule.names.flatMap(nameSpellings).map(nameEntry)]
   // Nobody can have that name: ietd has no word for nobody, and a target without a line may have one for ALL.
   const closed = `${closedPrefix}${randomBytes(16).toString('hex')}`
   const line = `${iqn} ${[...new Set(entries.length === 0 ? [closed] : entries)].join(', ')}`

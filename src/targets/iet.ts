@@ -27,7 +27,7 @@ import {readParameters, writeParameters} from './iet-settings.js'
 import {idsOf, ietWwid, lunOf} from './iet-spec.js'
 import {IetTargets, ruleOf, unmade} from './iet-targets.js'
 import {IetWatch} from './iet-watch.js'
-import {isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
+import {dialledPortals, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 
 export interface IetOptions {
   /** Where ietd listens. IET has no portals that could be opened or closed for a target. */
@@ -231,7 +231,7 @@ export class IetDriver implements TargetDriver {
   }
 
   portals(): Portal[] {
-    return this.#options.portals.map(portal => ({...portal}))
+    return dialledPortals(this.#options.portals)
   }
 
   portalStates(): PortalState[] {

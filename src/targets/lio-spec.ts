@@ -1,5 +1,5 @@
 import {StorageError} from '../errors.js'
-import {formatPortal} from '../iqn.js'
+import {foldIscsiName, formatPortal} from '../iqn.js'
 import type {ChapAuth, ExportSpec, Portal} from '../types.js'
 import {type Operation, op} from './configfs.js'
 import {firstLun} from './driver.js'
@@ -65,9 +65,9 @@ export function isForAll({access}: Pick<ExportSpec, 'access'>): boolean {
   return access.addresses.includes('ALL')
 }
 
-/** Initiator names with a rule of their own. */
+/** Initiator names with a rule of their own, as LIO sees them. */
 export function ruleNames({access}: Pick<ExportSpec, 'access'>): string[] {
-  return [...new Set(access.names)]
+  return [...new Set(access.names.map(foldIscsiName))]
 }
 
 /** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED */

@@ -47,7 +47,7 @@ import {
   takeAudit,
   takeLook,
 } from './lio-state.js'
-import {isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
+import {dialledPortals, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 import {refuseUnfitVolume} from './spec.js'
 
 export interface LioOptions {
@@ -179,7 +179,7 @@ export class LioDriver implements TargetDriver {
   }
 
   portals(): Portal[] {
-    return this.#options.portals.map(portal => ({...portal}))
+    return dialledPortals(this.#options.portals)
   }
 
   /** The kernel listens on an address also before this machine has it, so what is left to see is whether it does. */

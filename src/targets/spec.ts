@@ -2,7 +2,7 @@ import {stat} from 'node:fs/promises'
 import {isIP, isIPv4} from 'node:net'
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
-import {checkIscsiName} from '../iqn.js'
+import {checkIscsiName, foldIscsiName} from '../iqn.js'
 import type {ChapCredentials, ExportSpec} from '../types.js'
 
 /** What an export must look like before any target driver does something about it. */
@@ -19,7 +19,7 @@ export function checkExportSpec(spec: ExportSpec): void {
   }
   checkIscsiName(spec.iqn)
   checkPath(spec.volume.path)
-  for (const name of spec.access.names) checkIscsiName(name)
+  for (const name of spec.access.names) foldIscsiName(name)
   for (const address of spec.access.addresses) ruleAddress(address)
   if (spec.auth) {
     const {incoming, outgoing} = spec.auth
@@ -31,6 +31,15 @@ export function checkExportSpec(spec: ExportSpec): void {
       }
     }
   }
+}
+
+/**
+ * How the initiator that a rule names may spell its name. Names are the same whatever their case (RFC 3722), but an initiator
+ * sends its name as it was given it, and tgt (usr/iscsi/target.c, iqn_match) and IET (plain.c, initiator_match) compare
+ * bytes. LIO folds what it is sent (iscsi_target_nego.c, iscsi_target_locate_portal), so that there only the first one counts.
+ */
+export function nameSpellings(name: string): string[] {
+  return [...new Set([foldIscsiName(name), name])]
 }
 
 /**
@@ -103,11 +112,11 @@ function checkCredentials({user, secret}: ChapCredentials, direction: string): v
  * all bits, so `10.1.2.3/8` becomes `10.0.0.0/8` and `10.1.2.3/32` becomes `10.1.2.3`. @throws NAME_INVALID
  */
 export function ruleAddress(address: string): string {
-  if (address === 'ALL' || isIP(address)) return address
+  if (address === 'ALL' || (isIP(address) && !address.includes('%'))) return address
   const [host = '', prefix = '', ...rest] = address.split('/')
   const bits = Number(prefix)
   const width = isIPv4(host) ? 32 : 128
-  if (!isIP(host) || !/^\d{1,3}$/.test(prefix) || rest.length > 0 || bits > width || bits === 0) {
+  if (!isIP(host) || host.includes('%') || !/^\d{1,3}$/.test(prefix) || rest.length > 0 || bits > width || bits === 0) {
     throw invalid(
       'NAME_INVALID',
       `${quote(address)} is not an access rule: expected ALL, an IP address, or ADDRESS/PREFIX with a prefix of at least 1`,

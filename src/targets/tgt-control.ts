@@ -230,5 +230,5 @@ function ruleText(rule: string): string {
 
 /** tgtd lists rules by address and by name alike; names are told by their iSCSI type. */
 export function isNameRule(rule: string): boolean {
-  return /^(iqn|eui|naa)\./.test(rule)
+  return /^(iqn|eui|naa)\./i.test(rule)
 }

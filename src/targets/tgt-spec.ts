@@ -1,6 +1,6 @@
 import {StorageError} from '../errors.js'
 import type {ExportSpec} from '../types.js'
-import {checkExportSpec, refuseIoType, ruleAddress} from './spec.js'
+import {checkExportSpec, nameSpellings, refuseIoType, ruleAddress} from './spec.js'
 
 /** How tgt writes the parts of an export. */
 
@@ -39,7 +39,7 @@ const cachingPages = {through: cachingPage('through'), back: cachingPage('back')
 
 /** All access rules, as tgtd lists them. */
 export function ruleTexts({access}: Pick<ExportSpec, 'access'>): string[] {
-  return [...new Set([...access.addresses.map(ruleAddress), ...access.names])]
+  return [...new Set([...access.addresses.map(ruleAddress), ...access.names.flatMap(nameSpellings)])]
 }
 
 /** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED */

@@ -1,6 +1,7 @@
 import {EventEmitter} from 'node:events'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
+import {samePortal} from '../address.js'
 import {StorageError} from '../errors.js'
 import {formatPortal} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
@@ -8,7 +9,7 @@ import {portalHolders} from '../port-holders.js'
 import type {ChapCredentials, Export, ExportSpec, ObservedTarget, Portal, TargetSession} from '../types.js'
 import {firstLun, type LunCounters, type TargetDriver, type TargetEvent} from './driver.js'
 import {refuseUnrestored} from './errors.js'
-import {covers, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
+import {covers, dialledPortals, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 import {type Entry, type Losses, TgtAudit} from './tgt-audit.js'
 import {
   describeTgtError,
@@ -274,7 +275,7 @@ export class TgtDriver implements TargetDriver {
   }
 
   portals(): Portal[] {
-    return this.#options.portals.map(portal => ({...portal}))
+    return dialledPortals(this.#options.portals)
   }
 
   portalStates(): PortalState[] {
@@ -1269,8 +1270,4 @@ function stepName(step: TgtRequest | undefined): string {
   if (step?.mode === Mode.device) return step.op === 0 ? 'the LUN' : 'the identity'
   if (step?.mode === Mode.account) return 'the CHAP account'
   return step?.op === 0 ? 'the target' : 'the access rule'
-}
-
-function samePortal(a: Portal, b: Portal): boolean {
-  return a.address === b.address && a.port === b.port
 }

@@ -285,6 +285,22 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     }
   })
 
+  loginTest(
+    `${name}: a rule lets its initiator in whether that sends its name as it is spelled there or folded`,
+    async t => {
+      const {driver, directory, portal} = await setUp(t)
+      const spelled = 'iqn.2026-01.io.lunpath.test:ESX-Host.1'
+      const spec = await volumeSpec(directory, {access: {addresses: [], names: [spelled]}})
+      await driver.export(spec)
+      await t.notThrowsAsync(login({portal, iqn: spec.iqn, initiator: spelled}))
+      await t.notThrowsAsync(login({portal, iqn: spec.iqn, initiator: spelled.toLowerCase()}))
+      await refused(t, portal, spec.iqn, stranger)
+      t.deepEqual(await driver.export(spec), await driver.export({...spec}))
+      await driver.export({...spec, access: {addresses: [], names: [stranger]}})
+      for (const one of [spelled, spelled.toLowerCase()]) await refused(t, portal, spec.iqn, one)
+    },
+  )
+
   loginTest(`${name}: exporting with other rules changes the rules`, async t => {
     const {driver, directory, portal} = await setUp(t)
     const spec = await volumeSpec(directory)

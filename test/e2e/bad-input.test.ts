@@ -76,7 +76,7 @@ test('02 names outside the grammar never reach the pool, tgtd or libvirt', async
     'iqn.2026-01.a:x,y',
     'iqn.2026-01.a:x\ny',
     'iqn.26-01.a:x',
-    'IQN.2026-01.a:x',
+    'IQN.2026-01.a:x_y',
     'iqn.2026-13.a',
     'iqn.2026-01.a..b',
     'x',

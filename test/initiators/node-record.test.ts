@@ -2,8 +2,9 @@ import {mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile} from 'node:fs/pr
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
+import {samePortal} from '../../src/address.js'
 import {differences, serialOf, stablePathOf} from '../../src/initiators/block-identity.js'
-import {type NewNodeRecord, NodeRecords, samePortal} from '../../src/initiators/node-record.js'
+import {type NewNodeRecord, NodeRecords} from '../../src/initiators/node-record.js'
 
 const iqn = 'iqn.2025-01.test.lunpath:0123456789abcdef'
 const portal = {address: '10.0.0.5', port: 3260}
@@ -32,7 +33,8 @@ test('a record is a file of its own, closed to others, and goes with its directo
   t.true((await readFile(path, 'utf8')).includes('node.session.auth.password = the-secret-itself\n'))
   const [found, ...others] = await records.list()
   t.deepEqual(others, [])
-  t.deepEqual(found, {iqn, portal, tpgt: 1, startup: 'manual', hasAuth: true, owner: 'attach', path})
+  const initiatorName = null
+  t.deepEqual(found, {iqn, portal, tpgt: 1, startup: 'manual', hasAuth: true, initiatorName, owner: 'attach', path})
   await records.remove(iqn, portal)
   t.deepEqual(await readdir(directory), [])
   t.deepEqual(await readdir(root), ['nodes'], 'no temporary file')
@@ -59,9 +61,30 @@ test('removing one portal leaves the others, and removing what is not there is s
     [portal],
   )
   await records.remove(iqn, other)
-  await records.removeAll(iqn)
-  await records.removeAll(iqn)
+  await records.remove(iqn, portal)
+  await records.remove(iqn, portal)
   t.deepEqual(await records.list(), [])
+})
+
+test('one record is removed alone: what another tool has for the same portal stays', async t => {
+  const {directory, records} = await dataBase(t)
+  await records.write(record)
+  const node = join(directory, iqn, '10.0.0.5,3260,1')
+  await writeFile(join(node, 'eth1'), 'node.startup = onboot\n')
+  const [ours] = (await records.of(iqn)).filter(({owner}) => owner === 'attach')
+  await records.removeFile(ours!)
+  t.deepEqual(await readdir(node), ['eth1'])
+  const [theirs] = await records.of(iqn)
+  await records.removeFile(theirs!)
+  t.deepEqual(await readdir(directory), [])
+})
+
+test('a NAS’s name with capitals is a record’s too', async t => {
+  const {directory, records} = await dataBase(t)
+  const named = {...record, iqn: 'iqn.2004-04.com.QNAP:TS-453_A:iscsi.Disk1'}
+  await records.write(named)
+  t.deepEqual(await readdir(directory), [named.iqn])
+  t.like(await records.of(named.iqn), {length: 1, 0: {owner: 'attach'}})
 })
 
 test('what another daemon has made to attach is another’s; what a person asked for is a person’s everywhere', async t => {
@@ -75,7 +98,7 @@ test('what another daemon has made to attach is another’s; what a person asked
 
 test('a name that would lead elsewhere is refused', async t => {
   const {records} = await dataBase(t)
-  for (const name of ['../x', 'iqn.2025-01.test:../../etc', 'iqn.2025-01.test:a/b', ''])
+  for (const name of ['../x', '..', 'iqn.2025-01.test:../../etc', 'iqn.2025-01.test:a/b', 'iqn.2025-01.test:a\nb', ''])
     await t.throwsAsync(records.write({...record, iqn: name}), {code: 'NAME_INVALID'}, name)
 })
 

@@ -33,3 +33,17 @@ test('rules that somebody has taken out of initiators.allow are written again, a
   t.true((await readFile(file, 'utf8')).includes(two))
   t.deepEqual(await access.mend(), [])
 })
+
+test('a rule for a name in capitals has it folded too: ietd compares what the initiator sends', async t => {
+  const directory = await mkdtemp(join(tmpdir(), 'lp-allow-'))
+  t.teardown(() => rm(directory, {recursive: true, force: true}))
+  const access = new IetAccess([directory])
+  await access.load()
+  const iqn = 'iqn.2026-01.io.lunpath.test:one'
+  await access.set([[iqn, {addresses: [], names: ['iqn.1998-01.com.vmware:ESX1', 'iqn.2026-01.a:b']}]])
+  const text = await readFile(join(directory, 'initiators.allow'), 'utf8')
+  const line = text.split('\n').find(one => one.startsWith(`${iqn} `))
+  const entries = ['iqn.1998-01.com.vmware:esx1', 'iqn.1998-01.com.vmware:ESX1', 'iqn.2026-01.a:b']
+  t.is(line, `${iqn} ${entries.map(name => name.replaceAll('.', '\\.')).join(', ')}`)
+  t.deepEqual((await access.look())(iqn).access, {addresses: [], names: entries})
+})

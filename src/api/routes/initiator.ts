@@ -2,8 +2,10 @@ import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {named} from '../../attach/rooms.js'
 import {StorageError} from '../../errors.js'
-import {parsePortal, parseTaggedPortal} from '../../iqn.js'
+import {parseRemotePortal, parseTaggedPortal} from '../../iqn.js'
+import {resolvePortal} from '../../resolve.js'
 import type {Service} from '../../service.js'
+import type {Portal} from '../../types.js'
 import {ConnectionBody, ForceQuery, PortalQuery} from '../schema.js'
 
 /** /v1/initiator: the kernel's own sessions and node records, for people who use two machines by hand. */
@@ -16,10 +18,11 @@ export function initiatorRoutes({operations}: Service) {
     api.post<{Body: Static<typeof ConnectionBody>}>(
       '/initiator/connections',
       {schema: {body: ConnectionBody}},
-      async ({body: {iqn, portals, lun, auth, expected}}, reply) => {
+      async ({body: {iqn, portals, lun, auth, expected, force}}, reply) => {
         refuseAttached(iqn)
         const {initiatorName} = rooms
-        const spec = {iqn, lun: lun ?? 1, portals: portals.map(parseTaggedPortal), initiatorName, auth, expected}
+        const asked = await addressesOf(iqn, portals.map(parseTaggedPortal))
+        const spec = {iqn, lun: lun ?? 1, portals: asked, initiatorName, auth, expected, force}
         const device = await rooms.host.connect({...spec, owner: 'hand', timeoutMs: rooms.probeTimeoutMs})
         return reply.status(201).send(device)
       },
@@ -38,14 +41,23 @@ export function initiatorRoutes({operations}: Service) {
       '/initiator/nodes/:iqn',
       {schema: {querystring: PortalQuery}},
       async ({params: {iqn}, query: {portal}}) =>
-        rooms.host.deleteNode(iqn, portal === undefined ? undefined : parsePortal(portal)),
+        rooms.host.deleteNode(iqn, portal === undefined ? undefined : await resolvePortal(parseRemotePortal(portal))),
     )
+  }
+
+  /** A name that has several addresses is taken for the one at which this host is logged in to the target already. */
+  async function addressesOf<P extends Portal>(iqn: string, portals: P[]): Promise<P[]> {
+    const sessions = (await rooms.host.sessions()).filter(session => session.iqn === iqn)
+    const preferred = sessions.map(({portal}) => portal)
+    return Promise.all(portals.map(portal => resolvePortal(portal, {preferred})))
   }
 
   /** A session of the attach path is its own: nobody takes a guest's disk away by hand. */
   function refuseAttached(iqn: string): void {
-    const attachment = [...rooms.store.attachments.values()].find(one => one.iqn === iqn)
-    const exported = rooms.store.exportOf(iqn)
+    // An IQN in capitals is the same one: targets may fold the case (RFC 3722), and lunpath's own names are folded.
+    const folded = iqn.toLowerCase()
+    const attachment = [...rooms.store.attachments.values()].find(one => one.iqn?.toLowerCase() === folded)
+    const exported = rooms.store.exportOf(iqn) ?? rooms.store.exportOf(folded)
     const busy = exported !== undefined && !operations.idle(exported.volumeId)
     if (!attachment && !busy) return
     const message = attachment

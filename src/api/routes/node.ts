@@ -1,6 +1,7 @@
 import {type Static, Type} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
-import {parsePortal} from '../../iqn.js'
+import {parseRemotePortal} from '../../iqn.js'
+import {resolvePortal} from '../../resolve.js'
 import type {Service} from '../../service.js'
 import {DiscoverBody, ErrorSchema} from '../schema.js'
 
@@ -38,8 +39,10 @@ export function nodeRoutes({operations, version, doctor, problems, isOpen, resum
     api.post<{Body: Static<typeof DiscoverBody>}>(
       '/discover',
       {schema: {body: DiscoverBody}},
-      async ({body: {portal, auth}}) =>
-        rooms.initiator.discover(parsePortal(portal), {initiatorName: rooms.initiatorName, auth}),
+      async ({body: {portal, auth}}) => {
+        const at = await resolvePortal(parseRemotePortal(portal))
+        return rooms.initiator.discover(at, {initiatorName: rooms.initiatorName, auth})
+      },
     )
   }
 }

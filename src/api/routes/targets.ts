@@ -2,7 +2,7 @@ import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {importTargets} from '../../attach/import.js'
 import {StorageError} from '../../errors.js'
-import {formatPortal, parsePortal} from '../../iqn.js'
+import {formatPortal, parseDestination} from '../../iqn.js'
 import type {Service} from '../../service.js'
 import type {ExportRecord} from '../../state/store.js'
 import {offered} from '../../targets/driver.js'
@@ -83,7 +83,7 @@ export function targetRoutes({operations}: Service) {
       {schema: {body: RedirectBody}},
       async ({params: {iqn}, body}) => {
         const able = offered(targets, 'redirect')
-        const portal = body.portal === null ? null : parsePortal(body.portal)
+        const portal = body.portal === null ? null : parseDestination(body.portal)
         await amend(
           iqn,
           () => able.redirect(iqn, portal),

@@ -112,7 +112,7 @@ Examples:
     )
 }
 
-const isName = (rule: string) => /^(iqn|eui|naa)\./.test(rule)
+const isName = (rule: string) => /^(iqn|eui|naa)\./i.test(rule)
 
 function accessRule(rule: string, earlier: string[] = []): string[] {
   if (!isName(rule) && rule !== 'ALL' && isIP(rule.split('/')[0]!) === 0)

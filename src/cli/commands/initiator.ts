@@ -14,28 +14,31 @@ export function initiatorCommands(program: Command): void {
       .description('log this host’s kernel in to a target; its disk becomes a block device here')
       .requiredOption(
         '--portal <portal...>',
-        'ADDRESS[:PORT][,TPGT], as discover shows it; several are several paths',
+        'HOST[:PORT][,TPGT], as discover shows it; several are several paths',
         portal,
       )
       .option('--lun <lun>', 'the disk’s number in the target', lunNumber, 1)
       .option('--serial <serial>', 'refuse a disk with another serial (a volume’s serial is its id)')
       .option('--wwid <wwid>', 'refuse a disk with another WWID')
       .option('--size <size>', 'refuse a disk of another size', parseSize)
+      .option('--force', 'replace a node record or a lost session that another tool has made')
       .addHelpText(
         'after',
         `
 It stays connected until lunpath disconnect, or the host's end. Needs open-iscsi: lunpath doctor.
+A session that another tool has made with the target serves as it is. The IQN is taken as it is spelled.
 
 Examples:
   lunpath discover 10.0.0.5
-  lunpath connect iqn.2026-01.io.lunpath:0123456789abcdef --portal 10.0.0.5 --serial 0123456789abcdef`,
+  lunpath connect iqn.2026-01.io.lunpath:0123456789abcdef --portal 10.0.0.5 --serial 0123456789abcdef
+  lunpath connect iqn.2004-04.com.example:NAS-1:disk --portal nas.example --portal '[fe80::1%eth0]' --lun 0`,
       ),
   ).action((iqn: string, options, command: Command) =>
     withDaemon(command, async ({call, json}) => {
-      const {portal: portals, lun, serial, wwid, size: sizeBytes} = options
+      const {portal: portals, lun, serial, wwid, size: sizeBytes, force} = options
       const expected = {serial, wwid, sizeBytes}
       const auth = await readChap(options)
-      const device = await call<Device>('POST', '/initiator/connections', {iqn, portals, lun, auth, expected})
+      const device = await call<Device>('POST', '/initiator/connections', {iqn, portals, lun, auth, expected, force})
       if (json) return printJson(device)
       printFacts({
         device: device.path,
@@ -55,8 +58,11 @@ Examples:
   program
     .command('disconnect <iqn>')
     .description('flush and remove the disks of a target, log out and forget its node record')
-    .option('--force', 'also if a disk is mounted, held or open for writing')
-    .addHelpText('after', '\nA target that is not connected is success. Disks of guests are refused: lunpath detach.')
+    .option('--force', 'also if a disk is mounted, held or open for writing, or another tool has made the session')
+    .addHelpText(
+      'after',
+      '\nA target that is not connected is success. Disks of guests are refused: lunpath detach. Node records of other\ntools stay: lunpath node delete.',
+    )
     .action((iqn: string, {force}, command: Command) =>
       withDaemon(command, async ({call, json}) => {
         const query = force ? '?force=true' : ''

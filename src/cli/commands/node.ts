@@ -27,18 +27,17 @@ interface Status {
 
 /** `lunpath discover`, `session list|delete`, `domain list|disks`, `status`, `cancel` */
 export function nodeCommands(program: Command): void {
-  addChapOption(
-    program.command('discover <portal>').description('ask a portal (ADDRESS[:PORT]) for its targets'),
-  ).action((portal: string, options, command: Command) =>
-    withDaemon(command, async ({call, json}) => {
-      const targets = await call<DiscoveredTarget[]>('POST', '/discover', {portal, auth: await readChap(options)})
-      if (json) return printJson(targets)
-      printTable(
-        targets.flatMap(({iqn, portals}) => portals.map(at => ({iqn, at}))),
-        {PORTAL: ({at}) => `${formatPortal(at)},${at.tpgt}`, IQN: ({iqn}) => iqn},
-        `${portal} offers no targets to this initiator`,
-      )
-    }),
+  addChapOption(program.command('discover <portal>').description('ask a portal (HOST[:PORT]) for its targets')).action(
+    (portal: string, options, command: Command) =>
+      withDaemon(command, async ({call, json}) => {
+        const targets = await call<DiscoveredTarget[]>('POST', '/discover', {portal, auth: await readChap(options)})
+        if (json) return printJson(targets)
+        printTable(
+          targets.flatMap(({iqn, portals}) => portals.map(at => ({iqn, at}))),
+          {PORTAL: ({at}) => `${formatPortal(at)},${at.tpgt}`, IQN: ({iqn}) => iqn},
+          `${portal} offers no targets to this initiator`,
+        )
+      }),
   )
 
   const session = program

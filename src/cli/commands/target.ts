@@ -1,5 +1,5 @@
 import {type Command, InvalidArgumentError} from 'commander'
-import {parsePortal} from '../../iqn.js'
+import {parseDestination} from '../../iqn.js'
 import {formatSize} from '../../size.js'
 import type {ParameterValue, TargetParameters} from '../../targets/driver.js'
 import type {ObservedTarget} from '../../types.js'
@@ -81,7 +81,7 @@ Examples:
     .description('send initiators that log in to another portal; without one, end that')
     .action((iqn: string, portal: string | undefined, _options, command: Command) =>
       withDaemon(command, async ({call, json}) => {
-        if (portal !== undefined) parsePortal(portal)
+        if (portal !== undefined) parseDestination(portal)
         const body = {portal: portal ?? null}
         const done = await call<{redirect: string | null}>('POST', `${pathOf(iqn)}/redirect`, body)
         if (json) printJson(done)
