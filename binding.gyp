@@ -74,6 +74,8 @@
     {
       'target_name': 'bench',
       'sources': ['native/bench/addon.cc', '<@(bench_sources)', 'native/napi/error.cc', 'native/sys/result.cc'],
+      # What C++ throws in a call from JS is that call's error; without this it would end the process.
+      'defines': ['NODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
     },
   ],
   'conditions': [
@@ -87,7 +89,7 @@
             '<@(bench_sources)',
             'native/napi/error.cc', 'native/sys/result.cc',
           ],
-          'defines': ['LUNPATH_BENCH_LIBISCSI'],
+          'defines': ['LUNPATH_BENCH_LIBISCSI', 'NODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
           'libraries': ['<!@(pkg-config --libs libiscsi)'],
         },
       ],

@@ -24,6 +24,14 @@ bool CounterIsInvariant() {
   return false;
 }
 
+// The kernel watches the counter and leaves it where the processors do not agree or another clock shows it to drift
+// (kernel/time/clocksource.c, clocksource_watchdog); then it is nothing to measure by.
+bool KernelUsesCounter() {
+  std::string current;
+  std::ifstream("/sys/devices/system/clocksource/clocksource0/current_clocksource") >> current;
+  return current == "tsc";
+}
+
 struct Moment {
   uint64_t ticks;
   uint64_t ns;
@@ -56,7 +64,7 @@ double NsPerTick(const Moment& from, const Moment& to) {
 }  // namespace
 
 Clock::Clock() {
-  if (!CounterIsInvariant()) return;
+  if (!CounterIsInvariant() || !KernelUsesCounter()) return;
   const Moment first = ReadBoth();
   const Moment second = ReadBothAfter(first.ns + kWindowNs);
   const Moment third = ReadBothAfter(second.ns + kWindowNs);

@@ -1,4 +1,4 @@
-// The clock of a run: the processor's time stamp counter where it can be trusted, else CLOCK_MONOTONIC.
+// The clock of a run: the processor's time stamp counter where the kernel trusts it too, else CLOCK_MONOTONIC.
 #pragma once
 
 #include <cstdint>

@@ -38,6 +38,8 @@ PreadEngine::~PreadEngine() { Close(); }
 Status PreadEngine::Prepare(uint32_t iodepth, const Buffers&) {
   done_.reserve(iodepth);
   queued_.reserve(iodepth);
+  // A thread of the pool must not be the one for which there is no memory.
+  pool_->done.reserve(iodepth);
   if (iodepth == 1) return Nothing{};
   try {
     for (uint32_t i = 0; i < iodepth; ++i) threads_.emplace_back(Work, pool_);

@@ -91,6 +91,7 @@ struct JobSpec {
   uint64_t stuck_ns = 0;
   uint64_t sample_ns = 0;
   uint64_t seed = 0;
+  uint64_t verify_table_bytes = 0;  // of each thread that verifies; 0: no limit
 };
 
 inline uint32_t TargetSpec::LargestBlock() const {

@@ -125,6 +125,7 @@ JobSpec ToJobSpec(const Napi::Object& js) {
   job.ramp_ns = U64(js, "rampMs") * kNsPerMs;
   job.stuck_ns = U64(js, "stuckMs") * kNsPerMs;
   job.sample_ns = U64(js, "sampleMs") * kNsPerMs;
+  job.verify_table_bytes = U64(js, "verifyTableBytes");
   bool lossless = true;
   job.seed = js.Get("seed").As<Napi::BigInt>().Uint64Value(&lossless);
   return job;

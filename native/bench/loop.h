@@ -12,6 +12,7 @@
 
 #include "bench/clock.h"
 #include "bench/fit.h"
+#include "bench/guard.h"
 #include "bench/open_loop.h"
 #include "bench/verify.h"
 #include "bench/worker.h"
@@ -32,7 +33,7 @@ class Loop final : public Worker {
     pthread_setname_np(pthread_self(), "lunpath-bench");
     // Deadlines of an open loop are met to the microsecond, not to the 50 that a thread gets by default (prctl(2)).
     prctl(PR_SET_TIMERSLACK, 1);
-    const Status ready = GetReady();
+    const Status ready = Guarded([this] { return GetReady(); });
     Muster& muster = *context_.muster;
     uint64_t start = 0;
     bool measure = false;
@@ -45,14 +46,17 @@ class Loop final : public Worker {
       measure = muster.go && !muster.called_off;
       start = muster.start_ns;
     }
-    if (measure && !Measure(start)) return;
+    if (measure && !MeasureGuarded(start)) {
+      LeaveBehind();
+      return;
+    }
     const bool in_order = counts.in_flight == 0 && counts.state != RunState::kDeviceLost;
-    turnstile.Leave();  // for good
+    // For good: from here on the figures are whoever's has a use for them.
+    turnstile.Leave();
     if (in_order) {
       engine_.Close();
     } else {
-      engine_.Abandon();
-      buffers_.Leak();
+      LeaveBehind();
     }
     std::lock_guard lock(muster.mutex);
     ended.store(true, std::memory_order_release);
@@ -91,7 +95,12 @@ class Loop final : public Worker {
     engine_name_ = engine_.name();
     engine_flags_ = engine_.flags();
     if (spec_.verify) {
-      verifier_.emplace(range_.offset, range_.size, spec_.LargestBlock(), context_.seed);
+      verifier_.emplace(Verifier::Params{.offset = range_.offset,
+                                         .size = range_.size,
+                                         .block_bytes = spec_.LargestBlock(),
+                                         .seed = context_.seed,
+                                         .iodepth = spec_.iodepth,
+                                         .table_bytes = context_.job->verify_table_bytes});
       if (!verifier_->valid()) return ErrnoError(ENOMEM, "mmap", "Generations of the blocks to verify");
     }
     const double share = static_cast<double>(context_.thread) / spec_.numjobs;
@@ -108,6 +117,21 @@ class Loop final : public Worker {
     clockid_t cpu_clock;
     if (pthread_getcpuclockid(pthread_self(), &cpu_clock) == 0) counts.cpu_clock = cpu_clock;
     return Nothing{};
+  }
+
+  // I/Os are in flight: the kernel may read and write the buffers for as long as it likes.
+  void LeaveBehind() {
+    engine_.Abandon();
+    buffers_.Leak();
+  }
+
+  // What is thrown within the turnstile ends the run. Where the worker was given up meanwhile, nobody asks for it.
+  bool MeasureGuarded(uint64_t start) {
+    const auto measured = Guarded([this, start]() -> Result<bool> { return Measure(start); });
+    if (measured.ok()) return measured.value();
+    counts.last_error = measured.error();
+    counts.state = RunState::kFailed;
+    return true;
   }
 
   // False: the supervisor has given this thread up, and what it counted is no longer its own.
@@ -136,8 +160,8 @@ class Loop final : public Worker {
       if (wake_at != kNever || !issuing_ || counts.in_flight == 0) wake_at = std::min(wake_at, mark_);
       const bool wait = wake_at == kNever || wake_at > now + kSpinNs;
 
-      turnstile.Leave();
-      const bool alive = engine_.Exchange(wait, wait && wake_at != kNever ? wake_at - kSpinNs : wake_at);
+      if (!turnstile.Leave()) return false;
+      const bool alive = Exchange(wait, wait && wake_at != kNever ? wake_at - kSpinNs : wake_at);
       if (!turnstile.Enter()) return false;
 
       now = clock_.Now();
@@ -145,8 +169,9 @@ class Loop final : public Worker {
       engine_.Reap(now, [this](uint32_t slot, int64_t result, uint64_t at) { Complete(slot, result, at); });
       if (counts.in_flight != in_flight) counts.last_progress_ns = now;
       if (!alive) [[unlikely]] {
-        counts.last_error = engine_.loss();
-        counts.state = RunState::kDeviceLost;
+        counts.last_error = thrown_ ? *thrown_ : engine_.loss();
+        counts.state = thrown_ ? RunState::kFailed : RunState::kDeviceLost;
+        break;
       }
       if (counts.state == RunState::kDeviceLost) [[unlikely]]
         break;
@@ -154,6 +179,16 @@ class Loop final : public Worker {
     counts.cpu_ns = CpuNs() - counts.cpu_before_run_ns;
     counts.io_workers_ns = engine_.KernelThreadsCpuNs() - io_workers_before_ns_;
     return true;
+  }
+
+  // Outside the turnstile: what is thrown here must not be noted before it is entered again.
+  bool Exchange(bool wait, uint64_t deadline) {
+    try {
+      return engine_.Exchange(wait, deadline);
+    } catch (...) {
+      thrown_ = DescribeThrown();
+      return false;
+    }
   }
 
   uint64_t CpuNs() const { return ThreadCpuNs() + engine_.HelpersCpuNs(); }
@@ -262,6 +297,14 @@ class Loop final : public Worker {
       return true;
     }
     if (!held_back_) held_back_ = workload_->Next();
+    if (held_back_->direction == Direction::kWrite && !verifier_->HasRoom(held_back_->offset)) [[unlikely]] {
+      Fail(Error{.message =
+                     "The table of the blocks to verify has the size that this job may have: give a smaller size "
+                     "or runtime, or a larger bs",
+                 .code = "ENOMEM",
+                 .number = ENOMEM});
+      return false;
+    }
     if (!verifier_->Lock(held_back_->offset)) return false;
     Start(*std::exchange(held_back_, std::nullopt), intended, now);
     return true;
@@ -341,11 +384,17 @@ class Loop final : public Worker {
     if (engine_.IsGone(result)) {
       counts.state = RunState::kDeviceLost;
     } else if (++failures_ > spec_.errors_allowed && counts.state == RunState::kFinished) {
-      counts.state = RunState::kFailed;
-      issuing_ = false;
-      Enter(Phase::kDrain, kNever, nullptr);
+      Fail(counts.last_error);
     }
     return true;
+  }
+
+  // No more is submitted, and the run ends when what is in flight has come in.
+  void Fail(Error error) {
+    counts.last_error = std::move(error);
+    counts.state = RunState::kFailed;
+    issuing_ = false;
+    Enter(Phase::kDrain, kNever, nullptr);
   }
 
   void Verify(uint32_t index) {
@@ -375,6 +424,7 @@ class Loop final : public Worker {
   std::optional<OpenLoop> open_loop_;
   std::optional<Verifier> verifier_;
   std::optional<Workload::Io> held_back_;
+  std::optional<Error> thrown_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
   uint32_t free_count_ = 0;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/stat.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -27,10 +28,16 @@ uint32_t DirectAlignment(int fd) {
 }  // namespace
 
 Result<std::shared_ptr<PathTarget>> PathTarget::Open(const PathDevice& device, bool for_writing) {
-  const int flags =
-      (for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | (device.direct ? O_DIRECT : 0) | (device.exclusive ? O_EXCL : 0);
+  // O_EXCL without O_CREAT has a meaning for block devices alone (open(2)). A file gets a lock in its place.
+  struct stat before {};
+  const bool is_file = stat(device.path.c_str(), &before) == 0 && S_ISREG(before.st_mode);
+  const int flags = (for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | (device.direct ? O_DIRECT : 0) |
+                    (device.exclusive && !is_file ? O_EXCL : 0);
   UniqueFd fd(open(device.path.c_str(), flags));
   if (!fd) return ErrnoError(errno, "open", device.path);
+  if (device.exclusive && is_file && flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    return ErrnoError(errno == EWOULDBLOCK ? EBUSY : errno, "flock", device.path);
+  }
   std::shared_ptr<PathTarget> target(new PathTarget(std::move(fd), device.path, device.direct));
   if (Status inspected = target->Inspect(device); !inspected.ok()) return inspected.error();
   return target;

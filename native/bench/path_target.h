@@ -14,7 +14,8 @@ namespace lunpath::bench {
 class PathTarget {
  public:
   // Opens it, exclusively where asked for, and checks that it is what was meant. Errors: errno names;
-  // IDENTITY_MISMATCH.
+  // IDENTITY_MISMATCH. A block device is claimed by O_EXCL, a file by flock(2): the kernel keeps either until the
+  // descriptor is closed and the last I/O in flight has let go of it.
   static Result<std::shared_ptr<PathTarget>> Open(const PathDevice& device, bool for_writing);
 
   int fd() const { return fd_.get(); }

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <thread>
 #include <utility>
 
 #include "bench/clock.h"
 #include "bench/cpu.h"
+#include "bench/guard.h"
 #include "bench/path_target.h"
 
 namespace lunpath::bench {
@@ -15,8 +15,12 @@ namespace {
 
 // How often the supervisor looks whether the threads get on.
 constexpr uint64_t kLookNs = 50 * kNsPerMs;
+// How long a probe may take that decides which engine a target gets.
+constexpr uint64_t kProbeNs = kNsPerSecond;
 // A thread that does not end so long after it was told to is given up, with its memory.
 constexpr uint64_t kGraceNs = 45 * kNsPerMs;
+
+Error Cancelled() { return Error{.message = "Cancelled", .code = "ECANCELED", .number = ECANCELED}; }
 
 template <class Predicate>
 bool WaitFor(Muster& muster, std::unique_lock<std::mutex>& lock, uint64_t ns, Predicate predicate) {
@@ -39,7 +43,8 @@ Run::Run(JobSpec job, OnSample on_sample, OnEnd on_end)
       created_ns_(NowNs()) {}
 
 void Run::Start() {
-  std::thread([self = shared_from_this()] { self->on_end_(self->Execute()); }).detach();
+  const Status started = StartThread([self = shared_from_this()] { self->on_end_(self->Execute()); });
+  if (!started.ok()) on_end_(started.error());
 }
 
 void Run::Cancel() {
@@ -49,15 +54,19 @@ void Run::Cancel() {
 }
 
 Result<Report> Run::Execute() {
+  Result<Report> report = Guarded([this] { return Conduct(); });
+  if (report.ok()) return report;
+  const Status called_off = Guarded([this]() -> Status {
+    CallOff();
+    return Nothing{};
+  });
+  return called_off.ok() ? report : called_off.error();
+}
+
+Result<Report> Run::Conduct() {
   const Clock& clock = Clock::Get();
-  if (Status made = MakeCrew(); !made.ok()) {
-    CallOff();
-    return made.error();
-  }
-  if (Status ready = AwaitReady(); !ready.ok()) {
-    CallOff();
-    return ready.error();
-  }
+  if (Status made = MakeCrew(); !made.ok()) return made.error();
+  if (Status ready = AwaitReady(); !ready.ok()) return ready.error();
   const uint64_t before_start_ns = NowNs() - created_ns_;
   start_ns_ = clock.Now();
   run_begin_ns_ = start_ns_ + job_->ramp_ns;
@@ -75,16 +84,73 @@ Result<Report> Run::Execute() {
   return report;
 }
 
-// The run itself lives on until JS has let go of it; devices are free at its end. What hangs keeps its device.
+// Every thread of the target has ended, and every I/O has been answered.
+bool Run::IsIdle(size_t target) const {
+  return std::all_of(crew_.begin(), crew_.end(), [target](const Crew& member) {
+    return member.target != target || (!member.given_up && member.worker->counts.in_flight == 0);
+  });
+}
+
+// The run itself lives on until JS has let go of it; devices are free at its end. One that hangs stays claimed: the
+// threads that were given up, and the kernel, have it open until the last I/O is in.
 void Run::GiveBack() {
-  for (const Crew& member : crew_) {
-    if (member.seized || member.worker->counts.in_flight > 0) paths_[member.target].reset();
-  }
-  for (const auto& path : paths_) {
-    if (path) path->Close();
+  for (size_t i = 0; i < paths_.size(); ++i) {
+    if (!paths_[i] || !IsIdle(i)) continue;
+    // The last close of a block device writes back what the page cache has of it, and hangs where the device does.
+    DoAside<Nothing>(job_->stuck_ns, Until::kDeadline, [path = paths_[i]]() -> Status {
+      path->Close();
+      return Nothing{};
+    });
   }
   paths_.clear();
   crew_.clear();
+}
+
+// Does what may hang in the kernel on a thread of its own. Nothing: it has not ended in that time, or the run was
+// cancelled; the thread goes on by itself then, and what it gets is freed when it has it.
+template <class T>
+std::optional<Result<T>> Run::DoAside(uint64_t patience_ns, Until until, std::function<Result<T>()> work) {
+  const auto result = std::make_shared<std::optional<Result<T>>>();  // under the muster's mutex
+  const Status started = StartThread([work = std::move(work), result, muster = muster_] {
+    Result<T> outcome = Guarded(work);
+    std::lock_guard lock(muster->mutex);
+    *result = std::move(outcome);
+    muster->changed.notify_all();
+  });
+  if (!started.ok()) return started.error();
+  std::unique_lock lock(muster_->mutex);
+  WaitFor(*muster_, lock, patience_ns, [&] { return result->has_value() || (cancelled_ && until == Until::kCancel); });
+  return std::exchange(*result, std::nullopt);
+}
+
+Status Run::OpenTarget(size_t index) {
+  const TargetSpec& spec = job_->targets[index];
+  const auto* device = std::get_if<PathDevice>(&spec.device);
+  if (!device) return Nothing{};
+  auto opened = DoAside<std::shared_ptr<PathTarget>>(
+      job_->stuck_ns, Until::kCancel,
+      [job = job_, device, writes = spec.writes()] { return PathTarget::Open(*device, writes); });
+  if (!opened && cancelled_) return Cancelled();
+  if (!opened) return ErrnoError(ETIMEDOUT, "open", device->path);
+  if (!opened->ok()) return opened->error();
+  paths_[index] = opened->value();
+  return Nothing{};
+}
+
+Result<EngineChoice> Run::Probe(size_t index) {
+  const auto enough = std::make_shared<std::atomic<bool>>(false);
+  const auto engine = DoAside<EngineKind>(std::min(kProbeNs, job_->stuck_ns), Until::kCancel,
+                                          [job = job_, index, path = paths_[index], enough]() -> Result<EngineKind> {
+                                            return ProbeEngine(job->targets[index], path, *enough);
+                                          });
+  enough->store(true, std::memory_order_relaxed);
+  if (!engine && cancelled_) return Cancelled();
+  if (engine && !engine->ok()) return engine->error();
+  // A device that does not answer is the run's own matter, which sees to it.
+  if (!engine || engine->value() == EngineKind::kAuto) {
+    return EngineChoice{.engine = EngineKind::kUring, .flags = {"unprobed"}};
+  }
+  return EngineChoice{.engine = engine->value(), .flags = {"probed"}};
 }
 
 Status Run::MakeCrew() {
@@ -92,14 +158,14 @@ Status Run::MakeCrew() {
   paths_.resize(count);
   choices_.resize(count);
   figures_.resize(count);
+  size_t threads = 0;
+  for (const TargetSpec& spec : job_->targets) threads += spec.numjobs;
+  crew_.reserve(threads);
   for (size_t i = 0; i < count; ++i) {
     const TargetSpec& spec = job_->targets[i];
-    if (const auto* path = std::get_if<PathDevice>(&spec.device)) {
-      auto opened = PathTarget::Open(*path, spec.writes());
-      if (!opened.ok()) return opened.error();
-      paths_[i] = opened.value();
-    }
+    if (Status opened = OpenTarget(i); !opened.ok()) return opened.error();
     auto choice = ChooseEngine(spec, paths_[i]);
+    if (choice.ok() && choice.value().engine == EngineKind::kAuto) choice = Probe(i);
     if (!choice.ok()) return choice.error();
     choices_[i] = choice.value();
     for (uint32_t thread = 0; thread < spec.numjobs; ++thread) {
@@ -108,11 +174,7 @@ Status Run::MakeCrew() {
       WorkerContext context{.job = job_, .muster = muster_, .target = i, .thread = thread, .seed = seed};
       std::shared_ptr<Worker> worker = MakeWorker(std::move(context), choices_[i].engine, paths_[i]);
       if (!worker) return Error{.message = "This addon was built without libiscsi", .code = "ENOSYS", .number = ENOSYS};
-      try {
-        std::thread([worker] { worker->Execute(); }).detach();
-      } catch (const std::system_error&) {
-        return ErrnoError(EAGAIN, "pthread_create", "A thread for each job");
-      }
+      if (Status started = StartThread([worker] { worker->Execute(); }); !started.ok()) return started.error();
       crew_.push_back({.worker = std::move(worker), .target = i});
     }
   }
@@ -123,11 +185,12 @@ Status Run::AwaitReady() {
   std::unique_lock lock(muster_->mutex);
   muster_->changed.wait(lock, [&] { return muster_->ready == crew_.size() || muster_->failed || cancelled_; });
   if (muster_->failed) return *muster_->failed;
-  if (cancelled_) return Error{.message = "Cancelled", .code = "ECANCELED", .number = ECANCELED};
+  if (cancelled_) return Cancelled();
   return Nothing{};
 }
 
-// Nothing was measured. Threads that are still busy with a login are interrupted, and log out where they had logged in.
+// There will be no report. Threads that are still busy with a login are interrupted, and log out where they had logged
+// in; any other stops. What hangs is left to itself.
 void Run::CallOff() {
   constexpr uint64_t patience = 3 * kNsPerSecond;
   {
@@ -135,17 +198,21 @@ void Run::CallOff() {
     muster_->called_off = true;
     muster_->changed.notify_all();
   }
-  for (const Crew& member : crew_) member.worker->Wake();
-  std::unique_lock lock(muster_->mutex);
-  if (!WaitFor(*muster_, lock, patience, [&] { return muster_->ended == crew_.size(); })) return;
-  for (const auto& path : paths_) {
-    if (path) path->Close();
+  for (const Crew& member : crew_) member.worker->Stop();
+  {
+    std::unique_lock lock(muster_->mutex);
+    WaitFor(*muster_, lock, patience, [&] { return muster_->ended == crew_.size(); });
   }
+  for (Crew& member : crew_) {
+    member.given_up = !member.worker->ended.load(std::memory_order_acquire);
+    member.worker->turnstile.Seize();
+  }
+  GiveBack();
 }
 
 void Run::Supervise() {
   const Clock& clock = Clock::Get();
-  sample_.targets.resize(job_->targets.size());
+  sample_ = EmptySample(0);
   uint64_t next_sample = start_ns_ + job_->sample_ns;
   last_look_ns_ = start_ns_;
   bool end_announced = false;
@@ -179,7 +246,7 @@ void Run::Supervise() {
       next_sample = std::max(next_sample + job_->sample_ns, now + job_->sample_ns / 2);
     }
     if (stopping_since_ns_ != 0 && now >= stopping_since_ns_ + kGraceNs) {
-      Seize();
+      for (Crew& member : crew_) GiveUp(member);
       break;
     }
   }
@@ -194,7 +261,7 @@ void Run::Look(uint64_t now) {
   // Where this thread was not run for long, the others may not have been either: their silence tells nothing.
   const bool overslept = now > last_look_ns_ + 4 * kLookNs;
   last_look_ns_ = now;
-  for (const Crew& member : crew_) {
+  for (Crew& member : crew_) {
     Worker& worker = *member.worker;
     if (worker.ended.load(std::memory_order_acquire)) {
       if (worker.counts.state != RunState::kFinished) Stop(now);
@@ -205,6 +272,8 @@ void Run::Look(uint64_t now) {
     const bool stuck =
         counts.in_flight > 0 && counts.state == RunState::kFinished && now > counts.last_progress_ns + job_->stuck_ns;
     if (stuck) counts.state = RunState::kStuck;
+    member.stuck = member.stuck || stuck;
+    member.in_flight = counts.in_flight;
     worker.turnstile.Give();
     if (stuck) Stop(now);
   }
@@ -216,26 +285,27 @@ void Run::Stop(uint64_t now) {
   for (const Crew& member : crew_) member.worker->Stop();
 }
 
-// The threads that are left hang in the kernel. What they have counted is ours from now on; they, and the memory that
-// the kernel may still write to, are left to themselves.
-void Run::Seize() {
-  for (Crew& member : crew_) {
-    Worker& worker = *member.worker;
-    if (worker.ended.load(std::memory_order_acquire) || !worker.turnstile.Take()) continue;
-    worker.turnstile.Seize();
-    member.seized = true;
-    Counts& counts = worker.counts;
-    if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
-    timespec used{};
-    if (counts.cpu_clock && clock_gettime(*counts.cpu_clock, &used) == 0) {
-      counts.cpu_ns = static_cast<uint64_t>(used.tv_sec) * kNsPerSecond + static_cast<uint64_t>(used.tv_nsec) -
-                      counts.cpu_before_run_ns;
-    }
+// A thread that has not ended hangs in the kernel, or has not been run. It may issue nothing and touch no figures any
+// more, and is left to itself with the memory that the kernel may still write to.
+void Run::GiveUp(Crew& member) {
+  Worker& worker = *member.worker;
+  if (worker.ended.load(std::memory_order_acquire)) return;
+  member.given_up = true;
+  member.seized = worker.turnstile.Take();
+  worker.turnstile.Seize();
+  if (!member.seized) return;
+  Counts& counts = worker.counts;
+  if (counts.state == RunState::kFinished) counts.state = RunState::kCancelled;
+  timespec used{};
+  if (counts.cpu_clock && clock_gettime(*counts.cpu_clock, &used) == 0) {
+    counts.cpu_ns = static_cast<uint64_t>(used.tv_sec) * kNsPerSecond + static_cast<uint64_t>(used.tv_nsec) -
+                    counts.cpu_before_run_ns;
   }
 }
 
 void Run::TakeFigures(Crew& member) {
   Worker& worker = *member.worker;
+  if (!member.readable()) return;
   const bool ours = member.seized || worker.ended.load(std::memory_order_acquire);
   if (!ours && !worker.turnstile.Take()) return;
   Counts& counts = worker.counts;
@@ -255,10 +325,15 @@ void Run::TakeFigures(Crew& member) {
 void Run::Deliver(uint64_t now) {
   sample_.to_ns = now - start_ns_;
   for (const Figures& target : sample_.targets) sample_.total.Merge(target);
-  Sample next;
-  next.from_ns = sample_.to_ns;
-  next.targets.resize(sample_.targets.size());
-  on_sample_(std::exchange(sample_, std::move(next)));
+  on_sample_(std::exchange(sample_, EmptySample(sample_.to_ns)));
+}
+
+// With every direction: a thread whose figures cannot be had for a while has zeros.
+Sample Run::EmptySample(uint64_t from_ns) const {
+  Sample sample;
+  sample.from_ns = from_ns;
+  for (const TargetSpec& spec : job_->targets) sample.targets.emplace_back(spec);
+  return sample;
 }
 
 void Run::NoteCpu(CpuReport* cpu) const {
@@ -271,6 +346,8 @@ uint64_t Run::ElapsedNs() const {
   bool unanswered = false;
   bool open = false;
   for (const Crew& member : crew_) {
+    unanswered = unanswered || !member.readable();
+    if (!member.readable()) continue;
     const Counts& counts = member.worker->counts;
     last = std::max(last, counts.last_completion_ns);
     unanswered = unanswered || counts.in_flight > 0;
@@ -314,7 +391,6 @@ Report Run::MakeReport() {
 
 void Run::AddToReport(const Crew& member, Report* report) const {
   const Worker& worker = *member.worker;
-  const Counts& counts = worker.counts;
   TargetReport& target = report->targets[member.target];
   // Threads that verify have a part of the range each.
   if (target.engine.empty()) {
@@ -324,8 +400,17 @@ void Run::AddToReport(const Crew& member, Report* report) const {
   target.size = job_->targets[member.target].verify ? target.size + worker.range_bytes() : worker.range_bytes();
   target.engine = worker.engine_name();
   target.engine_flags = worker.engine_flags();
-  if (choices_[member.target].probed) target.engine_flags.emplace_back("probed");
+  for (const std::string& flag : choices_[member.target].flags) target.engine_flags.push_back(flag);
   target.device = worker.device();
+  if (!member.readable()) {
+    target.state = std::max(target.state, member.stuck ? RunState::kStuck : RunState::kCancelled);
+    target.unanswered += member.in_flight;
+    target.last_error = Error{.message = "A thread did not stop: what it did since the last sample is missing",
+                              .code = "ETIMEDOUT",
+                              .number = ETIMEDOUT};
+    return;
+  }
+  const Counts& counts = worker.counts;
   target.state = std::max(target.state, counts.state);
   target.errors.Merge(counts.errors);
   target.unanswered += counts.in_flight + counts.cancelled;

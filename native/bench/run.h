@@ -74,7 +74,7 @@ class Run : public std::enable_shared_from_this<Run> {
   Run(JobSpec job, OnSample on_sample, OnEnd on_end);
 
   // The threads keep what they need alive and are not joined: a process that ends need not wait for a device that
-  // hangs.
+  // hangs. Where there can be no thread, `on_end` has the error before this returns. It throws nothing.
   void Start();
   void Cancel();
 
@@ -83,10 +83,26 @@ class Run : public std::enable_shared_from_this<Run> {
   struct Crew {
     std::shared_ptr<Worker> worker;
     size_t target;
+    // It was given up. Its counts are the supervisor's where they could be seized, else the thread's own, which nobody
+    // else looks at: it may write to them at any time.
+    bool given_up = false;
     bool seized = false;
+    // When its counts were last looked at.
+    bool stuck = false;
+    uint64_t in_flight = 0;
+
+    bool readable() const { return seized || !given_up; }
   };
 
+  // What ends a wait besides its deadline.
+  enum class Until : uint8_t { kCancel, kDeadline };
+
   Result<Report> Execute();
+  Result<Report> Conduct();
+  template <class T>
+  std::optional<Result<T>> DoAside(uint64_t patience_ns, Until until, std::function<Result<T>()> work);
+  Status OpenTarget(size_t index);
+  Result<EngineChoice> Probe(size_t index);
   Status MakeCrew();
   Status AwaitReady();
   void CallOff();
@@ -94,12 +110,14 @@ class Run : public std::enable_shared_from_this<Run> {
   void Look(uint64_t now);
   void TakeFigures(Crew& member);
   void Stop(uint64_t now);
-  void Seize();
+  static void GiveUp(Crew& member);
   void Deliver(uint64_t now);
+  Sample EmptySample(uint64_t from_ns) const;
   void NoteCpu(CpuReport* cpu) const;
   Report MakeReport();
   void AddToReport(const Crew& member, Report* report) const;
   uint64_t ElapsedNs() const;
+  bool IsIdle(size_t target) const;
   void GiveBack();
 
   const std::shared_ptr<const JobSpec> job_;

@@ -13,14 +13,18 @@ namespace lunpath::bench {
 // batch's time, or at once where the worker hangs in the kernel.
 class Turnstile {
  public:
-  // The worker's, around everything that may wait. Enter() says false where the supervisor has seized what it guards:
-  // the worker must not touch that any more.
-  void Leave() { held_.store(false, std::memory_order_release); }
+  // The worker's, around everything that may wait. False: the supervisor has given the worker up, which must neither
+  // touch what is guarded any more nor send another I/O.
+  bool Leave() {
+    held_.store(false, std::memory_order_release);
+    return !seized_.load(std::memory_order_acquire);
+  }
   bool Enter() {
     for (;;) {
       if (wanted_.load(std::memory_order_relaxed)) sched_yield();
-      if (!held_.exchange(true, std::memory_order_acquire)) return true;
+      const bool entered = !held_.exchange(true, std::memory_order_acquire);
       if (seized_.load(std::memory_order_acquire)) return false;
+      if (entered) return true;
       sched_yield();
     }
   }
@@ -44,7 +48,7 @@ class Turnstile {
     return taken;
   }
   void Give() { held_.store(false, std::memory_order_release); }
-  // After Take(): for good.
+  // For good. What is guarded is the supervisor's only where Take() has succeeded before.
   void Seize() { seized_.store(true, std::memory_order_release); }
 
  private:

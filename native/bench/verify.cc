@@ -74,26 +74,26 @@ uint32_t ChecksumOf(Header header, const uint8_t* data, size_t bytes) {
 
 uint32_t Crc32c(const uint8_t* data, size_t bytes) { return ~Update(UINT32_MAX, data, bytes); }
 
-Verifier::Verifier(uint64_t offset, uint64_t size, uint32_t block_bytes, uint64_t seed)
-    : offset_(offset), blocks_(size / block_bytes), block_bytes_(block_bytes), seed_(seed), locked_(blocks_) {
-  // Pages of it come into being where blocks are written.
-  void* mapped = mmap(nullptr, blocks_ * sizeof(uint32_t), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapped != MAP_FAILED) generations_ = static_cast<uint32_t*>(mapped);
+Verifier::Verifier(const Params& params)
+    : offset_(params.offset),
+      blocks_(params.size / params.block_bytes),
+      block_bytes_(params.block_bytes),
+      seed_(params.seed),
+      has_page_(blocks_ / kPerPage / 64 + 1),
+      locks_(params.iodepth) {
+  const size_t bytes = blocks_ * sizeof(uint32_t);
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) return;
+  generations_ = static_cast<uint32_t*>(mapped);
+  if (params.table_bytes == 0 || bytes <= params.table_bytes) return;
+  // A huge page would come for each block. A page far from all others takes one of page tables too.
+  madvise(mapped, bytes, MADV_NOHUGEPAGE);
+  most_pages_ = params.table_bytes / (2 * kPageBytes);
 }
 
 Verifier::~Verifier() {
   if (generations_) munmap(generations_, blocks_ * sizeof(uint32_t));
 }
-
-bool Verifier::Lock(uint64_t offset) {
-  const uint64_t index = Index(offset);
-  if (locked_[index]) return false;
-  locked_[index] = true;
-  return true;
-}
-
-void Verifier::Unlock(uint64_t offset) { locked_[Index(offset)] = false; }
 
 void Verifier::Stamp(uint8_t* data, uint64_t offset) const {
   const uint32_t before = generations_[Index(offset)];
@@ -111,12 +111,21 @@ void Verifier::Stamp(uint8_t* data, uint64_t offset) const {
   memcpy(data, &header, sizeof header);
 }
 
-void Verifier::Written(uint64_t offset) {
-  uint32_t& generation = generations_[Index(offset)];
-  generation = generation == kUnknown ? 1 : generation + 1;
+void Verifier::Set(uint64_t index, uint32_t generation) {
+  generations_[index] = generation;
+  if (HasPage(index)) [[likely]]
+    return;
+  has_page_[index / kPerPage / 64] |= uint64_t{1} << index / kPerPage % 64;
+  ++pages_;
 }
 
-void Verifier::Unknown(uint64_t offset) { generations_[Index(offset)] = kUnknown; }
+void Verifier::Written(uint64_t offset) {
+  const uint64_t index = Index(offset);
+  const uint32_t before = generations_[index];
+  Set(index, before == kUnknown ? 1 : before + 1);
+}
+
+void Verifier::Unknown(uint64_t offset) { Set(Index(offset), kUnknown); }
 
 std::optional<const char*> Verifier::Check(const uint8_t* data, uint64_t offset) const {
   Header header;
@@ -130,9 +139,17 @@ std::optional<const char*> Verifier::Check(const uint8_t* data, uint64_t offset)
 }
 
 std::optional<uint64_t> Verifier::NextKnown(uint64_t offset) const {
-  for (uint64_t index = Index(offset); index < blocks_; ++index) {
-    const uint64_t at = offset_ + index * block_bytes_;
-    if (Knows(at)) return at;
+  constexpr uint64_t per_word = kPerPage * 64;
+  for (uint64_t index = Index(offset); index < blocks_;) {
+    if (has_page_[index / per_word] == 0) {
+      index = (index / per_word + 1) * per_word;
+    } else if (!HasPage(index)) {
+      index = (index / kPerPage + 1) * kPerPage;
+    } else if (IsKnown(index)) {
+      return offset_ + index * block_bytes_;
+    } else {
+      ++index;
+    }
   }
   return std::nullopt;
 }

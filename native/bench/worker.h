@@ -108,12 +108,17 @@ class Worker {
 // A worker for an engine of its own. `path` for targets that are paths. With iSCSI only where that is built in.
 std::unique_ptr<Worker> MakeWorker(WorkerContext context, EngineKind engine, std::shared_ptr<PathTarget> path);
 
-// Which engine a target gets, and why not a better one. `path` for targets that are paths.
+// Which engine a target gets, and why not a better one. `path` for targets that are paths. kAuto: a probe decides.
 struct EngineChoice {
-  EngineKind engine;
-  bool probed = false;
+  EngineKind engine = EngineKind::kAuto;
+  std::vector<std::string> flags{};
   std::string fallback_reason{};
 };
 Result<EngineChoice> ChooseEngine(const TargetSpec& spec, const std::shared_ptr<PathTarget>& path);
+
+// Whether io_uring or pread(2) costs less for one I/O at a time, by some reads of each. kAuto: the reads failed, or
+// `enough` became true meanwhile. It waits as long as the device lets it wait.
+EngineKind ProbeEngine(const TargetSpec& spec, const std::shared_ptr<PathTarget>& path,
+                       const std::atomic<bool>& enough);
 
 }  // namespace lunpath::bench

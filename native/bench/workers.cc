@@ -20,10 +20,11 @@ namespace lunpath::bench {
 namespace {
 
 constexpr size_t kProbes = 32;
+constexpr uint64_t kProbeLookNs = 10 * kNsPerMs;
 
-// The median time of single reads. 0: they fail, and so tell nothing.
+// The median time of single reads. 0: they fail, and so tell nothing, or there were enough.
 template <Engine E>
-uint64_t ProbeReads(E& engine, const TargetSpec& spec, const DeviceFacts& device) {
+uint64_t ProbeReads(E& engine, const TargetSpec& spec, const DeviceFacts& device, const std::atomic<bool>& enough) {
   const auto range = FitToDevice(spec, device, 0);
   Buffers buffers;
   const uint32_t bytes = spec.SmallestBlock();
@@ -38,17 +39,17 @@ uint64_t ProbeReads(E& engine, const TargetSpec& spec, const DeviceFacts& device
     const uint64_t before = clock.Now();
     engine.Queue({.slot = 0, .direction = Direction::kRead, .bytes = bytes, .offset = offset, .data = buffers[0]});
     while (!answered) {
-      if (!engine.Exchange(true, before + kNsPerSecond)) return 0;
+      const bool alive = engine.Exchange(true, clock.Now() + kProbeLookNs);
       engine.Reap(0, [&](uint32_t, int64_t result, uint64_t) {
         answered = true;
         good = result == bytes;
       });
-      if (!answered && clock.Now() > before + kNsPerSecond) {
+      if (!answered && (!alive || enough.load(std::memory_order_relaxed))) {
         buffers.Leak();
         return 0;
       }
     }
-    if (!good) return 0;
+    if (!good || enough.load(std::memory_order_relaxed)) return 0;
     time = clock.Now() - before;
   }
   engine.Close();
@@ -81,17 +82,20 @@ Result<EngineChoice> ChooseEngine(const TargetSpec& spec, const std::shared_ptr<
     }
     return EngineChoice{.engine = EngineKind::kPread, .fallback_reason = why};
   }
-  if (spec.engine == EngineKind::kUring || spec.iodepth > 1) return EngineChoice{.engine = EngineKind::kUring};
+  const bool settled = spec.engine == EngineKind::kUring || spec.iodepth > 1;
+  return EngineChoice{.engine = settled ? EngineKind::kUring : EngineKind::kAuto};
+}
 
-  // Where a device cannot start an I/O without blocking, io_uring hands it to another thread and one pread() costs
-  // less.
+// Where a device cannot start an I/O without blocking, io_uring hands it to another thread and one pread() costs less.
+EngineKind ProbeEngine(const TargetSpec& spec, const std::shared_ptr<PathTarget>& path,
+                       const std::atomic<bool>& enough) {
   PreadEngine pread(path);
+  const uint64_t by_pread = ProbeReads(pread, spec, path->facts(), enough);
+  if (by_pread == 0) return EngineKind::kAuto;
   UringEngine uring(path);
-  const uint64_t by_pread = ProbeReads(pread, spec, path->facts());
-  const uint64_t by_uring = ProbeReads(uring, spec, path->facts());
-  if (by_pread == 0 || by_uring == 0) return EngineChoice{.engine = EngineKind::kUring};
-  const bool pread_is_faster = by_pread * 10 < by_uring * 9;
-  return EngineChoice{.engine = pread_is_faster ? EngineKind::kPread : EngineKind::kUring, .probed = true};
+  const uint64_t by_uring = ProbeReads(uring, spec, path->facts(), enough);
+  if (by_uring == 0) return EngineKind::kAuto;
+  return by_pread * 10 < by_uring * 9 ? EngineKind::kPread : EngineKind::kUring;
 }
 
 std::unique_ptr<Worker> MakeWorker(WorkerContext context, EngineKind engine, std::shared_ptr<PathTarget> path) {

@@ -37,7 +37,7 @@ export class ApiClient {
         return (await lastLine(response, options)) as T
       text = await textOf(response)
     } catch (cause) {
-      if (options.signal?.aborted) throw cancelled(method, cause)
+      if (options.signal?.aborted) throw cancelled(method, path, cause)
       if (cause instanceof StorageError) throw cause
       throw this.#lost(cause as Error)
     }
@@ -58,7 +58,7 @@ export class ApiClient {
         resolve,
       )
       request.once('error', cause => {
-        reject(signal?.aborted ? cancelled(method, cause) : this.#lost(cause))
+        reject(signal?.aborted ? cancelled(method, path, cause) : this.#lost(cause))
       })
       request.end(payload)
     })
@@ -84,11 +84,14 @@ export class ApiClient {
   }
 }
 
-/** What is made is undone; what is being taken away goes on, since half of it would be of no use to anybody. */
-function cancelled(method: string, cause: unknown): StorageError {
+/**
+ * What is made is undone; what is being taken away goes on, since half of it would be of no use to anybody. A benchmark ends,
+ * and nothing that it wrote can be undone.
+ */
+function cancelled(method: string, path: string, cause: unknown): StorageError {
   const then = {
     GET: '',
-    POST: ': the daemon undoes what it had begun',
+    POST: path === '/bench' ? ': the daemon ends the benchmark' : ': the daemon undoes what it had begun',
     DELETE: ': the daemon goes on with what it had begun',
   }
   return new StorageError('CANCELLED', `Cancelled${then[method as keyof typeof then]}`, {cause})

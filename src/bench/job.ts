@@ -102,6 +102,7 @@ export function settleJob(job: BenchJob, grammar: Grammar = ourGrammar): Settled
       stuckMs: checkInteger('stuckMs', stuckMs ?? 5_000, 10, 3_600_000),
       sampleMs: checkInteger('sampleMs', sampleMs ?? 250, 100, 3_600_000),
       seed: seedOf(seed ?? randomBytes(8).readBigUInt64BE()),
+      verifyTableBytes: 0,
     },
   }
 }

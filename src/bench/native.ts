@@ -23,7 +23,10 @@ export type NativeDevice =
       path: string
       /** O_DIRECT. */
       direct: boolean
-      /** O_EXCL, held until the run is over: EBUSY where a block device is in use. */
+      /**
+       * O_EXCL for a block device, flock(2) for a file: EBUSY where it is in use. Held until the run is over and its last I/O
+       * is answered, even if that is later than the report.
+       */
       exclusive: boolean
       /** st_rdev of the block device (0 for a file) and st_dev and st_ino of the file that must be what is opened; -1: anything. */
       expectedRdev: number
@@ -106,6 +109,8 @@ export interface NativeJob {
   sampleMs: number
   /** Each thread derives its own from it. */
   seed: bigint
+  /** What the table of blocks may take on each thread that verifies; a run that fills it fails with ENOMEM. 0: no limit. */
+  verifyTableBytes: number
 }
 
 /**
@@ -182,7 +187,10 @@ export interface NativeOpenLoop {
   arrivals: number
   /** Most arrivals of one thread that were due and not submitted, since all of its `iodepth` were in flight. */
   maxBacklog: number
-  /** Arrivals that were due when the runtime was over and never submitted. */
+  /**
+   * Arrivals that were due when the runtime was over and never submitted. Beyond some 260,000 of a Poisson process on a
+   * thread, the expected number.
+   */
   unsubmitted: number
   /** Longest delay between an intended start and its submission while an I/O could have been submitted. */
   maxGeneratorLagNs: number
@@ -224,7 +232,8 @@ export interface NativeTargetReport extends NativeFigures {
   engine: Exclude<NativeEngine, 'auto'>
   /**
    * io_uring's that were accepted: single_issuer, defer_taskrun, coop_taskrun, registered_ring, registered_file,
-   * registered_buffers; `direct` with O_DIRECT; `probed` where a probe chose the engine.
+   * registered_buffers; `direct` with O_DIRECT; `probed` where a probe chose the engine, `unprobed` where its reads failed
+   * or were not answered in a second.
    */
   engineFlags: string[]
   /** Where the engine is not the first choice: why (`io_uring_setup: EPERM`, `writes go through libiscsi`). */
@@ -277,4 +286,6 @@ export interface BenchAddon {
   ) => {cancel(): void}
   /** When the first `count` I/Os of an open loop on one thread are due, in nanoseconds since the begin. */
   arrivals(rate: Exclude<NativeRate, {kind: 'closed'}>, seed: bigint, count: number): Float64Array
+  /** How many I/Os an open loop of `ns` nanoseconds reports as `unsubmitted` where it could submit none. */
+  unsubmitted(rate: Exclude<NativeRate, {kind: 'closed'}>, seed: bigint, ns: number): number
 }

@@ -11,3 +11,5 @@ export const patterns = [
   'randrw',
 ] as const
 export type Pattern = (typeof patterns)[number]
+
+export const defaultPattern: Pattern & 'randread' = 'randread'

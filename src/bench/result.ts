@@ -16,6 +16,8 @@ import type {
   NativeTargetReport,
   NativeVerify,
 } from './native.js'
+import {defaultPattern, type Pattern} from './patterns.js'
+import {type RanJob, ranJob} from './ran-job.js'
 
 /** In nanoseconds; percentiles within 0.39 %. Zeros where nothing was measured. */
 export interface LatencySummary {
@@ -73,6 +75,8 @@ export interface TargetResult extends Figures {
   }
   /** What was asked for, in fio's words. */
   workload: Workload
+  /** The same as it ran, with every default in place. */
+  job: RanJob
   /** What really ran, with what the kernel granted of io_uring, and why it is not the first choice. */
   engine: string
   engineFlags: string[]
@@ -181,6 +185,7 @@ export function makeResult(report: NativeReport, job: SettledJob, context: Resul
       ...targetResult(target, job.native.targets[index]!, {seconds, newHistogram}),
       target: {...targetOf(job.native.targets[index]!), ...context.facts[index]},
       workload: workloadWords(job.targets[index]!, job.shared),
+      job: ranJob(rwOf(job, index), job.native.targets[index]!, target),
     })),
     series: context.series,
   }
@@ -190,7 +195,7 @@ function targetResult(
   report: NativeTargetReport,
   settled: NativeTarget,
   {seconds, newHistogram}: {seconds: number; newHistogram: () => Histogram},
-): Omit<TargetResult, 'target' | 'workload'> {
+): Omit<TargetResult, 'target' | 'workload' | 'job'> {
   const {rate, iodepth, numjobs, verify} = settled
   const isOpen = rate.kind !== 'closed'
   const expected = iodepth * numjobs
@@ -248,8 +253,12 @@ const workloadKeys = [
 function workloadWords(target: BenchTarget, shared: Workload): Workload {
   const said = workloadOf(shared, target)
   const chosen = Object.fromEntries(workloadKeys.filter(key => said[key] !== undefined).map(key => [key, said[key]]))
-  const defaults = {rw: 'randread' as const, ...(said.bssplit === undefined ? {bs: 4096} : {}), iodepth: 1, numjobs: 1}
+  const defaults = {rw: defaultPattern, ...(said.bssplit === undefined ? {bs: 4096} : {}), iodepth: 1, numjobs: 1}
   return {...defaults, ...chosen}
+}
+
+function rwOf({targets, shared}: SettledJob, index: number): Pattern {
+  return workloadOf(shared, targets[index]!).rw ?? defaultPattern
 }
 
 function anyOpenLoop({native}: SettledJob): boolean {

@@ -3,6 +3,7 @@ import {type ErrorCode, StorageError} from '../errors.js'
 import {sessionError} from '../iscsi-login.js'
 import {loadAddon} from '../native.js'
 import {type BenchJob, type SettledJob, settleJob} from './job.js'
+import {type Reservation, reserveMemory} from './memory.js'
 import type {BenchAddon, Histogram, HistogramData, NativeReport, NativeSample} from './native.js'
 import {type BenchResult, makeResult, type TargetFacts} from './result.js'
 import {admitForWriting, type OwnedBy, type WritableTarget} from './safety.js'
@@ -71,8 +72,11 @@ interface RunContext {
 async function run(job: SettledJob, {samples, facts, ownedBy, signal}: RunContext): Promise<BenchResult> {
   const needsLibiscsi = job.native.targets.some(({device}) => device.kind === 'iscsi')
   const addon = loadAddon<BenchAddon>(needsLibiscsi ? 'iscsi' : 'bench')
-  const admitted = await admit(job, ownedBy)
+  const admitted = await unlessAborted(admit(job, ownedBy), signal)
+  let memory: Reservation | undefined
   try {
+    memory = await reserveMemory(job.native, deviceSizes(job, admitted))
+    job.native.verifyTableBytes = memory.tableBytesPerThread
     if (signal.aborted) throw cancelledEarly()
     const startedAt = new Date()
     const {runtimeMs, rampMs, sampleMs} = job.native
@@ -81,6 +85,7 @@ async function run(job: SettledJob, {samples, facts, ownedBy, signal}: RunContex
       const native = new addon.BenchRun(
         job.native,
         sample => {
+          memory?.begun()
           recorder.add(sample)
           samples.push(sample)
         },
@@ -91,8 +96,44 @@ async function run(job: SettledJob, {samples, facts, ownedBy, signal}: RunContex
     recorder.end()
     return makeResult(report, job, {startedAt, series: recorder.points, facts, newHistogram})
   } finally {
+    memory?.release()
     for (const {release} of admitted) release()
   }
+}
+
+/**
+ * Looks at a device that hangs may never end: a cancel ends the wait, and what the looks had claimed is given back when they
+ * do end.
+ */
+async function unlessAborted(admission: Promise<WritableTarget[]>, signal: AbortSignal): Promise<WritableTarget[]> {
+  let stop = () => {}
+  const aborted = new Promise<never>((_, reject) => {
+    stop = () => reject(cancelledEarly())
+    if (signal.aborted) stop()
+    signal.addEventListener('abort', stop, {once: true})
+  })
+  try {
+    return await Promise.race([admission, aborted])
+  } catch (error) {
+    void admission.then(
+      targets => {
+        for (const {release} of targets) release()
+      },
+      () => undefined,
+    )
+    throw error
+  } finally {
+    signal.removeEventListener('abort', stop)
+  }
+}
+
+/** In bytes; 0 where only the addon will know, which is where nothing is written. */
+function deviceSizes({native}: SettledJob, admitted: WritableTarget[]): number[] {
+  const byPath = new Map(admitted.map(({path, sizeBytes}) => [path, sizeBytes]))
+  return native.targets.map(({device, expectedSizeBytes}) => {
+    if (device.kind === 'null') return device.sizeBytes
+    return device.kind === 'path' ? (byPath.get(device.path) ?? 0) : expectedSizeBytes
+  })
 }
 
 /** Proves of each path that is written to that it may be, and tells the addon which device that was. */
@@ -110,12 +151,7 @@ async function admit(job: SettledJob, ownedBy: StartOptions['ownedBy']): Promise
       const {dev, ino, rdev} = target.stats
       const isBlock = target.stats.isBlockDevice()
       device.path = target.path
-      Object.assign(
-        device,
-        isBlock
-          ? {expectedRdev: rdev, exclusive: true}
-          : {expectedRdev: 0, expectedDev: dev, expectedIno: ino, exclusive: false},
-      )
+      Object.assign(device, isBlock ? {expectedRdev: rdev} : {expectedRdev: 0, expectedDev: dev, expectedIno: ino})
     }
     return admitted
   } catch (error) {
@@ -153,11 +189,23 @@ const pathCodes: Record<string, ErrorCode> = {
   ENOTBLK: 'UNSUPPORTED',
   EOPNOTSUPP: 'UNSUPPORTED',
   ENOSYS: 'UNSUPPORTED',
+  ENOLCK: 'UNSUPPORTED',
   EINVAL: 'INVALID_ARGUMENT',
 }
 
+/** No thread (pids.max of the cgroup, RLIMIT_NPROC), no memory, no descriptor for it. */
+const outOf = ['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE']
+
 function startError(error: (Error & {code: string}) | null, {native}: SettledJob): StorageError {
   const session = native.targets.find(({device}) => device.kind === 'iscsi')?.device
+  if (error && outOf.includes(error.code)) {
+    const remedy = 'Lower bs, iodepth, numjobs or the number of targets, or raise what limits this process'
+    return new StorageError('INTERNAL', `${error.message}. ${remedy}`, {
+      op: 'bench.run',
+      info: {reason: error.code},
+      cause: error,
+    })
+  }
   const code = pathCodes[error?.code ?? '']
   if (error && code && !session)
     return new StorageError(code, error.message, {op: 'bench.run', info: {reason: error.code}, cause: error})

@@ -32,12 +32,15 @@ const op = 'bench.start'
 /** What runs of this process write to, by device number or inode. */
 const written = new Set<string>()
 
+const stillInFlight = 'has I/Os of an earlier benchmark in flight that it has not answered: try again when it does'
+
 /**
  * Makes sure that a benchmark may overwrite what `given` leads to. It must be what the operator says it is, writable, and
  * without mount, swap, holder, partition, loop device, lock, other writer, or any signature that libblkid knows; all of
  * that is looked up for what was opened, not for its name, so that links and by-id names change nothing. `ownedBy` says
  * who in lunpath has it, which no look at the kernel shows. Nobody else of this process gets it until `release()`; the
- * run holds a block device with O_EXCL, and opens nothing but the device whose numbers are in `stats`.
+ * run holds a block device with O_EXCL and a file with a lock, both until its last I/O is answered, and opens nothing but
+ * the device or file whose numbers are in `stats`.
  * @throws DEVICE_IN_USE, IDENTITY_MISMATCH, UNSUPPORTED (neither a file nor a block device), VOLUME_MISSING,
  * INVALID_ARGUMENT (it is not said what may be overwritten)
  */
@@ -86,6 +89,8 @@ async function openWritable(path: string, stats: Stats): Promise<{handle: FileHa
   })
   try {
     const use = await fileUse(path, stats)
+    // The engine's own lock, which the kernel keeps as long as a write may still arrive (native/bench/path_target.h).
+    if (use?.info.pid === process.pid) throw inUse(path, {how: stillInFlight, info: {}})
     if (use) throw inUse(path, use)
     const signature = stats.size > 0 ? await signatureOf(handle.fd) : undefined
     if (signature) throw inUse(path, {how: `holds ${signature.type} (${signature.usage})`, info: {signature}})

@@ -1,7 +1,7 @@
 import {StorageError} from '../errors.js'
 import type {Workload} from './job-schema.js'
 import type {NativeBlockSize, NativeDistribution, NativeTarget} from './native.js'
-import {type Pattern, patterns} from './patterns.js'
+import {defaultPattern, type Pattern, patterns} from './patterns.js'
 import {type Grammar, ourGrammar, parseTime} from './quantity.js'
 
 const maxBufferBytes = 2 ** 30
@@ -20,7 +20,7 @@ export type SettledWorkload = Omit<
  * @throws StorageError INVALID_ARGUMENT, SIZE_INVALID; UNSUPPORTED for a pattern of fio's that lunpath does not have
  */
 export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): SettledWorkload {
-  const rw = checkPattern(given.rw ?? 'randread')
+  const rw = checkPattern(given.rw ?? defaultPattern)
   const mix = mixOf(rw, given.rwmixread ?? 50)
   const blockSizes = blockSizesOf(given, mix, grammar)
   const iodepth = checkInteger('iodepth', given.iodepth ?? 1, 1, 1024)

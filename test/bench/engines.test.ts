@@ -1,7 +1,7 @@
 import {execFile} from 'node:child_process'
 import {constants} from 'node:fs'
-import {open, stat, truncate} from 'node:fs/promises'
-import {join} from 'node:path'
+import {open, readFile, stat, truncate, writeFile} from 'node:fs/promises'
+import {dirname, join} from 'node:path'
 import {fileURLToPath} from 'node:url'
 import {promisify} from 'node:util'
 import test, {type ExecutionContext} from 'ava'
@@ -83,6 +83,23 @@ test.serial('io_uring says what the kernel gave it', async t => {
   const {targets} = await startNative([nativeTarget(pathDevice(file, {engine: 'io_uring'}))]).report
   for (const flag of ['registered_file', 'registered_buffers']) t.true(targets[0]!.engineFlags.includes(flag), flag)
   t.false(targets[0]!.engineFlags.includes('direct'))
+})
+
+withLoop('times are those of the time stamp counter only where the kernel has it for its own clock', async t => {
+  const current = '/sys/devices/system/clocksource/clocksource0/current_clocksource'
+  const file = await dataFile(t, MiB)
+  const clockWith = async (clocksource: string) => {
+    const instead = join(dirname(file), 'clocksource')
+    await writeFile(instead, `${clocksource}\n`)
+    const script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    const command = ['sh', '-c', script, 'sh', instead, current, process.execPath, engineScript, file, 'cached']
+    const {stdout} = await run('unshare', ['--mount', ...command], {env: nodeEnvironment()})
+    return JSON.parse(stdout).clock
+  }
+  for (const other of ['kvm-clock', 'hpet', '']) t.is(await clockWith(other), 'monotonic', other)
+  const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8'))?.[1]?.split(' ') ?? []
+  const invariant = ['constant_tsc', 'nonstop_tsc'].every(flag => flags.includes(flag))
+  if (!invariant) t.is(await clockWith('tsc'), 'monotonic')
 })
 
 withLoop('auto takes io_uring, and at iodepth 1 what a probe found', async t => {
@@ -232,6 +249,17 @@ withLoop('a device that is in use is not opened exclusively, and holds off other
   long.cancel()
   t.is((await long.report).state, 'cancelled')
   await (await open(device, constants.O_RDONLY | constants.O_EXCL)).close()
+})
+
+test.serial('a file that a run holds is not opened by another', async t => {
+  const device = pathDevice(await dataFile(t, MiB), {exclusive: true})
+  const target = nativeTarget(device, {mix: mixes.write})
+  const first = startNative([target], {runtimeMs: 60_000})
+  await first.underWay
+  await t.throwsAsync(startNative([target]).report, {code: 'EBUSY'})
+  first.cancel()
+  t.is((await first.report).state, 'cancelled')
+  t.is((await startNative([target]).report).state, 'finished')
 })
 
 withLoop('another device or file than was checked is refused', async t => {

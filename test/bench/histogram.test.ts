@@ -1,4 +1,5 @@
 import test from 'ava'
+import {percentileOf, rankOf} from '../../src/bench/buckets.js'
 import {newHistogram} from '../../src/bench/run.js'
 
 /** Deterministic, so that a failure can be repeated: mulberry32. */
@@ -30,7 +31,7 @@ for (const [name, draw] of Object.entries(distributions)) {
     for (const value of values) histogram.record(value)
     values.sort((a, b) => a - b)
     for (const percent of percents) {
-      const exact = values[Math.max(1, Math.ceil((percent / 100) * values.length)) - 1]!
+      const exact = values[rankOf(percent, values.length) - 1]!
       const found = histogram.percentile(percent)
       t.true(Math.abs(found - exact) <= exact / 256, `p${percent}: ${found}, exactly ${exact}`)
     }
@@ -41,6 +42,32 @@ for (const [name, draw] of Object.entries(distributions)) {
     t.true(Math.abs(histogram.meanNs - mean) < mean * 1e-9)
   })
 }
+
+test('a percentile is the value of the nearest rank, to the last value', t => {
+  // Below 256 ns a bucket is one nanosecond wide. The rank of p99.9 is 999, of 1,000 values: not that of the maximum.
+  const histogram = newHistogram()
+  for (let i = 0; i < 998; i++) histogram.record(1)
+  histogram.record(2)
+  histogram.record(3)
+  const expected = {99.8: 1, 99.9: 2, 99.99: 3, 100: 3}
+  for (const [percent, value] of Object.entries(expected)) {
+    t.is(histogram.percentile(Number(percent)), value, `p${percent}`)
+    t.is(percentileOf(histogram.save(), Number(percent)), value, `p${percent} of the saved one`)
+  }
+  // ceil(percent × count / 100), as fractions have it.
+  const ranks = [
+    [99.9, 1000, 999],
+    [99.9, 1001, 1000],
+    [99.99, 10_000, 9999],
+    [99.999, 100_000, 99_999],
+    [55, 100, 55],
+    [7, 100, 7],
+    [0.1, 1000, 1],
+    [0.001, 100, 1],
+    [100, 2 ** 52, 2 ** 52],
+  ] as const
+  for (const [percent, count, rank] of ranks) t.is(rankOf(percent, count), rank, `${percent} % of ${count}`)
+})
 
 test('merging parts gives exactly what recording all would give', t => {
   const random = generator(11)

@@ -7,7 +7,7 @@ import {makeLun} from '../fixtures/lun-by-hand.js'
 import {nativeTarget, nullDevice, startNative} from '../fixtures/native-bench.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
-const {arrivals} = loadAddon<BenchAddon>('bench')
+const {arrivals, unsubmitted} = loadAddon<BenchAddon>('bench')
 
 for (const iops of [1_000, 33_333, 300_000]) {
   test.serial(`a fixed rate of ${iops} a second is kept within 0.5 %`, async t => {
@@ -53,6 +53,33 @@ test('a schedule does not drift, and is the same for the same seed', t => {
   const poisson = {kind: 'poisson', iops: 1000} as const
   t.deepEqual(arrivals(poisson, 5n, 1000), arrivals(poisson, 5n, 1000))
   t.notDeepEqual(arrivals(poisson, 5n, 1000), arrivals(poisson, 6n, 1000))
+})
+
+test('what is given up is counted at once, however much it is', t => {
+  const dayNs = 86_400e9
+  t.is(unsubmitted({kind: 'fixed', iops: 1e8}, 1n, dayNs), 86_400 * 1e8)
+  t.is(unsubmitted({kind: 'fixed', iops: 3}, 1n, 1e9), 3)
+  // Drawn, the number scatters by its square root; what is too many to be drawn is what is to be expected.
+  const many = unsubmitted({kind: 'poisson', iops: 1e8}, 1n, dayNs)
+  t.true(Math.abs(many - 86_400 * 1e8) < 5 * Math.sqrt(86_400 * 1e8), `${many}`)
+  const few = {kind: 'poisson', iops: 100_000} as const
+  t.is(
+    unsubmitted(few, 7n, 1e9),
+    arrivals(few, 7n, 110_000).findIndex(time => time >= 1e9),
+  )
+})
+
+test.serial('a rate that no device keeps ends at its time, and all that was due is accounted for', async t => {
+  for (const kind of ['fixed', 'poisson'] as const) {
+    const target = nativeTarget(nullDevice, {rate: {kind, iops: 1e8}})
+    const {report} = startNative([target], {runtimeMs: 500, stuckMs: 100})
+    const {targets, state, total} = await report
+    t.is(state, 'finished')
+    const {arrivals: due, unsubmitted: left} = targets[0]!.openLoop
+    t.true(left > 0)
+    t.is(due, total.directions.read!.ios + left)
+    t.true(Math.abs(due - 0.5e8) < 5 * Math.sqrt(0.5e8), `${due}`)
+  }
 })
 
 test.serial('a target that stands still for a second: the delay of all that were due is in the response', async t => {

@@ -5,7 +5,7 @@ import {tmpdir} from 'node:os'
 import {basename, join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
 import type {BenchJob} from '../../src/bench/job.js'
-import {start} from '../../src/bench/run.js'
+import {type BenchRun, start} from '../../src/bench/run.js'
 import type {BenchSample} from '../../src/bench/sample.js'
 import {untilSteady} from '../../src/bench/steady-run.js'
 import {sweep} from '../../src/bench/sweep.js'
@@ -122,6 +122,37 @@ test.serial('several targets begin and end together, with their own figures and 
   )
 })
 
+test.serial('a result carries the job as it ran, with every default in place', async t => {
+  const {device} = await blockDevice(t)
+  const plain = await start({target: {filename: device}, runtime: 0.1}).result
+  const {engine} = plain.targets[0]!
+  t.deepEqual(plain.targets[0]!.job, {
+    ...{rw: 'randread', bs: 4096, iodepth: 1, numjobs: 1, ioengine: engine as 'pread', direct: true},
+    ...{offset: 0, size: plain.targets[0]!.device.sizeBytes, random_distribution: 'random'},
+    ...{verify: 'none', continue_on_error: 'all'},
+  })
+  const given: BenchJob = {
+    target: [
+      {ioengine: 'null', name: 'a', rw: 'randrw', rwmixread: 70, bssplit: '4k/60:64k/40,8k', iodepth: 8},
+      {ioengine: 'null', name: 'b', rw: 'write', bs: '1m', offset: '1m', size: '4m', numjobs: 2},
+    ],
+    rate_iops: 1000,
+    rate_process: 'poisson',
+    continue_on_error: 'all',
+    max_errors: 5,
+    runtime: 0.1,
+  }
+  const {targets} = await start(given).result
+  const rest = {rate_iops: 1000, rate_process: 'poisson', verify: 'none', continue_on_error: 'all', max_errors: 5}
+  t.deepEqual(targets[0]!.job as object, {
+    ...{rw: 'randrw', rwmixread: 70, bs: {read: '4096/60:65536/40', write: 8192}, iodepth: 8, numjobs: 1},
+    ...{ioengine: 'null', offset: 0, size: 2 ** 30, random_distribution: 'random', ...rest},
+  })
+  t.deepEqual(targets[1]!.job as object, {
+    ...{rw: 'write', bs: MiB, iodepth: 1, numjobs: 2, ioengine: 'null', offset: MiB, size: 4 * MiB, ...rest},
+  })
+})
+
 test.serial('the ramp is in the series and not in the result', async t => {
   const {total, series, elapsedSeconds} = await start({target: {ioengine: 'null'}, runtime: 0.5, ramp_time: 0.5}).result
   t.true(Math.abs(elapsedSeconds - 0.5) < 0.1, `${elapsedSeconds}`)
@@ -203,7 +234,9 @@ test.serial('rounds go on until steady, and say so; a cancel ends them', async t
   t.true(steady.rounds.length >= 5)
   t.regex(steady.words, /^Steady state reached in rounds \d+ to \d+: [12]\d{3} IOPS/)
   const controller = new AbortController()
-  const onRun = () => setTimeout(() => controller.abort(), 50)
+  const onRun = async ({samples}: BenchRun) => {
+    for await (const {ios} of samples) if (ios > 0) controller.abort()
+  }
   const ended = await untilSteady({target: {ioengine: 'null'}, runtime: 60}, {signal: controller.signal, onRun})
   t.like(ended, {rounds: [], verdict: {reached: false}})
   t.regex(ended.words, /NOT reached/)

@@ -308,6 +308,11 @@ test('08 bench reads the exported volume; Ctrl-C ends it and logs out', async t 
   const report = await json<BenchResult>(t, ['bench', 'db1', '--rw', 'read', '--bs', '64KiB', '--runtime', '0.3'])
   t.like(report, {schema: 2, kind: 'run', state: 'finished'})
   t.like(report.targets[0], {workload: {rw: 'read', bs: '64KiB'}, errors: 0, target: {volume: 'db1', driver: 'tgt'}})
+  const {sizeBytes} = report.targets[0]!.device
+  t.deepEqual(report.targets[0]!.job, {
+    ...{rw: 'read', bs: 65_536, iodepth: 32, numjobs: 1, ioengine: 'iscsi', offset: 0, size: sizeBytes},
+    ...{verify: 'none', continue_on_error: 'all'},
+  })
   await refused(t, ['bench', 'nothing'], 3, 'VOLUME_NOT_FOUND', /There is no volume/)
 
   const running = start(['--socket', node.socket, 'bench', 'db1', '--runtime', '60'])
@@ -315,7 +320,8 @@ test('08 bench reads the exported volume; Ctrl-C ends it and logs out', async t 
   running.child.kill('SIGINT')
   const {exitCode, stdout, stderr} = await running.ended
   t.deepEqual([exitCode, stdout], [130, ''], stderr)
-  t.regex(stderr, /Cancelled/)
+  t.regex(stderr, /Cancelled: the daemon ends the benchmark/)
+  t.notRegex(stderr, /undoes/)
   await until('its session is gone', async () => (await node.api.call<unknown[]>('GET', '/sessions')).length === 0)
   await says(t, ['export', 'delete', 'db1'])
 })
