@@ -27,8 +27,8 @@ uint32_t DirectAlignment(int fd) {
 }  // namespace
 
 Result<std::shared_ptr<PathTarget>> PathTarget::Open(const PathDevice& device, bool for_writing) {
-  const int flags =
-      (for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | (device.direct ? O_DIRECT : 0) | (device.exclusive ? O_EXCL : 0);
+  const int flags = (for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | (device.direct ? O_DIRECT : 0) |
+                    (device.exclusive ? O_EXCL : 0) | device.sync_flag;
   UniqueFd fd(open(device.path.c_str(), flags));
   if (!fd) return ErrnoError(errno, "open", device.path);
   std::shared_ptr<PathTarget> target(new PathTarget(std::move(fd), device.path, device.direct));
