@@ -1,5 +1,6 @@
 #include "bench/fit.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 
@@ -27,7 +28,14 @@ Result<Range> FitToDevice(const TargetSpec& spec, const DeviceFacts& device, uin
   if (spec.expected_size != 0 && spec.expected_size != device.size_bytes) {
     return Mismatch("size", std::to_string(spec.expected_size), std::to_string(device.size_bytes));
   }
-  bool whole_blocks = spec.offset % device.block_bytes == 0;
+  const uint32_t smallest = spec.SmallestBlock();
+  // As fio: a percentage of the device, rounded up to a block for the offset and down to blocks for the size.
+  uint64_t offset = spec.offset;
+  if (spec.offset_percent > 0) {
+    offset = (device.size_bytes * spec.offset_percent / 100 + smallest - 1) / smallest * smallest;
+  }
+  offset += thread * spec.offset_increment;
+  bool whole_blocks = offset % device.block_bytes == 0;
   for (const auto& sizes : spec.block_sizes) {
     for (const BlockSize& size : sizes) whole_blocks = whole_blocks && size.bytes % device.block_bytes == 0;
   }
@@ -35,8 +43,11 @@ Result<Range> FitToDevice(const TargetSpec& spec, const DeviceFacts& device, uin
     return DoesNotFit("bs and offset must be multiples of the device's block size, " +
                       std::to_string(device.block_bytes) + " bytes");
   }
-  const uint64_t available = device.size_bytes > spec.offset ? device.size_bytes - spec.offset : 0;
-  Range range{.offset = spec.offset, .size = spec.size == 0 ? available : spec.size};
+  const uint64_t available = device.size_bytes > offset ? device.size_bytes - offset : 0;
+  Range range{.offset = offset, .size = spec.size == 0 ? available : spec.size};
+  if (spec.size_percent > 0) {
+    range.size = std::min(device.size_bytes * spec.size_percent / 100, available) / smallest * smallest;
+  }
   const uint32_t block = spec.LargestBlock();
   if (block == 0 || range.size > available || range.size < block) {
     return DoesNotFit("The range does not lie in the device of " + std::to_string(device.size_bytes) +

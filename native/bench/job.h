@@ -35,6 +35,7 @@ struct PathDevice {
   std::string path;
   bool direct = false;
   bool exclusive = false;
+  int sync_flag = 0;  // O_SYNC, O_DSYNC, or none
   // What fstat() must say of what was opened; -1: anything.
   int64_t expected_rdev = -1;
   int64_t expected_dev = -1;
@@ -66,8 +67,16 @@ struct TargetSpec {
   PerDirection<std::vector<BlockSize>> block_sizes{};
   uint32_t iodepth = 1;
   uint32_t numjobs = 1;
-  uint64_t offset = 0;  // bytes
-  uint64_t size = 0;    // bytes; 0: up to the device's end
+  // The range: bytes, or percents of the device where those are not 0. A size of 0: up to the device's end.
+  uint64_t offset = 0;
+  uint64_t size = 0;
+  uint32_t offset_percent = 0;
+  uint32_t size_percent = 0;
+  uint64_t offset_increment = 0;  // bytes by which each thread's range begins after that of the one before it
+  // After so much a thread ends, the ramp not counted; 0: it goes on until the runtime is over.
+  uint64_t stop_bytes = 0;
+  uint64_t stop_percent = 0;  // of its range
+  uint64_t stop_ios = 0;
   Pace pace = Pace::kClosed;
   double iops = 0;  // of all threads together
   uint64_t think_ns = 0;
@@ -78,6 +87,7 @@ struct TargetSpec {
   std::string expected_serial{};
   uint64_t expected_size = 0;
 
+  bool bounded() const { return stop_bytes > 0 || stop_percent > 0 || stop_ios > 0; }
   bool Has(Direction direction) const { return mix[direction] > 0; }
   bool writes() const { return Has(Direction::kWrite) || Has(Direction::kTrim); }
   uint32_t LargestBlock() const;

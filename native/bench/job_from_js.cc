@@ -1,5 +1,7 @@
 #include "bench/job_from_js.h"
 
+#include <fcntl.h>
+
 #include <string>
 #include <string_view>
 #include <utility>
@@ -56,6 +58,7 @@ decltype(TargetSpec::device) ToDevice(const Napi::Object& js) {
   return PathDevice{.path = Text(js, "path"),
                     .direct = Bool(js, "direct"),
                     .exclusive = Bool(js, "exclusive"),
+                    .sync_flag = OneOf<int>(js, "sync", {{"none", 0}, {"sync", O_SYNC}, {"dsync", O_DSYNC}}),
                     .expected_rdev = number("expectedRdev"),
                     .expected_dev = number("expectedDev"),
                     .expected_ino = number("expectedIno")};
@@ -100,6 +103,13 @@ TargetSpec ToTarget(const Napi::Object& js) {
   target.numjobs = U32(js, "numjobs");
   target.offset = U64(js, "offsetBytes");
   target.size = U64(js, "sizeBytes");
+  target.offset_percent = U32(js, "offsetPercent");
+  target.size_percent = U32(js, "sizePercent");
+  target.offset_increment = U64(js, "offsetIncrementBytes");
+  const Napi::Object stop = Child(js, "stop");
+  target.stop_bytes = U64(stop, "bytes");
+  target.stop_percent = U64(stop, "percent");
+  target.stop_ios = U64(stop, "ios");
   const Napi::Object rate = Child(js, "rate");
   target.pace =
       OneOf<Pace>(rate, "kind", {{"closed", Pace::kClosed}, {"fixed", Pace::kFixed}, {"poisson", Pace::kPoisson}});

@@ -103,9 +103,9 @@ class Loop final : public Worker {
                                          .table_bytes = context_.job->verify_table_bytes});
       if (!verifier_->valid()) return ErrnoError(ENOMEM, "mmap", "Generations of the blocks to verify");
     }
-    const double share = static_cast<double>(context_.thread) / spec_.numjobs;
-    workload_.emplace(spec_, range_, spec_.verify ? 0 : share, context_.seed);
+    workload_.emplace(spec_, range_, context_.seed);
     if (open_) {
+      const double share = static_cast<double>(context_.thread) / spec_.numjobs;
       open_loop_.emplace(Arrivals(spec_.pace, spec_.iops / spec_.numjobs, share, context_.seed + 1));
     }
     slots_.resize(spec_.iodepth);
@@ -209,6 +209,7 @@ class Loop final : public Worker {
       case Phase::kRamp:
         counts.cpu_before_run_ns = CpuNs();
         if (context_.job->ramp_ns > 0) io_workers_before_ns_ = engine_.KernelThreadsCpuNs();
+        SetBounds();
         Enter(Phase::kRun, run_end_, &counts.run);
         break;
       case Phase::kRun:
@@ -241,16 +242,30 @@ class Loop final : public Worker {
   uint64_t Issue(uint64_t now) {
     if (counts.phase == Phase::kVerify) return IssueReadBack(now);
     if (open_) return IssueArrivals(now);
+    if (ReachedBound()) [[unlikely]] {
+      issuing_ = false;
+      return kNever;
+    }
     if (now < think_until_) return think_until_;
-    while (free_count_ > 0 && Submit(now, now)) {
+    while (free_count_ > 0 && !ReachedBound() && Submit(now, now)) {
     }
     return kNever;
   }
 
+  // The thread ends after so much, counted from here.
+  void SetBounds() {
+    uint64_t bytes = spec_.stop_bytes;
+    if (spec_.stop_percent > 0) bytes = std::max<uint64_t>(range_.size * spec_.stop_percent / 100, 1);
+    if (bytes > 0) bytes_left_ = static_cast<int64_t>(bytes);
+    if (spec_.stop_ios > 0) ios_left_ = static_cast<int64_t>(spec_.stop_ios);
+  }
+
+  bool ReachedBound() const { return bytes_left_ <= 0 || ios_left_ <= 0; }
+
   uint64_t IssueArrivals(uint64_t now) {
     for (;;) {
       const auto due = open_loop_->Due();
-      if (!due) {
+      if (!due || ReachedBound()) {
         issuing_ = false;
         return kNever;
       }
@@ -311,6 +326,8 @@ class Loop final : public Worker {
   }
 
   void Start(const Workload::Io& io, uint64_t intended, uint64_t now) {
+    bytes_left_ -= io.bytes;
+    --ios_left_;
     const uint32_t index = free_[--free_count_];
     slots_[index] = {.submitted = now,
                      .intended = intended,
@@ -428,6 +445,8 @@ class Loop final : public Worker {
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
   uint32_t free_count_ = 0;
+  int64_t bytes_left_ = INT64_MAX;
+  int64_t ios_left_ = INT64_MAX;
   bool issuing_ = false;
   bool quit_ = false;
   uint64_t start_ = 0;

@@ -32,7 +32,7 @@ Result<std::shared_ptr<PathTarget>> PathTarget::Open(const PathDevice& device, b
   struct stat before {};
   const bool is_file = stat(device.path.c_str(), &before) == 0 && S_ISREG(before.st_mode);
   const int flags = (for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | (device.direct ? O_DIRECT : 0) |
-                    (device.exclusive && !is_file ? O_EXCL : 0);
+                    (device.exclusive && !is_file ? O_EXCL : 0) | device.sync_flag;
   UniqueFd fd(open(device.path.c_str(), flags));
   if (!fd) return ErrnoError(errno, "open", device.path);
   if (device.exclusive && is_file && flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {

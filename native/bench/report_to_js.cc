@@ -127,6 +127,7 @@ Napi::Object ToJs(Napi::Env env, const TargetReport& target, const std::string& 
          Array(env, target.engine_flags, [env](const std::string& flag) { return Napi::String::New(env, flag); }));
   js.Set("fallbackReason", target.fallback_reason);
   js.Set("device", ToJs(env, target.device));
+  js.Set("elapsedNs", Number(env, target.elapsed_ns));
   js.Set("offsetBytes", Number(env, target.offset));
   js.Set("sizeBytes", Number(env, target.size));
   SetFigures(env, js, target.figures);

@@ -341,17 +341,19 @@ void Run::NoteCpu(CpuReport* cpu) const {
   cpu->machine_ns = MachineCpuNs();
 }
 
-uint64_t Run::ElapsedNs() const {
+uint64_t Run::ElapsedNs(size_t target) const {
+  const TargetSpec& spec = job_->targets[target];
   uint64_t last = run_begin_ns_;
   bool unanswered = false;
   bool open = false;
   for (const Crew& member : crew_) {
+    if (member.target != target) continue;
     unanswered = unanswered || !member.readable();
     if (!member.readable()) continue;
     const Counts& counts = member.worker->counts;
     last = std::max(last, counts.last_completion_ns);
     unanswered = unanswered || counts.in_flight > 0;
-    open = open || (job_->targets[member.target].pace != Pace::kClosed && counts.state == RunState::kFinished);
+    open = open || (spec.pace != Pace::kClosed && !spec.bounded() && counts.state == RunState::kFinished);
   }
   if (unanswered) last = std::max(last, end_ns_);
   // A schedule has its length also where its last arrival comes before the end.
@@ -371,7 +373,10 @@ Report Run::MakeReport() {
     report.total.Merge(target.figures);
   }
   for (const Crew& member : crew_) AddToReport(member, &report);
-  report.elapsed_ns = ElapsedNs();
+  for (size_t i = 0; i < report.targets.size(); ++i) {
+    report.targets[i].elapsed_ns = ElapsedNs(i);
+    report.elapsed_ns = std::max(report.elapsed_ns, report.targets[i].elapsed_ns);
+  }
   if (cpu_before_) {
     report.cpu.process_ns = cpu_after_.process_ns - cpu_before_->process_ns;
     report.cpu.machine_ns = cpu_after_.machine_ns - cpu_before_->machine_ns;
@@ -379,12 +384,14 @@ Report Run::MakeReport() {
   for (size_t i = 0; i < report.targets.size(); ++i) {
     TargetReport& target = report.targets[i];
     report.state = std::max(report.state, target.state);
-    if (job_->targets[i].pace != Pace::kClosed || report.elapsed_ns == 0) continue;
+    // Targets that go on to the end of the run share its length.
+    if (!job_->targets[i].bounded()) target.elapsed_ns = report.elapsed_ns;
+    if (job_->targets[i].pace != Pace::kClosed || target.elapsed_ns == 0) continue;
     double latency_ns = 0;
     for (const auto& figures : target.figures.directions) {
       if (figures) latency_ns += figures->service.mean_ns() * static_cast<double>(figures->service.count());
     }
-    target.little_in_flight = latency_ns / static_cast<double>(report.elapsed_ns);
+    target.little_in_flight = latency_ns / static_cast<double>(target.elapsed_ns);
   }
   return report;
 }
@@ -392,12 +399,9 @@ Report Run::MakeReport() {
 void Run::AddToReport(const Crew& member, Report* report) const {
   const Worker& worker = *member.worker;
   TargetReport& target = report->targets[member.target];
-  // Threads that verify have a part of the range each.
-  if (target.engine.empty()) {
-    target.offset = worker.range_offset();
-    target.size = 0;
-  }
-  target.size = job_->targets[member.target].verify ? target.size + worker.range_bytes() : worker.range_bytes();
+  // From where the first thread's range begins to where the last one's ends.
+  if (target.engine.empty()) target.offset = worker.range_offset();
+  target.size = std::max(target.size, worker.range_offset() + worker.range_bytes() - target.offset);
   target.engine = worker.engine_name();
   target.engine_flags = worker.engine_flags();
   for (const std::string& flag : choices_[member.target].flags) target.engine_flags.push_back(flag);

@@ -34,6 +34,7 @@ struct TargetReport {
   std::vector<std::string> engine_flags{};
   std::string fallback_reason{};
   DeviceFacts device{};
+  uint64_t elapsed_ns = 0;  // a target that ends after so many I/Os may end before the run
   uint64_t offset = 0;
   uint64_t size = 0;
   Figures figures{};
@@ -116,7 +117,7 @@ class Run : public std::enable_shared_from_this<Run> {
   void NoteCpu(CpuReport* cpu) const;
   Report MakeReport();
   void AddToReport(const Crew& member, Report* report) const;
-  uint64_t ElapsedNs() const;
+  uint64_t ElapsedNs(size_t target) const;
   bool IsIdle(size_t target) const;
   void GiveBack();
 

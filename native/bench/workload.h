@@ -26,9 +26,9 @@ class Workload {
     uint64_t offset;
   };
 
-  // `range` holds at least one I/O of the largest size. Sequential I/O starts at `first_share` (0 … 1) of the range and
-  // goes round it; each direction has a position of its own.
-  Workload(const TargetSpec& spec, Range range, double first_share, uint64_t seed)
+  // `range` holds at least one I/O of the largest size. Sequential I/O starts at its begin and goes round it; each
+  // direction has a position of its own.
+  Workload(const TargetSpec& spec, Range range, uint64_t seed)
       : random_(seed),
         range_(range),
         pattern_(spec.pattern),
@@ -48,7 +48,6 @@ class Workload {
         size_up_to += size.percent;
         sizes_[direction].push_back({.below = ToThreshold(size_up_to), .bytes = size.bytes});
       }
-      position_[direction] = static_cast<uint64_t>(first_share * static_cast<double>(places_)) * unit_;
     }
   }
 

@@ -1,5 +1,6 @@
 import {type ServerResponse, STATUS_CODES} from 'node:http'
 import type {Duplex} from 'node:stream'
+import type {FastifySchemaValidationError} from 'fastify'
 import {describe} from '../attach/run.js'
 import {type ErrorCode, errorCodes, StorageError} from '../errors.js'
 
@@ -20,6 +21,20 @@ export function errorAnswer(error: Refusal): ErrorAnswer {
       : error
   const body = describe(settled)
   return {status: errorCodes[body.code as ErrorCode] ?? 500, body: JSON.stringify({error: body})}
+}
+
+/** What a validator found, as fastify has it, but that a word which is none of a list is told once, with the list. */
+export function schemaError(errors: FastifySchemaValidationError[], place: string): Error {
+  const allowed = new Map<string, unknown[]>()
+  for (const {keyword, instancePath, params} of errors)
+    if (keyword === 'const') allowed.set(instancePath, [...(allowed.get(instancePath) ?? []), params.allowedValue])
+  const isTold = ({keyword, instancePath}: FastifySchemaValidationError) =>
+    (keyword === 'const' || keyword === 'anyOf') && allowed.has(instancePath)
+  const words = [...allowed].map(([path, values]) => `${place}${path} must be one of ${values.join(', ')}`)
+  const others = errors
+    .filter(error => !isTold(error))
+    .map(({instancePath, message}) => `${place}${instancePath} ${message}`)
+  return new Error([...words, ...others].join(', '))
 }
 
 /** The refusal of what Node's own parser takes for no HTTP request. */

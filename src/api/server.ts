@@ -14,7 +14,7 @@ import {
 import type {Asked} from '../attach/operations.js'
 import {StorageError} from '../errors.js'
 import type {Service} from '../service.js'
-import {errorAnswer} from './answers.js'
+import {errorAnswer, schemaError} from './answers.js'
 import {lazyCompilers} from './compilers.js'
 import {endConnections, refuseBelowRoutes, refuseClientError} from './connections.js'
 import {attachmentRoutes} from './routes/attachments.js'
@@ -46,6 +46,7 @@ export async function createApi(service: Service, log: FastifyBaseLogger): Promi
     loggerInstance: log,
     logController: new LogController({disableRequestLogging: true}),
     ajv: {customOptions: {removeAdditional: false, coerceTypes: false}},
+    schemaErrorFormatter: schemaError,
     schemaController: {compilersFactory: lazyCompilers()},
     bodyLimit: 64 * 1024,
     routerOptions: {maxParamLength},

@@ -36,8 +36,8 @@ const op = 'bench.start'
  * @throws VOLUME_NOT_FOUND, EXPORT_NOT_FOUND, INVALID_ARGUMENT, SIZE_INVALID
  */
 export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
-  const {target, volume, filename, ioengine, direct, sizeBytes, writeTo} = job
-  const own = {volume, filename, ioengine, direct, sizeBytes, writeTo}
+  const {target, volume, filename, ioengine, direct, sync, sizeBytes, writeTo} = job
+  const own = {volume, filename, ioengine, direct, sync, sizeBytes, writeTo}
   const isNamed = volume !== undefined || filename !== undefined || ioengine === 'null'
   if (isNamed === (target !== undefined)) {
     throw new StorageError(
@@ -46,6 +46,7 @@ export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
       {op},
     )
   }
+  if (target) checkUnused(own, 'A job with a list of targets', 'say it for each target')
   const resolved: ResolvedTargets = {targets: [], facts: [], written: []}
   for (const spec of target ?? [withoutUndefined(own)]) {
     const {volume, filename, ioengine, writeTo: repeated, ...workload} = spec
@@ -53,6 +54,10 @@ export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
     if (given.length !== 1) {
       throw new StorageError('INVALID_ARGUMENT', 'A target has one of volume, filename and ioengine null', {op})
     }
+    const {direct, sync, sizeBytes, ...words} = workload
+    if (volume !== undefined) checkUnused({ioengine, direct, sync, sizeBytes}, 'A volume', 'it is measured over iSCSI')
+    else if (filename === undefined) checkUnused({direct, sync}, 'ioengine null', 'it opens nothing')
+    else checkUnused({sizeBytes}, 'A filename', 'its range is size')
     const writeTo = repeated && {identity: repeated.identity, sizeBytes: parseSize(String(repeated.size))}
     if (volume !== undefined) {
       const changes = writes(settleWorkload(workloadOf(job, workload)))
@@ -61,19 +66,28 @@ export function resolveTargets(rooms: Rooms, job: JobSpec): ResolvedTargets {
         throw new StorageError('INVALID_ARGUMENT', `The job writes to ${found.id} and has it as a target twice`, {op})
       }
       if (changes) resolved.written.push({volume: found, exported, writeTo})
-      resolved.targets.push({...volumeTarget(rooms, found, exported), ...workload, writeTo})
+      resolved.targets.push({...volumeTarget(rooms, found, exported), ...words, writeTo})
       resolved.facts.push({volume: found.name ?? found.id, driver: exported.driver})
     } else {
-      const {direct, sizeBytes, ...words} = workload
       resolved.targets.push(
         filename === undefined
           ? {...words, ioengine: 'null', sizeBytes}
-          : {...words, filename, ioengine: ioengine as Exclude<TargetSpec['ioengine'], 'null'>, direct, writeTo},
+          : {...words, filename, ioengine: ioengine as Exclude<TargetSpec['ioengine'], 'null'>, direct, sync, writeTo},
       )
       resolved.facts.push({})
     }
   }
   return resolved
+}
+
+/** @throws INVALID_ARGUMENT for a word that would change nothing of what is measured */
+function checkUnused(words: Record<string, unknown>, what: string, why: string): void {
+  const [word] = Object.entries(words).find(([, value]) => value !== undefined) ?? []
+  if (word !== undefined)
+    throw new StorageError('INVALID_ARGUMENT', `${what} has no ${word} of its own: ${why}`, {
+      op,
+      info: {[word]: words[word]},
+    })
 }
 
 /** Who has the bytes of a path that a job wants to write to, in lunpath or in a domain. */
@@ -84,7 +98,8 @@ export async function ownerOf(rooms: Rooms, path: string, stats: Stats): Promise
 }
 
 function lookUp({store}: Rooms, name: string): {found: VolumeRecord; exported: ExportRecord} {
-  const found = store.volume(name)
+  const byIqn = store.exportOf(name)
+  const found = store.volume(byIqn?.volumeId ?? name)
   const exported = store.exports.get(found.id)
   if (exported) return {found, exported}
   throw new StorageError(

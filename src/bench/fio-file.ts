@@ -1,252 +1,312 @@
+import {existsSync, statSync} from 'node:fs'
 import {resolve} from 'node:path'
 import {StorageError} from '../errors.js'
+import {type FioJob, flag, isSyncEngine, readOptions, truth} from './fio-options.js'
+import {type FioSection, readSections, wrong} from './fio-sections.js'
 import type {JobFile} from './job-file.js'
 import type {JobSpec, TargetSpec} from './job-schema.js'
-import {fioGrammar, parseTime} from './quantity.js'
+import {settleWorkload, writes} from './workload.js'
 
 // fio's job files (fio(1), JOB FILE FORMAT). What lunpath does otherwise than fio is a note, and what it does not
 // understand is an error: a benchmark that leaves a line out measures something else.
 
-interface Option {
-  value: string
-  line: number
-}
-type Section = {name: string; line: number; options: Map<string, Option>}
+/** What jobs measure that name no file: what the command line names. */
+export type Fallback = Pick<TargetSpec, 'volume' | 'filename'>
 
-const longNames: Record<string, string> = {readwrite: 'rw', blocksize: 'bs', stonewall: 'wait_for_previous'}
-/** Of no influence on what lunpath measures, or always so here. */
-const harmless = new Set(['group_reporting', 'description', 'thread', 'norandommap', 'randrepeat', 'invalidate'])
-const withoutEffect = new Set([
-  'refill_buffers',
-  'registerfiles',
-  'fixedbufs',
-  'exitall',
-  'gtod_reduce',
-  'clat_percentiles',
-])
-const engines: Record<string, TargetSpec['ioengine']> = {
-  io_uring: 'io_uring',
-  libaio: 'libaio',
-  psync: 'pread',
-  sync: 'pread',
-  pvsync: 'pread',
-  null: 'null',
-}
+const mostTargets = 64
+/** fio's own, of which it makes all others where `randrepeat` is not 0 (FIO_RANDSEED, fio.h). */
+const repeatedSeed = String(0xb1899bed)
 
 /**
  * Reads a job file of fio's. Its sections become targets of one job; a section with `stonewall` begins the next job.
- * @throws INVALID_ARGUMENT that names the key, the file and the line
+ * @throws INVALID_ARGUMENT (UNSUPPORTED for a pattern that lunpath does not have) that names the key, the file and the line
  */
-export function parseFioFile(text: string, file: string): JobFile {
-  const notes = new Set<string>()
-  const phases: Section[][] = [[]]
-  for (const section of readSections(text, file)) {
-    if (isSet(section.options.get('wait_for_previous')) && phases.at(-1)!.length > 0) phases.push([])
-    phases.at(-1)!.push(section)
-  }
-  if (phases[0]!.length === 0) throw wrong(file, 1, 'there is no section besides [global]')
-  const jobs = phases.map(sections => new FioJob(file, notes).make(sections))
-  return {jobs, notes: [...notes]}
+export function parseFioFile(text: string, file: string, fallback: Fallback = {}): JobFile {
+  const jobs = phasesOf(readSections(text, file)).map(sections => makeJob(sections, fallback))
+  const isUsed = jobs.some(({target = []}) =>
+    target.some(({volume, filename}) => volume === fallback.volume && filename === fallback.filename),
+  )
+  if ((fallback.volume ?? fallback.filename) !== undefined && !isUsed)
+    throw wrong(
+      {file, line: 1},
+      `each job names what it measures, so ${fallback.volume ?? fallback.filename} would not be measured: leave it out`,
+    )
+  return {jobs, notes: [...new Set(jobs.flatMap(({notes = []}) => notes))]}
 }
 
-/** Sections with the options of [global] filled in: what it said before them. */
-function readSections(text: string, file: string): Section[] {
-  const sections: Section[] = []
-  const global = new Map<string, Option>()
-  let current: Map<string, Option> | undefined
-  for (const [index, raw] of text.split(/\r?\n/).entries()) {
-    const line = index + 1
-    // As fio: both begin a comment wherever they stand.
-    const content = raw.replace(/[;#].*$/, '').trim()
-    if (content === '') continue
-    const heading = /^\[(.+)\]$/.exec(content)
-    if (heading) {
-      current = heading[1] === 'global' ? global : new Map(global)
-      if (current !== global) sections.push({name: heading[1]!, line, options: current})
-      continue
-    }
-    if (!current) throw wrong(file, line, `${JSON.stringify(content)} stands before the first section`)
-    const [, key = '', value = '1'] = /^([^=\s]+)\s*(?:=\s*(.*))?$/.exec(content) ?? []
-    if (key === '') throw wrong(file, line, `${JSON.stringify(content)} is not understood`)
-    if (value.includes('$')) throw wrong(file, line, `${key}=${value}: variables are not supported`)
-    current.set(longNames[key] ?? key, {value, line})
+/** Sections that run beside each other, in the order in which they do. */
+function phasesOf(sections: FioSection[]): FioSection[][] {
+  const phases: FioSection[][] = []
+  for (const section of sections) {
+    const last = phases.at(-1)
+    const waits = section.options.get('wait_for')
+    if (waits && !last?.every(({name}) => name === waits.value))
+      throw wrong(waits, `wait_for=${waits.value}: only the job right before, where it runs alone, can be waited for`)
+    if (last && !waits && !flag(section.options.get('stonewall'))) last.push(section)
+    else phases.push([section])
   }
-  return sections
+  return phases
 }
 
-class FioJob {
-  readonly #file: string
-  readonly #notes: Set<string>
+function makeJob(sections: FioSection[], fallback: Fallback): JobSpec {
+  const read = sections.map(readOptions)
+  const each = read.map(job => targetsOf(job, fallback))
+  const target = each.flat()
+  const {section} = read[0]!
+  if (target.length > mostTargets)
+    throw wrong(section, `there are ${target.length} files beside each other, and at most ${mostTargets} can be`)
+  nameApart(target)
+  checkWriters(read, each)
+  checkExits(read)
+  const notes = [...new Set(read.flatMap(job => [...job.notes]))]
+  return {target, ...sharedOf(read), ...(notes.length === 0 ? {} : {notes})}
+}
 
-  constructor(file: string, notes: Set<string>) {
-    this.#file = file
-    this.#notes = notes
-  }
-
-  make(sections: Section[]): JobSpec {
-    const target = sections.flatMap(section => this.#targets(section))
-    const shared = ['runtime', 'ramp_time', 'seed'] as const
-    const run: Pick<JobSpec, (typeof shared)[number]> = {}
-    for (const {options, line, name} of sections) {
-      if (!options.has('runtime')) throw wrong(this.#file, line, `[${name}] has no runtime: lunpath runs by time`)
-      if (!isSet(options.get('time_based')))
-        this.#notes.add(
-          'without time_based fio may end before the runtime, when size has been transferred once; lunpath goes on',
-        )
-      const own = {
-        runtime: this.#seconds(options.get('runtime')!, 'runtime'),
-        ramp_time: options.has('ramp_time') ? this.#seconds(options.get('ramp_time')!, 'ramp_time') : 0,
-        seed: options.has('randseed') ? this.#integer(options.get('randseed')!, 'randseed') : undefined,
+/** What holds for a whole job of lunpath's. */
+function sharedOf(read: FioJob[]): Pick<JobSpec, 'runtime' | 'ramp_time' | 'seed'> {
+  const [first, ...others] = read.map(({runtime, rampTime, seed, section}) => ({
+    runtime,
+    ramp_time: rampTime,
+    seed: seed ?? (isSetOff(section, 'randrepeat') ? undefined : repeatedSeed),
+  }))
+  for (const [index, other] of others.entries())
+    for (const key of ['runtime', 'ramp_time', 'seed'] as const)
+      if (other[key] !== first![key]) {
+        const {section} = read[index + 1]!
+        const place = section.options.get(key === 'seed' ? 'randseed' : key) ?? section
+        throw wrong(place, `[${section.name}]: ${key} differs from that of the sections that run beside it`)
       }
-      for (const key of shared) {
-        if (run[key] !== undefined && run[key] !== own[key])
-          throw wrong(this.#file, line, `[${name}]: ${key} differs from that of the sections that run beside it`)
-        if (own[key] !== undefined) run[key] = own[key]
-      }
-    }
-    return {target, ...run}
-  }
+  return Object.fromEntries(Object.entries(first!).filter(([, value]) => value !== undefined))
+}
 
-  #targets({name, line, options}: Section): TargetSpec[] {
-    const spec: TargetSpec = {rw: 'read', direct: false}
-    let files: string[] = []
-    for (const [key, option] of options) {
-      if (key === 'filename') files = splitFilenames(option.value)
-      else this.#read(spec, key, option)
-    }
-    this.#finish(spec, options)
-    if (spec.ioengine === 'null') {
-      const {direct: _, size, ...rest} = spec
-      return [{...rest, name, ...(size === undefined ? {} : {sizeBytes: Number(size)})}]
-    }
-    if (files.length === 0) throw wrong(this.#file, line, `[${name}] has no filename: lunpath makes no files`)
-    return files.map((path, index) => ({
-      ...spec,
-      name: files.length === 1 ? name : `${name}.${index}`,
-      filename: resolve(path),
-    }))
-  }
+function isSetOff({options}: FioSection, key: string): boolean {
+  const option = options.get(key)
+  return option !== undefined && !truth(option)
+}
 
-  /** One option, in fio's words and units. */
-  #read(spec: TargetSpec, key: string, option: Option): void {
-    const {value, line} = option
-    switch (key) {
-      case 'rw':
-        spec.rw = value as TargetSpec['rw']
-        return
-      case 'bs':
-        spec.bs = value
-          .split(',')
-          .map(part => this.#bytes({value: part, line}, key))
-          .join(',')
-        return
-      case 'bssplit':
-        spec.bssplit = value.replace(/[^/:,]+(?=[/:,]|$)/g, (word, at: number) =>
-          value[at - 1] === '/' ? word : String(this.#bytes({value: word, line}, key)),
+/** What a job does I/O to. */
+interface Things {
+  /** Each with the fields of a target that name it. */
+  things: TargetSpec[]
+  /** How many of them each of the job's threads goes round, in fio. */
+  eachHas: number
+  /** Threads on each of them. */
+  numjobs: number
+}
+
+function targetsOf(job: FioJob, fallback: Fallback): TargetSpec[] {
+  const {name, notes} = job
+  const spec: TargetSpec = {...job.spec}
+  if (job.engine === undefined) notes.add('without ioengine fio takes psync, so lunpath takes pread')
+  if (isSyncEngine(job.engine)) oneAtATime(job, spec)
+  choosePattern(job, spec)
+  const {things, eachHas, numjobs} = thingsOf(job, fallback)
+  spec.numjobs = numjobs
+  chooseEnd(job, spec)
+  chooseRate(job, spec)
+  if (eachHas > 1) divide(job, spec, eachHas)
+  checkWorkload(job, spec)
+  if (!job.direct && job.invalidate && things.some(({filename}) => filename !== undefined))
+    notes.add('fio drops what the page cache has of a file before the first I/O; lunpath does not')
+  return things.map((thing, index) => ({...spec, ...thing, name: things.length === 1 ? name : `${name}.${index}`}))
+}
+
+/** The engines that wait for each I/O have one in flight for each of `numjobs`, whatever iodepth says. */
+function oneAtATime({engine = 'psync', notes}: FioJob, spec: TargetSpec): void {
+  if ((spec.iodepth ?? 1) > 1)
+    notes.add(`iodepth=${spec.iodepth} has no effect: ioengine=${engine} has one I/O in flight, as in fio`)
+  delete spec.iodepth
+}
+
+function choosePattern({hasRandomMap, notes, section}: FioJob, spec: TargetSpec): void {
+  // As fio: where it is split, what bs says does not count.
+  if (spec.bssplit !== undefined) delete spec.bs
+  if (!spec.rw!.startsWith('rand')) delete spec.random_distribution
+  else if (hasRandomMap && !section.options.has('random_distribution'))
+    notes.add('without norandommap fio does I/O to each block once before any again; lunpath draws blocks freely')
+}
+
+function thingsOf(job: FioJob, fallback: Fallback): Things {
+  const {engine, filenames, numjobs, nrfiles, directory, name, section} = job
+  const shared = {eachHas: 1, numjobs}
+  if (engine === 'null') return {...shared, things: [nullOf(job)]}
+  if (engine === 'libiscsi' && filenames.length > 0)
+    return {...shared, things: filenames.map(url => volumeOf(job, url)), eachHas: filenames.length}
+  const ioengine = engine === 'libaio' || engine === 'io_uring' ? engine : 'pread'
+  const opened = {ioengine, direct: job.direct, ...(job.sync === 'none' ? {} : {sync: job.sync})} as const
+  const path = (filename: string): TargetSpec => ({filename: resolve(directory, filename), ...opened})
+  if (filenames.length > 0) return {...shared, things: filenames.map(path), eachHas: filenames.length}
+  // As fio: a section may have the name of a device.
+  if (isDevice(section.name)) return {...shared, things: [path(section.name)]}
+  if (fallback.filename !== undefined) return {...shared, things: [path(fallback.filename)]}
+  if (fallback.volume !== undefined || engine === 'libiscsi')
+    return {...shared, things: [volumeOf(job, fallback.volume)]}
+  // As fio, each thread has files of its own then.
+  const made = Array.from({length: numjobs * nrfiles}, (_, index) => {
+    const [clone, file] = [Math.floor(index / nrfiles), index % nrfiles]
+    return path(`${name}.${clone}.${file}`)
+  })
+  const missing = made.find(({filename}) => !existsSync(filename!))
+  if (missing)
+    throw wrong(
+      section,
+      `[${section.name}] has no filename, and lunpath makes no files: give it one, name a volume (lunpath bench VOLUME --job …), or make ${missing.filename}`,
+    )
+  return {things: made, eachHas: nrfiles, numjobs: 1}
+}
+
+function isDevice(name: string): boolean {
+  return existsSync(name) && statSync(name).isBlockDevice()
+}
+
+function nullOf({size, filesize, section}: FioJob): TargetSpec {
+  const bytes = filesize ?? size
+  if (typeof bytes === 'string')
+    throw wrong(section.options.get('size')!, `size=${bytes}: the null engine has no size of its own, so give bytes`)
+  return {ioengine: 'null', ...(bytes === undefined ? {} : {sizeBytes: bytes})}
+}
+
+/** A volume by its name, or by a URL of fio's engine libiscsi: lunpath knows its own targets by IQN. */
+function volumeOf({section, notes, engine, sync}: FioJob, named: string | undefined): TargetSpec {
+  const place = section.options.get('filename') ?? section
+  const [, iqn] = /^iscsi:\/\/[^/]+\/([^/]+)\/\d+$/.exec(named ?? '') ?? []
+  if (named === undefined)
+    throw wrong(section, `[${section.name}] has no filename: name the volume, lunpath bench VOLUME --job …`)
+  if (section.options.has('filename') && iqn === undefined)
+    throw wrong(place, `filename=${named}: iscsi://PORTAL/IQN/LUN is expected`)
+  if (section.options.has('sync') && sync !== 'none')
+    throw wrong(section.options.get('sync')!, `sync=${sync}: a volume is not opened, but measured over iSCSI`)
+  if (engine !== undefined && engine !== 'libiscsi')
+    notes.add(`a volume is measured over iSCSI: ioengine=${engine} says only how many I/Os are in flight`)
+  return {volume: iqn ?? named}
+}
+
+/** How long it goes on: fio ends where it has done I/O of the size, if it is not time_based. */
+function chooseEnd(job: FioJob, spec: TargetSpec): void {
+  const {isTimeBased, runtime, size, filesize, ioSize, loops, notes} = job
+  const range = filesize ?? size
+  if (range !== undefined && job.engine !== 'null') spec.size = range
+  if (isTimeBased && runtime !== undefined) {
+    delete spec.number_ios
+    return
+  }
+  if (isTimeBased) notes.add('time_based has no effect without a runtime, as in fio')
+  const once = ioSize ?? (filesize === undefined ? undefined : size) ?? '100%'
+  spec.io_size = typeof once === 'number' ? once * loops : `${Number.parseInt(once, 10) * loops}%`
+}
+
+/** A rate is that of each of fio's threads and of each direction; lunpath has one for a target, and shares of it. */
+function chooseRate({rateIops, rateBytes, section, notes}: FioJob, spec: TargetSpec): void {
+  const option = section.options.get('rate_iops') ?? section.options.get('rate')
+  if (!option) return
+  if (rateIops && rateBytes) throw wrong(option, 'rate and rate_iops exclude each other, as in fio')
+  if (rateBytes && spec.bssplit !== undefined)
+    throw wrong(section.options.get('rate')!, 'rate with several block sizes is not supported: use rate_iops')
+  const blocks = String(spec.bs ?? 4096).split(',')
+  const rates = rateIops ?? rateBytes!.map((rate, index) => rate / Number(blocks[Math.min(index, blocks.length - 1)]))
+  const [reads, writes, trims] = rates as [number, number, number]
+  const isMixed = /^(rand)?rw$|^readwrite$/.test(spec.rw!)
+  if (isMixed && reads > 0 !== writes > 0)
+    throw wrong(option, `${option.key}=${option.value}: reads and writes both have a rate, or neither`)
+  const rate = isMixed ? reads + writes : spec.rw!.endsWith('read') ? reads : spec.rw!.endsWith('trim') ? trims : writes
+  if (rate === 0) return
+  spec.rate_iops = rate * (spec.numjobs ?? 1)
+  if (isMixed) spec.rwmixread = (100 * reads) / rate
+  notes.add(`${option.key} is open loop in lunpath: I/Os are due at their time, also where the device is late`)
+}
+
+/** Several files for a thread of fio's: it goes round them, with iodepth I/Os in flight in all. */
+function divide({section, notes}: FioJob, spec: TargetSpec, files: number): void {
+  const {iodepth = 1, numjobs = 1} = spec
+  const place = section.options.get('iodepth') ?? section.options.get('filename') ?? section
+  if (iodepth % files !== 0)
+    throw wrong(
+      place,
+      `[${section.name}] has ${files} files and ${iodepth} I/Os in flight on all of them: lunpath needs as many for each, so give each file a section of its own`,
+    )
+  spec.iodepth = iodepth / files
+  if (typeof spec.size === 'number') spec.size = blocksOf(spec.size / files)
+  if (typeof spec.io_size === 'number') spec.io_size = blocksOf(spec.io_size / files)
+  if (spec.number_ios !== undefined) spec.number_ios = Math.ceil(spec.number_ios / files)
+  if (spec.rate_iops !== undefined) spec.rate_iops /= files
+  notes.add(
+    `[${section.name}] has ${files} files: fio goes round them with ${iodepth} I/Os in flight; lunpath has ${iodepth / files} on each, and ${files * numjobs} threads`,
+  )
+}
+
+function blocksOf(bytes: number): number {
+  return Math.floor(bytes / 512) * 512
+}
+
+/** Keys of a workload that come from another option of fio's. */
+const saidBy: Record<string, string[]> = {
+  bssplit: ['bssplit', 'bsrange'],
+  rate_iops: ['rate_iops', 'rate'],
+  rwmixread: ['rwmixread', 'rwmixwrite'],
+  io_size: ['io_size', 'size'],
+}
+
+/** What lunpath refuses of the whole workload is told with the line of the option that it is about. */
+function checkWorkload({section, engine, blockAlign}: FioJob, spec: TargetSpec): void {
+  const {options} = section
+  try {
+    const {mix, blockSizes} = settleWorkload(spec)
+    if (engine === 'libaio' && mix.trim > 0)
+      throw wrong(options.get('ioengine')!, 'ioengine=libaio has no discard: use io_uring')
+    const smallest = Math.min(...Object.values(blockSizes).flatMap(sizes => sizes.map(({bytes}) => bytes)))
+    if (blockAlign !== undefined && blockAlign !== smallest)
+      throw wrong(
+        options.get('ba')!,
+        `offsets are multiples of the smallest block, ${smallest} bytes, not of ${blockAlign}`,
+      )
+  } catch (error) {
+    if (!(error instanceof StorageError) || error.op === 'bench.job') throw error
+    const keys = Object.keys(error.info ?? {}).flatMap(key => saidBy[key] ?? [key])
+    const place = keys.map(key => options.get(key)).find(option => option !== undefined) ?? section
+    const {file, line} = place
+    throw new StorageError(error.code, `${file}:${line}: ${error.message}`, {
+      op: 'bench.job',
+      info: {...error.info, file, line},
+      cause: error,
+    })
+  }
+}
+
+/** Sections may have one name, in fio too: the second `a` is `a#2`. */
+function nameApart(targets: TargetSpec[]): void {
+  const taken = new Set<string>()
+  for (const target of targets) {
+    const {name = ''} = target
+    for (let number = 2; taken.has(target.name!); number++) target.name = `${name}#${number}`
+    taken.add(target.name!)
+  }
+}
+
+/** A device has one writer at a time, and nothing else happens to a volume that is written to. */
+function checkWriters(read: FioJob[], each: TargetSpec[][]): void {
+  const writtenBefore = new Map<string, boolean>()
+  for (const [index, targets] of each.entries()) {
+    for (const target of targets) {
+      const key = target.volume ?? target.filename
+      if (key === undefined) continue
+      const changes = writes(settleWorkload(target))
+      const before = writtenBefore.get(key)
+      const clash = target.volume === undefined ? before && changes : before !== undefined && (before || changes)
+      const {section} = read[index]!
+      if (clash)
+        throw wrong(
+          section.options.get('rw') ?? section,
+          `[${section.name}]: two jobs beside each other write to ${key}: put stonewall between them`,
         )
-        return
-      case 'size':
-      case 'offset':
-        spec[key] = this.#bytes(option, key)
-        return
-      case 'iodepth':
-      case 'numjobs':
-      case 'thinktime_blocks':
-      case 'rwmixread':
-        spec[key] = this.#integer(option, key)
-        return
-      case 'rwmixwrite':
-        spec.rwmixread = 100 - this.#integer(option, key)
-        return
-      case 'rate_iops':
-        spec.rate_iops = this.#integer(option, key)
-        return
-      case 'rate_process':
-      case 'random_distribution':
-        ;(spec as Record<string, string>)[key] = value
-        return
-      case 'thinktime':
-        spec.thinktime = this.#microseconds(option, key)
-        return
-      case 'direct':
-      case 'buffered':
-        spec.direct = isSet(option) === (key === 'direct')
-        return
-      case 'verify':
-        if (value !== 'crc32c' && value !== '0' && value !== 'none')
-          throw wrong(this.#file, line, `verify=${value} is not supported: crc32c is`)
-        spec.verify = value === 'crc32c' ? 'crc32c' : 'none'
-        return
-      case 'continue_on_error':
-        if (value !== 'none' && value !== 'all')
-          throw wrong(this.#file, line, `continue_on_error=${value} is not supported: none and all are`)
-        spec.continue_on_error = value
-        return
-      case 'ioengine':
-        if (!(value in engines)) throw wrong(this.#file, line, `ioengine=${value} is not supported`)
-        spec.ioengine = engines[value]
-        return
-      default:
-        this.#other(key, option)
+      writtenBefore.set(key, changes || before === true)
     }
-  }
-
-  #other(key: string, {value, line}: Option): void {
-    if (['runtime', 'ramp_time', 'time_based', 'randseed', 'wait_for_previous'].includes(key) || harmless.has(key))
-      return
-    if (!withoutEffect.has(key)) throw wrong(this.#file, line, `${key}=${value} is not understood`)
-    this.#notes.add(`${key} has no effect in lunpath`)
-  }
-
-  /** What fio has otherwise: errors end a job there, and a rate is that of each of its processes. */
-  #finish(spec: TargetSpec, options: Map<string, Option>): void {
-    spec.continue_on_error ??= 'none'
-    if (spec.rate_iops !== undefined) {
-      spec.rate_iops *= spec.numjobs ?? 1
-      this.#notes.add('rate_iops is open loop in lunpath: I/Os are due at their time, also where the device is late')
-    }
-    if (spec.ioengine === undefined) {
-      spec.ioengine = 'pread'
-      this.#notes.add('without ioengine fio takes psync, so lunpath takes pread')
-    }
-    if (spec.rw?.startsWith('rand') && !isSet(options.get('norandommap')))
-      this.#notes.add('without norandommap fio reads each block once before any again; lunpath draws blocks freely')
-  }
-
-  #bytes({value, line}: Option, key: string): number {
-    try {
-      return fioGrammar.size(value)
-    } catch (cause) {
-      throw wrong(this.#file, line, `${key}: ${(cause as Error).message}`)
-    }
-  }
-
-  #integer({value, line}: Option, key: string): number {
-    if (!/^\d+$/.test(value)) throw wrong(this.#file, line, `${key}=${value}: a whole number is expected`)
-    return Number(value)
-  }
-
-  #microseconds({value, line}: Option, key: string, unit: 's' | 'us' = 'us'): number {
-    const us = parseTime(value, unit)
-    if (us === undefined) throw wrong(this.#file, line, `${key}=${value}: a time is expected`)
-    return us
-  }
-
-  #seconds(option: Option, key: string): number {
-    return this.#microseconds(option, key, 's') / 1e6
   }
 }
 
-/** A bare word, as `time_based`, is 1. */
-function isSet(option: Option | undefined): boolean {
-  return option !== undefined && option.value !== '0'
-}
-
-/** Several files are separated by colons; `\:` is a colon in a name, as in by-path names. */
-function splitFilenames(value: string): string[] {
-  return value.split(/(?<!\\):/).map(name => name.replaceAll('\\:', ':'))
-}
-
-function wrong(file: string, line: number, message: string): StorageError {
-  return new StorageError('INVALID_ARGUMENT', `${file}:${line}: ${message}`, {op: 'bench.job', info: {file, line}})
+/** Where jobs end at their size, exitall would end the others with the first of them. */
+function checkExits(read: FioJob[]): void {
+  const option = read.map(({section}) => section.options.get('exitall')).find(flag)
+  const threads = read.reduce((sum, {numjobs}) => sum + numjobs, 0)
+  if (option && threads > 1 && read.some(({isTimeBased, runtime}) => !isTimeBased || runtime === undefined))
+    throw wrong(option, 'exitall is supported where all jobs are time_based, and so end together')
 }

@@ -2,24 +2,27 @@ import {readFile} from 'node:fs/promises'
 import {Value} from '@sinclair/typebox/value'
 import {parse} from 'smol-toml'
 import {StorageError} from '../errors.js'
-import {parseFioFile} from './fio-file.js'
-import {JobSchema, type JobSpec} from './job-schema.js'
+import {type Fallback, parseFioFile} from './fio-file.js'
+import {JobSchema, type JobSpec, type TargetSpec, wordsOf} from './job-schema.js'
 
-/** What a job file asks for: jobs to be run one after another, and what of it has no effect here. */
+/** What a job file asks for: jobs to be run one after another, and what is done otherwise than it says. */
 export interface JobFile {
   jobs: JobSpec[]
   notes: string[]
 }
 
 /**
- * Reads a job file: TOML with the words of JobSchema, or fio's own (`.fio`, `.ini`, `.job`).
- * @throws INVALID_ARGUMENT that names the file and the key, and of fio's files the line
+ * Reads a job file: TOML with the words of JobSchema, or fio's own (`.fio`, `.ini`, `.job`). `fallback` is measured by
+ * jobs and targets that do not say what they measure.
+ * @throws INVALID_ARGUMENT that names the file and the key, and of fio's files the line; also where nothing is left that
+ * measures the fallback
  */
-export async function readJobFile(path: string): Promise<JobFile> {
+export async function readJobFile(path: string, fallback: Fallback = {}): Promise<JobFile> {
   const text = await readFile(path, 'utf8').catch(cause => {
     throw wrong(`The job file ${path} cannot be read: ${(cause as Error).message}`, cause)
   })
-  return /\.(fio|ini|job)$/.test(path) ? parseFioFile(text, path) : {jobs: [parseToml(text, path)], notes: []}
+  if (/\.(fio|ini|job)$/.test(path)) return parseFioFile(text, path, fallback)
+  return {jobs: [withFallback(parseToml(text, path), fallback, path)], notes: []}
 }
 
 /** @throws INVALID_ARGUMENT */
@@ -33,7 +36,20 @@ export function parseToml(text: string, file: string): JobSpec {
   const [problem] = Value.Errors(JobSchema, job)
   if (!problem) return job as JobSpec
   const key = problem.path.slice(1).replaceAll('/', '.') || 'the file'
-  throw wrong(`${file}: ${key}: ${problem.message}`)
+  const words = wordsOf(problem.schema)
+  const why = words ? `${JSON.stringify(problem.value)} is not one of ${words.join(', ')}` : problem.message
+  throw wrong(`${file}: ${key}: ${why}`)
+}
+
+function withFallback(job: JobSpec, fallback: Fallback, file: string): JobSpec {
+  const thing = fallback.volume ?? fallback.filename
+  if (thing === undefined) return job
+  const isOpen = (target: TargetSpec) =>
+    target.volume === undefined && target.filename === undefined && target.ioengine !== 'null'
+  if (!(job.target ?? [job]).some(isOpen))
+    throw wrong(`Each target of ${file} says what it measures, so ${thing} would not be measured: leave it out`)
+  if (!job.target) return {...job, ...fallback}
+  return {...job, target: job.target.map(target => (isOpen(target) ? {...target, ...fallback} : target))}
 }
 
 function wrong(message: string, cause?: unknown): StorageError {

@@ -11,6 +11,13 @@ const size = Type.Union([Type.Integer({minimum: 0}), Type.String()])
 const time = Type.Union([Type.Number({minimum: 0}), Type.String()])
 const oneOf = <const W extends string>(...words: W[]) => Type.Union(words.map(word => Type.Literal(word)))
 
+/** The words that a schema of words allows; undefined where it is none. */
+export function wordsOf(schema: TSchema): string[] | undefined {
+  const {anyOf} = schema as {anyOf?: {const?: unknown}[]}
+  const words = anyOf?.map(one => one.const)
+  return words?.every(word => typeof word === 'string') ? (words as string[]) : undefined
+}
+
 /** What is done to a target. Given for the job it holds for each target that does not say otherwise. */
 export const workloadFields = {
   rw: optional(oneOf(...patterns), 'Default randread.'),
@@ -19,8 +26,17 @@ export const workloadFields = {
   bssplit: optional(Type.String(), 'SIZE/PERCENT:SIZE/PERCENT…, instead of bs; READ,WRITE,TRIM where they differ.'),
   iodepth: optional(Type.Integer(), 'I/Os in flight on each thread; default 1.'),
   numjobs: optional(Type.Integer(), 'Threads; default 1.'),
-  offset: optional(size, 'Bytes from the begin of the device to that of the range; default 0.'),
-  size: optional(size, 'Bytes of the range; default 0: to the end.'),
+  offset: optional(size, 'Bytes from the begin of the device to that of the range, or percent of it (40%); default 0.'),
+  size: optional(size, 'Bytes of the range, or percent of the device; default 0: to the end.'),
+  offset_increment: optional(
+    size,
+    'Bytes by which the range of each thread begins after that of the one before it; default 0: all at the same offset.',
+  ),
+  io_size: optional(
+    size,
+    'Bytes, or percent of its range, after which a thread ends; default: it goes on to the end of the runtime.',
+  ),
+  number_ios: optional(Type.Integer({minimum: 1}), 'I/Os after which a thread ends; default: none.'),
   random_distribution: optional(Type.String(), 'random (uniform), zipf:THETA or pareto:H; default random.'),
   rate_iops: optional(
     Type.Number({exclusiveMinimum: 0}),
@@ -48,10 +64,14 @@ export const WriteToSchema = Type.Object(
 /** What is measured, as a person names it: exactly one of `volume`, `filename` and `ioengine: 'null'`. */
 const targetFields = {
   name: optional(Type.String({minLength: 1, maxLength: 100}), 'In samples and in the report.'),
-  volume: optional(Type.String(), 'Id or name of an exported volume, over iSCSI.'),
+  volume: optional(Type.String(), 'Id, name or IQN of an exported volume, over iSCSI.'),
   filename: optional(Type.String(), 'A block device or a regular file of the node.'),
   ioengine: optional(oneOf('auto', 'io_uring', 'libaio', 'pread', 'null'), 'Of a filename; default auto.'),
   direct: optional(Type.Boolean(), 'Of a filename: O_DIRECT, around the page cache; default true.'),
+  sync: optional(
+    oneOf('none', 'sync', 'dsync'),
+    'Of a filename: O_SYNC or O_DSYNC, so that writes are on the disk when they are answered; default none.',
+  ),
   sizeBytes: optional(Type.Integer({minimum: 512}), 'Of ioengine null: what it claims to have; default 1 GiB.'),
   writeTo: Type.Optional(WriteToSchema),
   ...workloadFields,
@@ -59,9 +79,12 @@ const targetFields = {
 export const TargetSchema = Type.Object(targetFields, strict)
 
 export const runFields = {
-  runtime: optional(time, 'Seconds; default 5.'),
+  runtime: optional(time, 'Seconds; default 5, or a day where each target ends by itself (io_size, number_ios).'),
   ramp_time: optional(time, 'Seconds before the runtime that are not in the result; default 0.'),
-  seed: optional(Type.Union([Type.Integer({minimum: 0}), Type.String({pattern: '^\\d{1,20}$'})]), 'Default: random.'),
+  seed: optional(
+    Type.Union([Type.Integer({minimum: 0, maximum: Number.MAX_SAFE_INTEGER}), Type.String({pattern: '^\\d{1,20}$'})]),
+    'Text for numbers beyond 2^53 - 1, which JSON would round. Default: random.',
+  ),
   stuckMs: optional(
     Type.Integer(),
     'Milliseconds without any completion after which a device is stuck; default 5,000.',
@@ -85,6 +108,10 @@ export const JobSchema = Type.Object(
     steady: Type.Optional(Type.Object({rounds: optional(Type.Integer(), 'At most; default 25.')}, strict)),
     label: optional(Type.String({pattern: '^[A-Za-z0-9_.-]{1,60}$'}), 'By which results are found and compared.'),
     keep: optional(Type.Boolean(), 'Whether the result is kept in the store; default true.'),
+    notes: optional(
+      Type.Array(Type.String({maxLength: 1000}), {maxItems: 100}),
+      'What is done otherwise than the job file says; it is in the result.',
+    ),
   },
   strict,
 )

@@ -6,7 +6,7 @@ import type {Workload} from './job-schema.js'
 import type {NativeDevice, NativeJob, NativePathEngine, NativeTarget} from './native.js'
 import {type Grammar, ourGrammar, parseTime} from './quantity.js'
 import type {WriteTo} from './safety.js'
-import {checkInteger, invalid, settleWorkload, writes} from './workload.js'
+import {checkInteger, invalid, isBounded, settleWorkload, writes} from './workload.js'
 
 interface Common extends Workload {
   /** Names it in samples and in the report. Default: the IQN, the path or `null`. */
@@ -33,6 +33,8 @@ export interface PathTarget extends Common {
   ioengine?: NativePathEngine
   /** O_DIRECT, around the page cache; default true. */
   direct?: boolean
+  /** Opened with O_SYNC or O_DSYNC: each write is on the disk when it is answered. Default none. */
+  sync?: 'none' | 'sync' | 'dsync'
 }
 
 /** Nothing at all, which completes at once: the engine's own cost. */
@@ -53,7 +55,7 @@ export interface BenchJob extends Workload {
   name?: string
   /** One, or several that begin and end together. */
   target: BenchTarget | BenchTarget[]
-  /** Seconds; default 5. */
+  /** Seconds; default 5, or a day where each target ends by itself (`io_size`, `number_ios`). */
   runtime?: number | string
   /** Seconds before the runtime that are not in the result; default 0. */
   ramp_time?: number | string
@@ -63,6 +65,8 @@ export interface BenchJob extends Workload {
   stuckMs?: number
   /** Milliseconds between samples, at least 100; default 250. */
   sampleMs?: number
+  /** What is done otherwise than was asked for; they are in the result. */
+  notes?: string[]
 }
 
 /** A job with every default in place. */
@@ -73,6 +77,7 @@ export interface SettledJob {
   /** As they were given, in the order of `native.targets`, and what the job says for all of them. */
   targets: BenchTarget[]
   shared: Workload
+  notes: string[]
 }
 
 const maxSeconds = 86_400
@@ -84,7 +89,7 @@ const pathEngines: NativePathEngine[] = ['auto', 'io_uring', 'libaio', 'pread']
  * NAME_INVALID
  */
 export function settleJob(job: BenchJob, grammar: Grammar = ourGrammar): SettledJob {
-  const {name = 'bench', target, runtime, ramp_time, seed, stuckMs, sampleMs, ...shared} = job
+  const {name = 'bench', target, runtime, ramp_time, seed, stuckMs, sampleMs, notes = [], ...shared} = job
   const targets = Array.isArray(target) ? target : [target]
   if (targets.length === 0 || targets.length > 64) throw invalid('A job has 1 to 64 targets', {targets: targets.length})
   const settled = targets.map(one => settleTarget(one, shared, grammar))
@@ -95,9 +100,10 @@ export function settleJob(job: BenchJob, grammar: Grammar = ourGrammar): Settled
     name,
     targets,
     shared,
+    notes,
     native: {
       targets: settled,
-      runtimeMs: Math.max(1, seconds('runtime', runtime ?? 5)),
+      runtimeMs: Math.max(1, seconds('runtime', runtime ?? (settled.every(isBounded) ? maxSeconds : 5))),
       rampMs: seconds('ramp_time', ramp_time ?? 0),
       stuckMs: checkInteger('stuckMs', stuckMs ?? 5_000, 10, 3_600_000),
       sampleMs: checkInteger('sampleMs', sampleMs ?? 250, 100, 3_600_000),
@@ -142,12 +148,15 @@ export function workloadOf(shared: Workload, {name: _, ...own}: Workload & {name
 }
 
 /** The numbers of the device are filled in where it is admitted; until then nothing can be opened for writing. */
-function pathDevice({filename, ioengine = 'auto', direct = true}: PathTarget, changes: boolean): NativeDevice {
+function pathDevice(
+  {filename, ioengine = 'auto', direct = true, sync = 'none'}: PathTarget,
+  changes: boolean,
+): NativeDevice {
   if (typeof filename !== 'string' || !filename.startsWith('/') || filename.includes('\0'))
     throw invalid('filename is an absolute path', {filename})
   if (!pathEngines.includes(ioengine)) throw invalid(`ioengine is one of ${pathEngines.join(', ')}`, {ioengine})
   const numbers = {expectedRdev: -1, expectedDev: -1, expectedIno: -1}
-  return {kind: 'path', engine: ioengine, path: filename, direct, exclusive: changes, ...numbers}
+  return {kind: 'path', engine: ioengine, path: filename, direct, sync, exclusive: changes, ...numbers}
 }
 
 /** @throws INVALID_ARGUMENT where a job writes and the operator has not said what may be lost */

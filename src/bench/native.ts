@@ -23,6 +23,8 @@ export type NativeDevice =
       path: string
       /** O_DIRECT. */
       direct: boolean
+      /** O_SYNC or O_DSYNC. */
+      sync: 'none' | 'sync' | 'dsync'
       /**
        * O_EXCL for a block device, flock(2) for a file: EBUSY where it is in use. Held until the run is over and its last I/O
        * is answered, even if that is later than the report.
@@ -81,6 +83,15 @@ export interface NativeTarget {
   offsetBytes: number
   /** 0: to the device's end. */
   sizeBytes: number
+  /** Percents of the device, in place of the bytes where they are not 0. */
+  offsetPercent: number
+  sizePercent: number
+  /** By so much the range of each thread begins after that of the one before it. */
+  offsetIncrementBytes: number
+  /**
+   * After so many bytes, percents of its range or I/Os a thread ends, whichever comes first, the ramp not counted. 0: none.
+   */
+  stop: {bytes: number; percent: number; ios: number}
   rate: NativeRate
   /** A pause of `us` microseconds after each `blocks` I/Os of a thread, in closed loop; us 0: none. */
   thinkTime: {us: number; blocks: number}
@@ -240,7 +251,9 @@ export interface NativeTargetReport extends NativeFigures {
   fallbackReason: string
   /** Empty strings for a path or null; sizeBytes and blockSizeBytes always. */
   device: LunIdentity
-  /** The range that was used. */
+  /** Of the run; of a target with a `stop` that was reached: to its own last completion. */
+  elapsedNs: number
+  /** The range that was used, by all threads together. */
   offsetBytes: number
   sizeBytes: number
   errorCounts: NativeErrorCount[]

@@ -20,19 +20,32 @@ delete fioUnits.ib
 
 export const fioGrammar: Grammar = {
   size(text) {
-    const match = /^(0x[0-9a-f]+|\d+)([a-z]*)$/i.exec(text.trim())
-    const unit = match ? fioUnits[match[2]!.toLowerCase()] : undefined
-    if (!match || unit === undefined)
+    const bytes = fioNumber(text)
+    if (bytes === undefined)
       throw new StorageError('SIZE_INVALID', `${JSON.stringify(text)} is not a size in fio's grammar`, {
         info: {size: text},
       })
-    const bytes = Number(match[1]) * unit
-    if (!Number.isSafeInteger(bytes) || bytes % sectorBytes !== 0)
+    if (bytes % sectorBytes !== 0)
       throw new StorageError('SIZE_INVALID', `${text} is ${bytes} bytes, which is no multiple of ${sectorBytes}`, {
         info: {size: text},
       })
     return bytes
   },
+}
+
+/** A whole number as fio writes it: decimal or hexadecimal, with a unit. Undefined for all else, and beyond 2^53. */
+export function fioNumber(text: string): number | undefined {
+  const match = /^(0x[0-9a-f]+|\d+)([a-z]*)$/i.exec(text.trim())
+  const unit = match ? fioUnits[match[2]!.toLowerCase()] : undefined
+  const number = match && unit !== undefined ? Number(match[1]) * unit : undefined
+  return Number.isSafeInteger(number) ? number : undefined
+}
+
+/** `40%` as 40: from 1 to `most`. Undefined where the text is no such percentage. */
+export function parsePercent(text: string, most = 100): number | undefined {
+  const [, digits] = /^(\d{1,9})\s*%$/.exec(text.trim()) ?? []
+  const percent = Number(digits)
+  return percent >= 1 && percent <= most ? percent : undefined
 }
 
 const microseconds: Record<string, number> = {

@@ -25,7 +25,9 @@ export function fioReport(result: BenchResult): object {
   }
 }
 
-function fioJob(target: TargetResult, index: number, {elapsedSeconds, rampSeconds, cpu, total}: BenchResult): object {
+function fioJob(target: TargetResult, index: number, result: BenchResult): object {
+  const {rampSeconds, cpu, total} = result
+  const {elapsedSeconds = result.elapsedSeconds} = target
   const runtimeMs = Math.round(elapsedSeconds * 1000)
   const latency = mergeData(Object.values(target.directions).map(({histogram}) => histogram))
   // fio tells user from system time; the engine counts both, with the kernel's workers, as one.

@@ -34,11 +34,22 @@ export function textReport(result: BenchResult): string[] {
   lines.push(
     `  CPU ${formatNs(Math.round(cpu.nsPerIo))} per I/O${workers}; first completion after ${formatNs(Math.round(result.startToFirstCompletionSeconds * 1e9))}; clock ${result.clock}; kernel ${result.kernel}; seed ${result.seed}`,
   )
+  for (const note of result.notes ?? []) lines.push(`  note: ${note}`)
   return lines
 }
 
-function targetLines(target: TargetResult, {elapsedSeconds}: BenchResult): string[] {
-  const {workload, engine, engineFlags, fallbackReason, openLoop, verify, little, error} = target
+function targetLines(target: TargetResult, {elapsedSeconds: runSeconds}: BenchResult): string[] {
+  const {
+    elapsedSeconds = runSeconds,
+    workload,
+    engine,
+    engineFlags,
+    fallbackReason,
+    openLoop,
+    verify,
+    little,
+    error,
+  } = target
   const threads = target.numjobs === 1 ? '' : ` numjobs=${target.numjobs}`
   const rate = openLoop ? ` rate_iops=${openLoop.requestedIops}` : ''
   const flags = engineFlags.length > 0 ? `: ${engineFlags.join(' ')}` : ''

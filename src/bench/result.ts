@@ -18,6 +18,7 @@ import type {
 } from './native.js'
 import {defaultPattern, type Pattern} from './patterns.js'
 import {type RanJob, ranJob} from './ran-job.js'
+import {isBounded} from './workload.js'
 
 /** In nanoseconds; percentiles within 0.39 %. Zeros where nothing was measured. */
 export interface LatencySummary {
@@ -63,6 +64,8 @@ export interface Figures {
 export interface TargetResult extends Figures {
   name: string
   state: NativeState
+  /** Where the target ended before the run, after `io_size` or `number_ios`: its own time, of which its rates are. */
+  elapsedSeconds?: number
   /** What it is; no secrets. `volume`, `driver` and `export` where lunpath's daemon ran it. */
   target: {
     kind: 'iscsi' | 'path' | 'null'
@@ -141,6 +144,8 @@ export interface BenchResult {
   total: Figures
   targets: TargetResult[]
   series: SeriesPoint[]
+  /** What was done otherwise than the job file says; left out where there is nothing. */
+  notes?: string[]
 }
 
 /** What is known of a target beside the job, for its result. */
@@ -182,28 +187,33 @@ export function makeResult(report: NativeReport, job: SettledJob, context: Resul
     },
     total,
     targets: report.targets.map((target, index) => ({
-      ...targetResult(target, job.native.targets[index]!, {seconds, newHistogram}),
+      ...targetResult(target, job.native.targets[index]!, newHistogram),
       target: {...targetOf(job.native.targets[index]!), ...context.facts[index]},
       workload: workloadWords(job.targets[index]!, job.shared),
       job: ranJob(rwOf(job, index), job.native.targets[index]!, target),
     })),
     series: context.series,
+    ...(job.notes.length === 0 ? {} : {notes: job.notes}),
   }
 }
 
 function targetResult(
   report: NativeTargetReport,
   settled: NativeTarget,
-  {seconds, newHistogram}: {seconds: number; newHistogram: () => Histogram},
+  newHistogram: () => Histogram,
 ): Omit<TargetResult, 'target' | 'workload' | 'job'> {
   const {rate, iodepth, numjobs, verify} = settled
   const isOpen = rate.kind !== 'closed'
+  const seconds = report.elapsedNs / 1e9
   const expected = iodepth * numjobs
-  const hasLittle = !isOpen && settled.thinkTime.us === 0 && report.littleInFlight > 0
+  const bounded = isBounded(settled)
+  // The threads of a target that ends by itself do not end together, so that fewer are in flight at its end.
+  const hasLittle = !isOpen && !bounded && settled.thinkTime.us === 0 && report.littleInFlight > 0
   return {
     ...figuresOf(report, seconds, newHistogram, isOpen),
     name: report.name,
     state: report.state,
+    ...(bounded ? {elapsedSeconds: seconds} : {}),
     engine: report.engine,
     engineFlags: report.engineFlags,
     fallbackReason: report.fallbackReason,
@@ -241,6 +251,9 @@ const workloadKeys = [
   'numjobs',
   'offset',
   'size',
+  'offset_increment',
+  'io_size',
+  'number_ios',
   'random_distribution',
   'rate_iops',
   'rate_process',

@@ -10,6 +10,7 @@ import {admitForWriting, type OwnedBy, type WritableTarget} from './safety.js'
 import {type BenchSample, mergeSample, summarizeSample} from './sample.js'
 import {SampleQueue} from './sample-queue.js'
 import {SeriesRecorder} from './series.js'
+import {isBounded} from './workload.js'
 
 export interface BenchRun {
   /** At most ten a second; what a slow reader misses is merged, not lost. Ends with the run; for one reader. */
@@ -80,7 +81,8 @@ async function run(job: SettledJob, {samples, facts, ownedBy, signal}: RunContex
     if (signal.aborted) throw cancelledEarly()
     const startedAt = new Date()
     const {runtimeMs, rampMs, sampleMs} = job.native
-    const recorder = new SeriesRecorder(newHistogram, {runMs: runtimeMs + rampMs, sampleMs})
+    const runMs = job.native.targets.every(isBounded) ? undefined : runtimeMs + rampMs
+    const recorder = new SeriesRecorder(newHistogram, {runMs, sampleMs})
     const report = await new Promise<NativeReport>((resolve, reject) => {
       const native = new addon.BenchRun(
         job.native,

@@ -10,12 +10,15 @@ const mostPoints = 1000
 export class SeriesRecorder {
   readonly points: SeriesPoint[] = []
   readonly #newHistogram: () => Histogram
-  readonly #intervalNs: number
+  readonly #leastNs: number
+  readonly #share: number
   #open: {point: SeriesPoint; latency: Histogram} | undefined
 
-  constructor(newHistogram: () => Histogram, {runMs, sampleMs}: {runMs: number; sampleMs: number}) {
+  /** `runMs` undefined: it is not known how long the run lasts. Then intervals grow with it: each a hundredth of what has passed. */
+  constructor(newHistogram: () => Histogram, {runMs, sampleMs}: {runMs: number | undefined; sampleMs: number}) {
     this.#newHistogram = newHistogram
-    this.#intervalNs = Math.max(sampleMs, runMs / mostPoints) * 1e6
+    this.#leastNs = Math.max(sampleMs, (runMs ?? 0) / mostPoints) * 1e6
+    this.#share = runMs === undefined ? 1 / 100 : 0
   }
 
   add({fromNs, toNs, phase, total}: NativeSample): void {
@@ -43,7 +46,8 @@ export class SeriesRecorder {
     }
     latency.merge(responseOf(total, this.#newHistogram))
     // Half a sample of slack: ticks come a little early and late.
-    if ((point.toSeconds - point.fromSeconds) * 1e9 >= this.#intervalNs * 0.95) this.end()
+    const intervalNs = Math.max(this.#leastNs, fromNs * this.#share)
+    if ((point.toSeconds - point.fromSeconds) * 1e9 >= intervalNs * 0.95) this.end()
   }
 
   /** Closes the interval that is open. */

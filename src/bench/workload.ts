@@ -2,9 +2,11 @@ import {StorageError} from '../errors.js'
 import type {Workload} from './job-schema.js'
 import type {NativeBlockSize, NativeDistribution, NativeTarget} from './native.js'
 import {defaultPattern, type Pattern, patterns} from './patterns.js'
-import {type Grammar, ourGrammar, parseTime} from './quantity.js'
+import {type Grammar, ourGrammar, parsePercent, parseTime} from './quantity.js'
 
 const maxBufferBytes = 2 ** 30
+/** How often a target that ends by itself may go through its range. */
+const mostPasses = 1_000_000
 const maxBlockBytes = 16 * 2 ** 20
 const directions = ['read', 'write', 'trim'] as const
 const none = {read: 0, write: 0, trim: 0}
@@ -29,15 +31,21 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
   if (largest * iodepth * numjobs > maxBufferBytes)
     throw invalid('bs × iodepth × numjobs is at most 1 GiB', {bs: largest, iodepth, numjobs})
   const verify = given.verify ?? 'none'
-  if (verify === 'crc32c') checkVerifiable(mix, blockSizes)
+  if (verify === 'crc32c') checkVerifiable(given, mix, blockSizes)
+  const offset = extentOf('offset', given.offset ?? 0, {grammar})
+  const size = extentOf('size', given.size ?? 0, {grammar})
   return {
     mix,
     distribution: distributionOf(rw, given.random_distribution),
     blockSizes,
     iodepth,
     numjobs,
-    offsetBytes: toBytes('offset', given.offset ?? 0, grammar),
-    sizeBytes: toBytes('size', given.size ?? 0, grammar),
+    offsetBytes: offset.bytes,
+    sizeBytes: size.bytes,
+    offsetPercent: offset.percent,
+    sizePercent: size.percent,
+    offsetIncrementBytes: toBytes('offset_increment', given.offset_increment ?? 0, grammar),
+    stop: stopOf(given, grammar),
     rate: rateOf(given),
     thinkTime: thinkTimeOf(given),
     verify,
@@ -48,6 +56,29 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
 /** True where the job changes what is on the target. */
 export function writes({mix}: Pick<NativeTarget, 'mix'>): boolean {
   return mix.write > 0 || mix.trim > 0
+}
+
+/** True where the target ends after so much, and not with the runtime alone. */
+export function isBounded({stop}: Pick<NativeTarget, 'stop'>): boolean {
+  return stop.bytes > 0 || stop.percent > 0 || stop.ios > 0
+}
+
+/** Bytes, or a percentage of the device or of the range. */
+function extentOf(
+  name: string,
+  value: number | string,
+  {grammar, most = 100}: {grammar: Grammar; most?: number},
+): {bytes: number; percent: number} {
+  if (typeof value !== 'string' || !value.includes('%')) return {bytes: toBytes(name, value, grammar), percent: 0}
+  const percent = parsePercent(value, most)
+  if (percent === undefined) throw invalid(`${name} is a size, or a percentage from 1% to ${most}%`, {[name]: value})
+  return {bytes: 0, percent}
+}
+
+function stopOf({io_size, number_ios}: Workload, grammar: Grammar): NativeTarget['stop'] {
+  const extent = extentOf('io_size', io_size ?? 0, {grammar, most: mostPasses * 100})
+  const ios = number_ios === undefined ? 0 : checkInteger('number_ios', number_ios, 1, 1e15)
+  return {...extent, ios}
 }
 
 function checkPattern(rw: string): Pattern {
@@ -68,7 +99,8 @@ function distributionOf(rw: Pattern, given: string | undefined): NativeDistribut
   const [name = '', parameter, ...rest] = (given ?? 'random').split(':')
   const value = Number(parameter)
   if (!rw.startsWith('rand')) {
-    if (given !== undefined) throw invalid(`random_distribution is for random patterns, not for rw=${rw}`, {rw})
+    if (given !== undefined)
+      throw invalid(`random_distribution is for random patterns, not for rw=${rw}`, {random_distribution: given})
     return {kind: 'sequential'}
   }
   if ((name === 'random' || name === 'uniform') && parameter === undefined) return {kind: 'uniform'}
@@ -136,10 +168,16 @@ function errorPolicyOf({continue_on_error = 'all', max_errors}: Workload): Nativ
   return {kind: 'limit', count: checkInteger('max_errors', max_errors, 1, 1e9)}
 }
 
-function checkVerifiable(mix: NativeTarget['mix'], blockSizes: NativeTarget['blockSizes']): void {
-  if (mix.trim > 0 || mix.write === 0) throw invalid('verify is for jobs that write and do not trim', {})
+function checkVerifiable(
+  {verify, offset_increment}: Workload,
+  mix: NativeTarget['mix'],
+  blockSizes: NativeTarget['blockSizes'],
+): void {
+  if (mix.trim > 0 || mix.write === 0) throw invalid('verify is for jobs that write and do not trim', {verify})
+  if (offset_increment !== undefined)
+    throw invalid('verify divides the range among the threads: leave offset_increment out', {offset_increment})
   const sizes = new Set([...blockSizes.read, ...blockSizes.write].map(({bytes}) => bytes))
-  if (sizes.size > 1) throw invalid('verify needs one block size for reads and writes', {sizes: [...sizes]})
+  if (sizes.size > 1) throw invalid('verify needs one block size for reads and writes', {verify, sizes: [...sizes]})
 }
 
 /** @throws SIZE_INVALID; INVALID_ARGUMENT for anything but a number or text */

@@ -29,6 +29,10 @@ test('a job that says only what to measure gets defaults', t => {
     numjobs: 1,
     offsetBytes: 0,
     sizeBytes: 0,
+    offsetPercent: 0,
+    sizePercent: 0,
+    offsetIncrementBytes: 0,
+    stop: {bytes: 0, percent: 0, ios: 0},
     rate: {kind: 'closed'},
     thinkTime: {us: 0, blocks: 1},
     verify: 'none',
@@ -49,6 +53,16 @@ test("sizes are bytes, or text with fio's suffixes; times are in fio's units, or
   t.like(settleJob({target, runtime: '2m', ramp_time: 1.5}).native, {runtimeMs: 120_000, rampMs: 1500})
   t.deepEqual(settleOne({thinktime: '2ms', thinktime_blocks: 8}).thinkTime, {us: 2000, blocks: 8})
   t.is(settleOne({thinktime: 50}).thinkTime.us, 50)
+})
+
+test('a range in percent of the device, threads with ranges of their own, and an end that is no time', t => {
+  t.like(settleOne({offset: '20%', size: '40%'}), {offsetBytes: 0, offsetPercent: 20, sizeBytes: 0, sizePercent: 40})
+  t.is(settleOne({offset_increment: '1g', numjobs: 4}).offsetIncrementBytes, 2 ** 30)
+  t.deepEqual(settleOne({io_size: '1m', number_ios: 7}).stop, {bytes: 2 ** 20, percent: 0, ios: 7})
+  t.deepEqual(settleOne({io_size: '300%'}).stop, {bytes: 0, percent: 300, ios: 0})
+  t.is(settleJob({target: path, io_size: '100%'}).native.runtimeMs, 86_400_000)
+  t.is(settleJob({target: path, io_size: '100%', runtime: 3}).native.runtimeMs, 3000)
+  t.is(settleJob({target: [{...path, io_size: '100%'}, {ioengine: 'null'}]}).native.runtimeMs, 5000)
 })
 
 test('each pattern is a mix of directions, in order or at random', t => {
@@ -171,6 +185,13 @@ test('what makes no sense is refused', t => {
     {offset: -512},
     {offset: 100},
     {size: 1},
+    {size: '0%'},
+    {size: '101%'},
+    {offset: 'x%'},
+    {offset_increment: 100},
+    {io_size: '1.5m%'},
+    {number_ios: 0},
+    {offset_increment: '1m', verify: 'crc32c', rw: 'write', target: path},
     {seed: -1},
     {seed: 1.5},
     {seed: 2n ** 64n},

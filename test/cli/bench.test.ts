@@ -223,9 +223,74 @@ test('07 job files: TOML with several targets, and one of fio’s', async t => {
   const [a, b] = await json<BenchResult[]>(t, ['bench', '--job', fio])
   t.deepEqual([a!.targets[0]!.name, b!.targets[0]!.name], ['a', 'b'])
   await writeFile(fio, '[a]\nfilename=/dev/sdz\nruntime=1\nfsync=1\n')
-  await refused(t, ['bench', '--job', fio], 'INVALID_ARGUMENT', /job\.fio:4: fsync=1 is not understood/)
+  await refused(t, ['bench', '--job', fio], 'INVALID_ARGUMENT', /job\.fio:4: fsync=1 is not supported/)
+  await writeFile(fio, '[a]\nioengine=libaio\niodepth=2\nrw=rand_read\n')
+  await refused(
+    t,
+    ['bench', 'scratch', '--job', fio],
+    'INVALID_ARGUMENT',
+    /^[^,]*job\.fio:4: rw=rand_read is not one of read,/,
+  )
+  await refused(t, ['bench', '--job', fio], 'INVALID_ARGUMENT', /job\.fio:/)
   await writeFile(toml, 'volume = "scratch"\niodetph = 4\n')
   await refused(t, ['bench', '--job', toml], 'INVALID_ARGUMENT', /job\.toml: iodetph: /)
+})
+
+test('07a options beside --job stand before it, and a volume is measured by the jobs that name nothing', async t => {
+  const fio = join(directory, 'volume.fio')
+  await writeFile(fio, '[a]\nioengine=libaio\niodepth=2\nbs=8k\nrw=read\nsize=1m\n')
+  const result = await json<BenchResult>(t, ['bench', 'scratch', '--job', fio])
+  t.like(result.targets[0], {name: 'a', ios: 128, iodepth: 2, target: {volume: 'scratch'}, state: 'finished'})
+  t.true(result.notes!.some(note => note.startsWith('a volume is measured over iSCSI: ioengine=libaio')))
+  const {iqn} = node.store.exports.get(scratch.id)!
+  await writeFile(
+    fio,
+    `[a]\nioengine=libiscsi\nfilename=iscsi\\://127.0.0.1/${iqn.replaceAll(':', '\\:')}/1\nrw=read\nsize=1m\n`,
+  )
+  t.like((await json<BenchResult>(t, ['bench', '--job', fio])).targets[0], {ios: 256, target: {volume: 'scratch'}})
+
+  const toml = join(directory, 'two.toml')
+  await writeFile(
+    toml,
+    'runtime = 60\n[[target]]\niodepth = 16\nbs = "4k"\n[[target]]\nioengine = "null"\niodepth = 8\n',
+  )
+  const options = ['--iodepth', '4', '--bs', '16k', '--runtime', '0.2', '--seed', '18446744073709551615']
+  const two = await json<BenchResult>(t, ['bench', 'scratch', '--job', toml, ...options])
+  t.deepEqual(
+    two.targets.map(({iodepth, workload}) => [iodepth, workload.bs]),
+    [
+      [4, '16k'],
+      [4, '16k'],
+    ],
+  )
+  t.is(two.seed, '18446744073709551615')
+  t.true(two.notes!.includes('--iodepth stands before what the job file says'))
+  const said = await run(['bench', 'scratch', '--job', toml, ...options])
+  t.regex(said.stderr, /note: --iodepth stands before/)
+  t.regex(said.stdout, /note: --iodepth stands before/)
+  await refused(
+    t,
+    ['bench', 'scratch', '--job', fio],
+    'INVALID_ARGUMENT',
+    /scratch would not be measured: leave it out/,
+  )
+  await refused(t, ['bench', '--job', fio, '--no-direct'], 'INVALID_ARGUMENT', /--no-direct cannot be followed/)
+})
+
+test('07b words that would change nothing are refused, and a word that is none of a list is told once', async t => {
+  await refused(t, ['bench', 'scratch', '--no-direct'], 'INVALID_ARGUMENT', /A volume has no direct of its own/)
+  await refused(
+    t,
+    ['bench', 'scratch', '--ioengine', 'libaio'],
+    'INVALID_ARGUMENT',
+    /A volume has no ioengine of its own/,
+  )
+  const list = {direct: false, target: [{ioengine: 'null'}]}
+  await t.throwsAsync(node.api.call('POST', '/bench', list), {message: /A job with a list of targets has no direct/})
+  await t.throwsAsync(node.api.call('POST', '/bench', {ioengine: 'null', seed: 2 ** 53}), {code: 'INVALID_ARGUMENT'})
+  await t.throwsAsync(node.api.call('POST', '/bench', {ioengine: 'null', rw: 'rand_read'}), {
+    message: 'body/rw must be one of read, write, trim, randread, randwrite, randtrim, rw, readwrite, randrw',
+  })
 })
 
 test('08 a sweep and rounds until steady state, as text and HTML', async t => {

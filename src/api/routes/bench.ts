@@ -98,7 +98,7 @@ async function measure(
 
 /** What a job says of itself and of all its targets: what names a target is looked up, and the rest is the daemon's. */
 function jobOf(spec: JobSpec, target: BenchJob['target']): BenchJob {
-  const {volume: _v, filename: _f, ioengine: _i, direct: _d, sizeBytes: _b, writeTo: _w, ...rest} = spec
+  const {volume: _v, filename: _f, ioengine: _i, direct: _d, sync: _s, sizeBytes: _b, writeTo: _w, ...rest} = spec
   const {sweep: bySweep, steady, label: _l, keep: _k, target: _t, ...job} = rest
   if (bySweep && steady)
     throw new StorageError('INVALID_ARGUMENT', 'A job has a sweep or goes on until steady, not both')

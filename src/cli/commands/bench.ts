@@ -1,5 +1,6 @@
 import {resolve} from 'node:path'
 import {type Command, InvalidArgumentError, Option} from 'commander'
+import type {JobOptions} from '../../bench/job-options.js'
 import type {JobSpec, TargetSpec} from '../../bench/job-schema.js'
 import {patterns} from '../../bench/patterns.js'
 import {parseTime} from '../../bench/quantity.js'
@@ -40,8 +41,11 @@ export function benchCommand(program: Command): void {
     .option('--numjobs <n>', 'threads', wholeNumber)
     .option('--runtime <seconds>', 'how long (default: 5)', time)
     .option('--ramp_time <seconds>', 'before it, not in the result', time)
-    .option('--offset <size>', 'where the range begins')
-    .option('--size <size>', 'of the range')
+    .option('--offset <size>', 'where the range begins, or percent of the device')
+    .option('--size <size>', 'of the range, or percent of the device')
+    .option('--offset_increment <size>', 'by which the range of each thread begins later')
+    .option('--io_size <size>', 'end each thread after so much, or percent of its range')
+    .option('--number_ios <n>', 'end each thread after so many I/Os', wholeNumber)
     .option('--random_distribution <kind>', 'random, zipf:THETA or pareto:H')
     .option('--rate_iops <n>', 'open loop: arrivals a second, whatever the target does', number)
     .addOption(new Option('--rate_process <kind>', 'spacing of arrivals').choices(['linear', 'poisson']))
@@ -50,7 +54,7 @@ export function benchCommand(program: Command): void {
     .addOption(new Option('--verify <kind>', 'compare what was written').choices(['none', 'crc32c']))
     .addOption(new Option('--continue_on_error <kind>', 'whether failed I/Os end it').choices(['none', 'all']))
     .option('--max_errors <n>', 'how many failed I/Os end it', wholeNumber)
-    .option('--seed <n>', 'of the random offsets: the same seed gives the same offsets', wholeNumber)
+    .option('--seed <n>', 'of the random offsets: the same seed gives the same offsets', seed)
     .option('--filename <path>', 'a block device or file instead of a volume')
     .addOption(
       new Option('--ioengine <engine>', 'for --filename; null measures the engine itself').choices([
@@ -62,7 +66,10 @@ export function benchCommand(program: Command): void {
       ]),
     )
     .option('--no-direct', 'for --filename: through the page cache')
-    .option('--job <file>', 'a job file: TOML, or fio’s own (.fio, .ini, .job)')
+    .addOption(
+      new Option('--sync <kind>', 'for --filename: open it with O_SYNC or O_DSYNC').choices(['none', 'sync', 'dsync']),
+    )
+    .option('--job <file>', 'a job file: TOML, or fio’s own (.fio, .ini, .job); options beside it stand before its own')
     .option('--write-to <identity...>', 'to write: the serial number (else MAJOR:MINOR, inode:N) of what may be lost')
     .option('--size-is <size...>', 'to write: its size', collectSize)
     .option('--sweep <over>', 'iodepth=1,2,4,… or rate_iops=…: one run for each, and the knee', sweepOf)
@@ -104,25 +111,29 @@ Examples:
   benchResultCommands(bench)
 }
 
-/** What the command line and the job file ask for; the command line's words stand before those of the file's job. */
+/** What the command line and the job file ask for; the command line's options stand before what the file says. */
 async function jobsOf(volume: string | undefined, options: Options): Promise<{jobs: JobSpec[]; notes: string[]}> {
   const {job, writeTo = [], sizeIs = [], sweep, untilSteady, runs, direct, keep, filename, ...words} = options
-  const flags: JobSpec = {
+  const flags: JobOptions = {
     ...words,
-    ...(volume === undefined ? {} : {volume}),
-    ...(filename === undefined ? {} : {filename: resolve(filename)}),
     ...(direct === false ? {direct} : {}),
     ...(keep === false ? {keep} : {}),
     ...(sweep === undefined ? {} : {sweep}),
     ...(untilSteady === undefined ? {} : {steady: untilSteady === true ? {} : {rounds: untilSteady}}),
   }
+  const measured = {
+    ...(volume === undefined ? {} : {volume}),
+    ...(filename === undefined ? {} : {filename: resolve(filename)}),
+  }
   if (writeTo.length !== sizeIs.length)
     throw new StorageError('INVALID_ARGUMENT', 'Give --write-to and --size-is together, once for each target')
   const repeated = writeTo.map((identity, index) => ({identity, size: sizeIs[index]!}))
-  if (job === undefined) return {jobs: [withRepeated({iodepth: 32, ...flags}, repeated)], notes: []}
+  if (job === undefined) return {jobs: [withRepeated({iodepth: 32, ...measured, ...flags}, repeated)], notes: []}
   const {readJobFile} = await import('../../bench/job-file.js')
-  const file = await readJobFile(job)
-  return {jobs: file.jobs.map(one => withRepeated({...one, ...flags}, repeated)), notes: file.notes}
+  const {withOptions} = await import('../../bench/job-options.js')
+  const file = await readJobFile(job, measured)
+  const jobs = file.jobs.map(one => withOptions(one, flags))
+  return {jobs: jobs.map(one => withRepeated(one, repeated)), notes: [...new Set(jobs.flatMap(one => one.notes ?? []))]}
 }
 
 /** What may be lost is said in the order of the targets that do not say it themselves. */
@@ -178,6 +189,12 @@ function exitCodeOfReports(reports: Answered[]): number {
 function wholeNumber(text: string): number {
   if (!/^\d+$/.test(text)) throw new InvalidArgumentError('expected a whole number')
   return Number(text)
+}
+
+/** As text: a number of JS would round what has more than 53 bits. */
+function seed(text: string): string {
+  wholeNumber(text)
+  return text
 }
 
 function number(text: string): number {

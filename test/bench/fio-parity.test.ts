@@ -1,0 +1,162 @@
+// The same job file run by fio and by lunpath does the same I/O: as many of each direction, of the same sizes, on the
+// same blocks. Rates and latencies are not compared.
+import {mkdtemp, open, realpath, rm, stat, truncate, writeFile} from 'node:fs/promises'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import test, {type ExecutionContext} from 'ava'
+import {parseFioFile} from '../../src/bench/fio-file.js'
+import type {BenchJob, BenchTarget} from '../../src/bench/job.js'
+import type {JobSpec, TargetSpec} from '../../src/bench/job-schema.js'
+import type {BenchResult} from '../../src/bench/result.js'
+import {start} from '../../src/bench/run.js'
+import {run} from '../../src/exec.js'
+import {MiB} from '../contract/observe.js'
+
+const fileBytes = 4 * MiB
+const blockBytes = 4096
+
+/** I/Os and bytes by direction, of all jobs together, and which blocks of each file are no zeros any more. */
+interface Done {
+  read: {ios: number; bytes: number}
+  write: {ios: number; bytes: number}
+  touched: number[][]
+}
+
+async function emptyFiles(t: ExecutionContext, count: number): Promise<string[]> {
+  const directory = await realpath(await mkdtemp(join(tmpdir(), 'lp-parity-')))
+  t.teardown(() => rm(directory, {recursive: true}))
+  const paths = Array.from({length: count}, (_, index) => join(directory, `file${index}`))
+  for (const path of paths) {
+    await writeFile(path, '')
+    await truncate(path, fileBytes)
+  }
+  return paths
+}
+
+async function touchedBlocks(path: string): Promise<number[]> {
+  const handle = await open(path)
+  const {buffer} = await handle.read(Buffer.alloc(fileBytes), 0, fileBytes, 0)
+  await handle.close()
+  const blocks = Array.from({length: fileBytes / blockBytes}, (_, index) => index)
+  return blocks.filter(index => buffer.subarray(index * blockBytes, (index + 1) * blockBytes).some(byte => byte !== 0))
+}
+
+const withFiles = (text: string, files: string[]) =>
+  text.replaceAll('FILE0', files[0]!).replaceAll('FILE1', files[1]!).replaceAll('DIRECTORY', join(files[0]!, '..'))
+
+async function byFio(t: ExecutionContext, text: string): Promise<Done> {
+  const files = await emptyFiles(t, 2)
+  const path = join(files[0]!, '..', 'job.fio')
+  await writeFile(path, withFiles(text, files))
+  const {stdout} = await run('fio', ['--output-format=json', `--aux-path=${join(files[0]!, '..')}`, path])
+  const {jobs} = JSON.parse(stdout.slice(stdout.indexOf('{\n'))) as {
+    jobs: Record<'read' | 'write', {total_ios: number; io_bytes: number}>[]
+  }
+  const sum = (direction: 'read' | 'write') => ({
+    ios: jobs.reduce((ios, job) => ios + job[direction].total_ios, 0),
+    bytes: jobs.reduce((bytes, job) => bytes + job[direction].io_bytes, 0),
+  })
+  return {read: sum('read'), write: sum('write'), touched: await Promise.all(files.map(touchedBlocks))}
+}
+
+async function byLunpath(t: ExecutionContext, text: string): Promise<Done & {results: BenchResult[]}> {
+  const files = await emptyFiles(t, 2)
+  const results: BenchResult[] = []
+  for (const job of parseFioFile(withFiles(text, files), join(files[0]!, '..', 'job.fio')).jobs) {
+    const result = await start(await runnable(job)).result
+    t.is(result.state, 'finished')
+    results.push(result)
+  }
+  const sum = (direction: 'read' | 'write') => ({
+    ios: results.reduce((ios, {total}) => ios + (total.directions[direction]?.ios ?? 0), 0),
+    bytes: results.reduce((bytes, {total}) => bytes + (total.directions[direction]?.bytes ?? 0), 0),
+  })
+  return {read: sum('read'), write: sum('write'), touched: await Promise.all(files.map(touchedBlocks)), results}
+}
+
+/** A job as the daemon would run it, with what may be lost. */
+async function runnable({target = [], ...job}: JobSpec): Promise<BenchJob> {
+  const withIdentity = async (spec: TargetSpec) => {
+    if (spec.filename === undefined) return spec as BenchTarget
+    const {ino, size} = await stat(spec.filename)
+    return {...spec, writeTo: {identity: `inode:${ino}`, sizeBytes: size}} as BenchTarget
+  }
+  return {...job, target: await Promise.all(target.map(withIdentity))}
+}
+
+/** Each is run by both; what is written is not all zeros. */
+const forms: Record<string, string> = {
+  'a size, once through': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\n',
+  'all of a file that is there': '[a]\nfilename=FILE0\nrw=write\nbs=64k\n',
+  'more I/O than the size': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=256k\nio_size=1m\n',
+  'less I/O than the size': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nio_size=256k\n',
+  'a number of I/Os': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nnumber_ios=7\n',
+  loops: '[a]\nfilename=FILE0\nrw=read\nbs=16k\nsize=1m\nloops=3\n',
+  'a percentage as size': '[a]\nfilename=FILE0\nrw=write\nbs=4k\nsize=40%\n',
+  'a percentage as offset': '[a]\nfilename=FILE0\nrw=write\nbs=4k\noffset=50%\nsize=1m\n',
+  'an offset': '[a]\nfilename=FILE0\nrw=write\nbs=4k\noffset=1m\nsize=1m\n',
+  'threads that start at one offset': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=2m\nnumjobs=4\nnumber_ios=3\n',
+  'threads with offsets of their own':
+    '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\noffset_increment=1m\nnumjobs=3\nnumber_ios=2\n',
+  'two files': '[a]\nfilename=FILE0:FILE1\nioengine=libaio\niodepth=2\nrw=write\nbs=64k\nsize=1m\n',
+  'a file of a directory': '[a]\ndirectory=DIRECTORY\nfilename=file1\nrw=write\nbs=64k\nsize=1m\n',
+  'a split beside bs': '[a]\nfilename=FILE0\nbs=4k\nbssplit=64k/100\nrw=write\nsize=1m\n',
+  'bs after a split': '[a]\nfilename=FILE0\nbssplit=64k/100\nbs=4k\nrw=write\nsize=1m\n',
+  'a range of one size beside bs': '[a]\nfilename=FILE0\nbs=4k\nbsrange=64k-64k\nrw=write\nsize=1m\n',
+  'a section that begins with "global"': '[global-defaults]\nbs=64k\nsize=1m\n[a]\nfilename=FILE0\nrw=write\n',
+  'one section twice':
+    '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\n[a]\nfilename=FILE1\nrw=write\nbs=32k\nsize=1m\n',
+  'time_based without a runtime': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\ntime_based\n',
+  'other names of options': '[a]\nfilename=FILE0\nreadwrite=write\nblocksize=64k\nsize=1m\nio_limit=512k\n',
+  'one job after another':
+    '[global]\nfilename=FILE0\nbs=64k\nsize=1m\n[w]\nrw=write\n[r]\nstonewall\nrw=read\nbs=16k\n',
+  'no I/O at all, with depth': '[a]\nioengine=null\nsize=8m\nbs=4k\niodepth=16\nrw=randread\nnorandommap\n',
+  'an engine that waits for each I/O': '[a]\nfilename=FILE0\nioengine=psync\niodepth=32\nrw=write\nbs=64k\nsize=1m\n',
+  'a file size beside the size': '[a]\nfilename=FILE0\nfilesize=2m\nsize=512k\nrw=write\nbs=64k\n',
+  'verification of what was written': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nverify=crc32c\n',
+}
+for (const [title, text] of Object.entries(forms)) {
+  test.serial(`as fio does it: ${title}`, async t => {
+    const [fio, {results, ...lunpath}] = [await byFio(t, text), await byLunpath(t, text)]
+    t.true(fio.read.ios + fio.write.ios > 0)
+    if (text.includes('verify')) {
+      // fio counts what it reads back as reads.
+      t.is(results[0]!.targets[0]!.verify!.verified, fio.read.ios)
+      t.deepEqual([lunpath.write, lunpath.touched], [fio.write, fio.touched])
+    } else t.deepEqual(lunpath, fio)
+  })
+}
+
+/** What fio refuses, lunpath refuses too. */
+const refused: Record<string, string> = {
+  'words for 0 and 1': 'direct=false',
+  'a pattern that is none': 'rw=rand_read',
+  'a rate in two ways': 'rate=1m\nrate_iops=10',
+  'an option that is none': 'nonsense=1',
+  'a beginning of a word': 'rw=r',
+}
+for (const [title, lines] of Object.entries(refused)) {
+  test.serial(`as fio refuses it: ${title}`, async t => {
+    const text = `[a]\nfilename=FILE0\nsize=64k\n${lines}\n`
+    await t.throwsAsync(byFio(t, text))
+    await t.throwsAsync(byLunpath(t, text), {code: 'INVALID_ARGUMENT', message: /job\.fio:\d+: /})
+  })
+}
+
+test.serial('psync with iodepth=32 has one I/O in flight and no pool', async t => {
+  const text = '[a]\nfilename=FILE0\nioengine=psync\niodepth=32\nrw=read\nbs=4k\nsize=1m\n'
+  const {results} = await byLunpath(t, text)
+  t.like(results[0]!.targets[0], {engine: 'pread', iodepth: 1, engineFlags: []})
+  t.true(results[0]!.notes!.some(note => note.startsWith('iodepth=32 has no effect')))
+})
+
+test.serial('a target that ends before another has rates of its own time', async t => {
+  const text = '[global]\nioengine=null\nruntime=1\n[short]\nsize=1m\nnumber_ios=5\n[long]\nsize=1g\ntime_based\n'
+  const {results} = await byLunpath(t, text)
+  const [short, long] = results[0]!.targets
+  t.is(short!.ios, 5)
+  t.true(short!.elapsedSeconds! < results[0]!.elapsedSeconds / 2, `${short!.elapsedSeconds}`)
+  t.is(short!.iops, 5 / short!.elapsedSeconds!)
+  t.is(long!.elapsedSeconds, undefined)
+  t.is(long!.iops, long!.ios / results[0]!.elapsedSeconds)
+})
