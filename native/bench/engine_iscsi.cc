@@ -40,8 +40,8 @@ Result<DeviceFacts> IscsiEngine::Open() {
 }
 
 Status IscsiEngine::Prepare(uint32_t iodepth, const Buffers&) {
-  if (iodepth > iscsi::ReadPath::kMostSlots) return ErrnoError(EINVAL, "READ", "So many commands in flight");
-  path_.emplace(iscsi::ReadPath::Params{.portal = session_.params().portal,
+  if (iodepth > iscsi::DataPath::kMostSlots) return ErrnoError(EINVAL, "READ", "So many commands in flight");
+  path_.emplace(iscsi::DataPath::Params{.portal = session_.params().portal,
                                         .lun = session_.params().lun,
                                         .block_bytes = identity_.block_bytes,
                                         .long_commands = identity_.long_commands,

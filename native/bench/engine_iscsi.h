@@ -1,11 +1,11 @@
-// Reads of a logical unit over iSCSI by PDUs of our own (iscsi/read_path.h), over a connection that libiscsi has logged
+// Reads of a logical unit over iSCSI by PDUs of our own (iscsi/data_path.h), over a connection that libiscsi has logged
 // in: libiscsi takes a system call for each command, each header and each segment of data.
 #pragma once
 
 #include <optional>
 
 #include "bench/engine_session.h"
-#include "iscsi/read_path.h"
+#include "iscsi/data_path.h"
 
 namespace lunpath::bench {
 
@@ -36,7 +36,7 @@ class IscsiEngine : public SessionEngine {
   bool Lost(Error error);
 
   iscsi::CommandNumbers numbers_;
-  std::optional<iscsi::ReadPath> path_;
+  std::optional<iscsi::DataPath> path_;
 };
 
 }  // namespace lunpath::bench

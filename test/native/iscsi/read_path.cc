@@ -1,6 +1,6 @@
-// iscsi/read_path.h against answers that are made here: honest ones in any chunks, and hostile ones. `read-path NAME`
+// iscsi/data_path.h against answers that are made here: honest ones in any chunks, and hostile ones. `read-path NAME`
 // runs one case; the exit code is 1 where something is not as it must be. Built with sanitizers.
-#include "iscsi/read_path.h"
+#include "iscsi/data_path.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -59,7 +59,7 @@ class Bed {
               .long_commands = long_commands,
               .numbers = {.cmd_sn = 100, .max_cmd_sn = max_cmd_sn, .exp_stat_sn = 7},
               .slots = 4,
-              .staging_bytes = ReadPath::kLeastStaging}),
+              .staging_bytes = DataPath::kLeastStaging}),
         max(max_cmd_sn) {}
 
   // Returns what the target sees of it.
@@ -145,7 +145,7 @@ class Bed {
     return outcome;
   }
 
-  ReadPath path;
+  DataPath path;
   std::unique_ptr<uint8_t[]> buffers[4];
   Bytes raw;
   uint32_t stat_sn = 6;

@@ -19,7 +19,7 @@ namespace lunpath::iscsi {
 // One thread at a time. The session was logged in by libiscsi without digests; DataPDUInOrder and DataSequenceInOrder
 // are Yes, since libiscsi offers nothing else (RFC 7143, 13.18 and 13.19), so that data comes from the first byte to
 // the last.
-class ReadPath {
+class DataPath {
  public:
   static constexpr uint32_t kMostSlots = 65'534;
   static constexpr size_t kLeastStaging = 16 * 1024;
@@ -39,7 +39,7 @@ class ReadPath {
     int64_t outcome;  // bytes, or as outcome.h has it
   };
 
-  explicit ReadPath(Params params);
+  explicit DataPath(Params params);
 
   // A READ of whole blocks into `data`, which is the slot's until it is done. A slot takes one at a time.
   void Read(uint32_t slot, uint64_t offset, uint32_t bytes, uint8_t* data);

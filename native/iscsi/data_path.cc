@@ -1,4 +1,4 @@
-#include "iscsi/read_path.h"
+#include "iscsi/data_path.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -30,7 +30,7 @@ constexpr uint8_t kCheckCondition = 0x02;
 constexpr uint32_t kMaxDataBytes = 262'144;
 // Of what is no Data-In: sense data, or the header that was rejected.
 constexpr uint32_t kMaxOtherDataBytes = 8'192;
-static_assert(ReadPath::kLeastStaging > kHeaderBytes + kMaxOtherDataBytes);
+static_assert(DataPath::kLeastStaging > kHeaderBytes + kMaxOtherDataBytes);
 // From here on a system call for each data segment costs less than a copy of it.
 constexpr size_t kLongDataBytes = 64 * 1024;
 // Answers to pings that wait to be sent. A target that sends more takes none.
@@ -38,7 +38,7 @@ constexpr size_t kMostPings = 64;
 
 constexpr uint32_t kNoTag = 0xffffffff;
 constexpr uint32_t kLogoutTag = 0xfffffffe;
-static_assert((kLogoutTag & 0xffff) >= ReadPath::kMostSlots, "is no slot's tag");
+static_assert((kLogoutTag & 0xffff) >= DataPath::kMostSlots, "is no slot's tag");
 
 // Where sense data is missing or unknown, the status alone (SPC-4, 4.5).
 int64_t CheckCondition(const uint8_t* data, size_t bytes) {
@@ -54,13 +54,13 @@ int64_t CheckCondition(const uint8_t* data, size_t bytes) {
 
 }  // namespace
 
-ReadPath::ReadPath(Params params)
+DataPath::DataPath(Params params)
     : params_(std::move(params)), numbers_(params_.numbers), slots_(params_.slots), staging_(params_.staging_bytes) {
   to_send_.reserve((params_.slots + kMostPings) * kHeaderBytes);
   done_.reserve(params_.slots);
 }
 
-void ReadPath::Read(uint32_t index, uint64_t offset, uint32_t bytes, uint8_t* data) {
+void DataPath::Read(uint32_t index, uint64_t offset, uint32_t bytes, uint8_t* data) {
   slots_[index] = {.data = data, .offset = offset, .bytes = bytes, .received = 0, .pdus = 0, .tag = kNoTag};
   if (held_back_.empty() && window_open()) {
     Send(index);
@@ -70,16 +70,16 @@ void ReadPath::Read(uint32_t index, uint64_t offset, uint32_t bytes, uint8_t* da
 }
 
 // Reason 0, the session is closed; connection 0, libiscsi's only one (RFC 7143, 11.14).
-void ReadPath::LogOut() {
+void DataPath::LogOut() {
   Append(kLogoutRequest | kImmediate, kLogoutTag);
   logging_out_ = true;
 }
 
-void ReadPath::Sent(size_t bytes) {
+void DataPath::Sent(size_t bytes) {
   to_send_.erase(to_send_.begin(), to_send_.begin() + static_cast<ptrdiff_t>(bytes));
 }
 
-uint8_t* ReadPath::Append(uint8_t opcode, uint32_t tag) {
+uint8_t* DataPath::Append(uint8_t opcode, uint32_t tag) {
   to_send_.resize(to_send_.size() + kHeaderBytes);
   uint8_t* header = to_send_.data() + to_send_.size() - kHeaderBytes;
   header[0] = opcode;
@@ -90,7 +90,7 @@ uint8_t* ReadPath::Append(uint8_t opcode, uint32_t tag) {
   return header;
 }
 
-void ReadPath::Send(uint32_t index) {
+void DataPath::Send(uint32_t index) {
   Slot& slot = slots_[index];
   // An answer to an earlier command of the slot must not pass for one to this.
   slot.tag = numbers_.cmd_sn << 16 | index;
@@ -116,7 +116,7 @@ void ReadPath::Send(uint32_t index) {
   }
 }
 
-std::span<const iovec> ReadPath::Space() {
+std::span<const iovec> DataPath::Space() {
   iovec* space = space_;
   if (data_left_ > 0) *space++ = {.iov_base = data_slot_->data + data_slot_->received, .iov_len = data_left_};
   // The next header alone, or padding in its place: what follows it is known only then.
@@ -126,7 +126,7 @@ std::span<const iovec> ReadPath::Space() {
   return {space_, space};
 }
 
-bool ReadPath::Took(size_t bytes) {
+bool DataPath::Took(size_t bytes) {
   const size_t direct = std::min(bytes, data_left_);
   if (direct > 0 && !TookData(direct)) return false;
   const uint8_t* at = staging_.data();
@@ -167,18 +167,18 @@ bool ReadPath::Took(size_t bytes) {
 }
 
 // RFC 7143, 4.2.2.1: a window that ends before it begins is no news, nor is an earlier one.
-void ReadPath::NoteWindow(const uint8_t* header) {
+void DataPath::NoteWindow(const uint8_t* header) {
   const uint32_t max = Be32(header + 32);
   const bool valid = static_cast<int32_t>(max - (Be32(header + 28) - 1)) >= 0;
   if (valid && static_cast<int32_t>(max - numbers_.max_cmd_sn) > 0) numbers_.max_cmd_sn = max;
 }
 
-void ReadPath::NoteStatus(const uint8_t* header) {
+void DataPath::NoteStatus(const uint8_t* header) {
   const uint32_t next = Be32(header + 24) + 1;
   if (static_cast<int32_t>(next - numbers_.exp_stat_sn) > 0) numbers_.exp_stat_sn = next;
 }
 
-ReadPath::Slot* ReadPath::Find(const uint8_t* header) {
+DataPath::Slot* DataPath::Find(const uint8_t* header) {
   const uint32_t tag = Be32(header + 16);
   const uint32_t index = tag & 0xffff;
   if (index >= slots_.size()) return nullptr;
@@ -186,7 +186,7 @@ ReadPath::Slot* ReadPath::Find(const uint8_t* header) {
   return slot.data && slot.tag == tag ? &slot : nullptr;
 }
 
-bool ReadPath::BeginDataIn(const uint8_t* header) {
+bool DataPath::BeginDataIn(const uint8_t* header) {
   NoteWindow(header);
   Slot* slot = Find(header);
   if (!slot) return Fail("sent data for a command that is not in flight");
@@ -206,14 +206,14 @@ bool ReadPath::BeginDataIn(const uint8_t* header) {
   return bytes > 0 || TookData(0);
 }
 
-bool ReadPath::TookData(size_t bytes) {
+bool DataPath::TookData(size_t bytes) {
   data_slot_->received += static_cast<uint32_t>(bytes);
   data_left_ -= bytes;
   return data_left_ > 0 || !(data_header_[1] & kStatus) || Finish(data_slot_, data_header_);
 }
 
 // One that is no Data-In PDU, all of it.
-bool ReadPath::TakePdu(const uint8_t* pdu) {
+bool DataPath::TakePdu(const uint8_t* pdu) {
   NoteWindow(pdu);
   switch (pdu[0] & kOpcodeMask) {
     case kResponse: {
@@ -239,7 +239,7 @@ bool ReadPath::TakePdu(const uint8_t* pdu) {
 }
 
 // RFC 7143, 11.18 and 11.19.
-bool ReadPath::AnswerPing(const uint8_t* header) {
+bool DataPath::AnswerPing(const uint8_t* header) {
   if (Be32(header + 16) != kNoTag) return Fail("answered a ping that was not sent");
   if (Be32(header + 20) == kNoTag) return true;
   if (to_send_.size() >= (slots_.size() + kMostPings) * kHeaderBytes) return Fail("sends pings and takes no answers");
@@ -250,7 +250,7 @@ bool ReadPath::AnswerPing(const uint8_t* header) {
 }
 
 // The status of a command, in a SCSI Response or in its last Data-In PDU.
-bool ReadPath::Finish(Slot* slot, const uint8_t* header) {
+bool DataPath::Finish(Slot* slot, const uint8_t* header) {
   NoteStatus(header);
   const bool is_response = (header[0] & kOpcodeMask) == kResponse;
   const uint8_t status = header[3];
@@ -274,7 +274,7 @@ bool ReadPath::Finish(Slot* slot, const uint8_t* header) {
   return true;
 }
 
-bool ReadPath::Fail(const std::string& what, const char* code) {
+bool DataPath::Fail(const std::string& what, const char* code) {
   fault_ = Error{.message = params_.portal + " " + what, .code = code, .syscall = "READ"};
   return false;
 }
