@@ -324,6 +324,7 @@ void Run::AddToReport(const Crew& member, Report* report) const {
   target.size = job_->targets[member.target].verify ? target.size + worker.range_bytes() : worker.range_bytes();
   target.engine = worker.engine_name();
   target.engine_flags = worker.engine_flags();
+  if (!worker.fallback_reason().empty()) target.fallback_reason = worker.fallback_reason();
   if (choices_[member.target].probed) target.engine_flags.emplace_back("probed");
   target.device = worker.device();
   target.state = std::max(target.state, counts.state);
