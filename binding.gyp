@@ -84,7 +84,8 @@
         {
           'target_name': 'iscsi',
           'sources': [
-            'native/iscsi/binding.cc', 'native/iscsi/read_path.cc', 'native/iscsi/session.cc',
+            'native/iscsi/binding.cc', 'native/iscsi/data_path.cc', 'native/iscsi/negotiated.cc',
+            'native/iscsi/session.cc',
             'native/bench/engine_iscsi.cc', 'native/bench/engine_libiscsi.cc', 'native/bench/engine_session.cc',
             '<@(bench_sources)',
             'native/napi/error.cc', 'native/sys/result.cc',

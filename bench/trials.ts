@@ -6,7 +6,7 @@ import {eventLoopComparison} from './event-loop.js'
 import {ietBareComparison, ietLostComparison, ietSpawnComparison} from './iet.js'
 import {type IoTrial, ioComparison} from './io.js'
 import {benchDelayComparison, startComparison} from './io-node.js'
-import {iscsiComparison} from './iscsi.js'
+import {type IscsiFigure, iscsiComparison, iscsiWriteComparison} from './iscsi.js'
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
@@ -126,6 +126,10 @@ export const trials: Trial[] = [
   iscsi('libiscsi', 'IOPS', null),
   iscsi('iscsi', 'CPU', null, 64),
   iscsi('libiscsi', 'CPU', null, 64),
+  iscsiWrite('CPU', {atMost: 0.75}),
+  iscsiWrite('IOPS', {atLeast: 0.95}),
+  iscsiWrite('CPU', null, 64),
+  iscsiWrite('IOPS', null, 64),
   {
     bench: 'login',
     name: 'open-iscsi: login to a disk that can be opened, against iscsiadm and udevadm settle',
@@ -158,7 +162,7 @@ function io(trial: IoTrial, bar: Trial['bar']): Trial {
   }
 }
 
-function iscsi(engine: NativeIscsiEngine, figure: 'CPU' | 'IOPS', bar: Trial['bar'], kibibytes = 4): Trial {
+function iscsi(engine: NativeIscsiEngine, figure: IscsiFigure, bar: Trial['bar'], kibibytes = 4): Trial {
   const how = engine === 'libiscsi' ? ' through libiscsi' : ''
   return {
     bench: 'iscsi',
@@ -167,6 +171,17 @@ function iscsi(engine: NativeIscsiEngine, figure: 'CPU' | 'IOPS', bar: Trial['ba
     better: figure === 'CPU' ? 'lower' : 'higher',
     bar,
     prepare: release => iscsiComparison({engine, figure, bs: kibibytes * 1024}, release),
+  }
+}
+
+function iscsiWrite(figure: IscsiFigure, bar: Trial['bar'], kibibytes = 4): Trial {
+  return {
+    bench: 'iscsi',
+    name: `iscsi: ${figure}, random writes of ${kibibytes} KiB to a tgtd, iodepth 32, against libiscsi in the same engine`,
+    unit: figure === 'CPU' ? 'ns per I/O' : 'IOPS',
+    better: figure === 'CPU' ? 'lower' : 'higher',
+    bar,
+    prepare: release => iscsiWriteComparison({figure, bs: kibibytes * 1024}, release),
   }
 }
 

@@ -25,11 +25,15 @@ iscsi::LoginParams WithPlainHeaders(iscsi::LoginParams params) {
 
 }  // namespace
 
-IscsiEngine::IscsiEngine(iscsi::LoginParams params) : SessionEngine(WithPlainHeaders(std::move(params))) {}
+IscsiEngine::IscsiEngine(iscsi::LoginParams params) : LibiscsiEngine(WithPlainHeaders(std::move(params))) {}
 
 Result<DeviceFacts> IscsiEngine::Open() {
   auto device = SessionEngine::Open();
   if (!device.ok()) return device;
+  if (const std::string& answer = session_.negotiated().unusable; !answer.empty()) {
+    fallback_reason_ = "the target answered " + answer;
+    return device;
+  }
   auto numbers = session_.TakeOver();
   if (!numbers.ok()) return numbers.error();
   numbers_ = numbers.value();
@@ -39,18 +43,23 @@ Result<DeviceFacts> IscsiEngine::Open() {
   return device;
 }
 
-Status IscsiEngine::Prepare(uint32_t iodepth, const Buffers&) {
-  if (iodepth > iscsi::ReadPath::kMostSlots) return ErrnoError(EINVAL, "READ", "So many commands in flight");
-  path_.emplace(iscsi::ReadPath::Params{.portal = session_.params().portal,
+Status IscsiEngine::Prepare(uint32_t iodepth, const Buffers& buffers) {
+  if (is_libiscsi()) return LibiscsiEngine::Prepare(iodepth, buffers);
+  if (iodepth > iscsi::DataPath::kMostSlots) return ErrnoError(EINVAL, "SCSI", "So many commands in flight");
+  path_.emplace(iscsi::DataPath::Params{.portal = session_.params().portal,
                                         .lun = session_.params().lun,
                                         .block_bytes = identity_.block_bytes,
                                         .long_commands = identity_.long_commands,
                                         .numbers = numbers_,
+                                        .negotiated = session_.negotiated(),
                                         .slots = iodepth});
   return Nothing{};
 }
 
+// What cannot be sent or received at once never keeps the other from being done: a target may take nothing more before
+// it is rid of its answers.
 bool IscsiEngine::Exchange(bool wait, uint64_t deadline) {
+  if (is_libiscsi()) return LibiscsiEngine::Exchange(wait, deadline);
   const Clock& clock = Clock::Get();
   for (;;) {
     if (!Send() || !Receive()) return false;
@@ -61,13 +70,18 @@ bool IscsiEngine::Exchange(bool wait, uint64_t deadline) {
 }
 
 bool IscsiEngine::Send() {
-  const auto bytes = path_->to_send();
-  if (bytes.empty()) return true;
-  const ssize_t sent = send(session_.socket(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-  if (sent >= 0) {
+  while (path_->has_to_send()) {
+    const auto pieces = path_->NextToSend();
+    size_t bytes = 0;
+    for (const iovec& piece : pieces) bytes += piece.iov_len;
+    msghdr message{};
+    message.msg_iov = const_cast<iovec*>(pieces.data());  // sendmsg(2) only reads it
+    message.msg_iovlen = pieces.size();
+    const ssize_t sent = sendmsg(session_.socket(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+    if (sent < 0) return Lost(ErrnoError(errno, "send", "Session with " + session_.params().portal));
     path_->Sent(static_cast<size_t>(sent));
-  } else if (errno != EAGAIN && errno != EINTR) {
-    return Lost(ErrnoError(errno, "send", "Session with " + session_.params().portal));
+    if (static_cast<size_t>(sent) < bytes) return true;
   }
   return true;
 }
@@ -84,7 +98,7 @@ bool IscsiEngine::Receive() {
 
 // False: it was woken.
 bool IscsiEngine::Wait(uint64_t ns) {
-  const short events = path_->to_send().empty() ? POLLIN : POLLIN | POLLOUT;
+  const short events = path_->has_to_send() ? POLLIN | POLLOUT : POLLIN;
   pollfd fds[2] = {{.fd = session_.socket(), .events = events, .revents = 0},
                    {.fd = session_.wake_fd(), .events = POLLIN, .revents = 0}};
   const timespec left{.tv_sec = static_cast<time_t>(ns / kNsPerSecond),
@@ -101,17 +115,17 @@ bool IscsiEngine::Lost(Error error) {
 }
 
 void IscsiEngine::Close() {
+  if (!path_ || !session_.context()) {
+    LibiscsiEngine::Close();
+    return;
+  }
   BeginClose();
-  if (path_ && session_.context()) {
-    path_->LogOut();
-    const uint64_t deadline = NowNs() + kLogoutNs;
-    while (Send() && Receive() && !path_->logged_out()) {
-      const uint64_t now = NowNs();
-      if (now >= deadline) break;
-      Wait(deadline - now);
-    }
-  } else {
-    session_.Logout();
+  path_->LogOut();
+  const uint64_t deadline = NowNs() + kLogoutNs;
+  while (Send() && Receive() && !path_->logged_out()) {
+    const uint64_t now = NowNs();
+    if (now >= deadline) break;
+    Wait(deadline - now);
   }
   Abandon();
 }

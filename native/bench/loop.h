@@ -94,6 +94,7 @@ class Loop final : public Worker {
     if (Status prepared = engine_.Prepare(spec_.iodepth, buffers_); !prepared.ok()) return prepared;
     engine_name_ = engine_.name();
     engine_flags_ = engine_.flags();
+    if constexpr (requires { engine_.fallback_reason(); }) fallback_reason_ = engine_.fallback_reason();
     if (spec_.verify) {
       verifier_.emplace(Verifier::Params{.offset = range_.offset,
                                          .size = range_.size,

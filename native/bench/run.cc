@@ -414,6 +414,7 @@ void Run::AddToReport(const Crew& member, Report* report) const {
                               .number = ETIMEDOUT};
     return;
   }
+  if (!worker.fallback_reason().empty()) target.fallback_reason = worker.fallback_reason();
   const Counts& counts = worker.counts;
   target.state = std::max(target.state, counts.state);
   target.errors.Merge(counts.errors);

@@ -89,6 +89,8 @@ class Worker {
   const DeviceFacts& device() const { return device_; }
   const std::string& engine_name() const { return engine_name_; }
   const std::vector<std::string>& engine_flags() const { return engine_flags_; }
+  // Where the device made the engine another one: why.
+  const std::string& fallback_reason() const { return fallback_reason_; }
   uint64_t range_offset() const { return range_offset_; }
   uint64_t range_bytes() const { return range_bytes_; }
 
@@ -100,6 +102,7 @@ class Worker {
   DeviceFacts device_;
   std::string engine_name_;
   std::vector<std::string> engine_flags_;
+  std::string fallback_reason_;
   uint64_t range_offset_ = 0;
   uint64_t range_bytes_ = 0;
   std::atomic<bool> stop_{false};

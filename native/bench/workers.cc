@@ -63,8 +63,8 @@ Result<EngineChoice> ChooseEngine(const TargetSpec& spec, const std::shared_ptr<
   if (spec.engine == EngineKind::kLibaio && spec.Has(Direction::kTrim)) {
     return Error{.message = "libaio has no discard: use io_uring or pread", .code = "EOPNOTSUPP", .number = EOPNOTSUPP};
   }
-  if (spec.engine == EngineKind::kIscsi && spec.writes()) {
-    return EngineChoice{.engine = EngineKind::kLibiscsi, .fallback_reason = "writes go through libiscsi"};
+  if (spec.engine == EngineKind::kIscsi && spec.Has(Direction::kTrim)) {
+    return EngineChoice{.engine = EngineKind::kLibiscsi, .fallback_reason = "discards go through libiscsi"};
   }
   if (spec.engine != EngineKind::kAuto && spec.engine != EngineKind::kUring) return EngineChoice{.engine = spec.engine};
 

@@ -17,6 +17,7 @@
 #include <iscsi/scsi-lowlevel.h>
 
 #include "iscsi/pdu.h"
+#include "iscsi/text.h"
 #include "sys/big_endian.h"
 #include "sys/clock.h"
 
@@ -25,19 +26,11 @@ namespace {
 
 // Until the login has negotiated another, MaxRecvDataSegmentLength is 8192 (RFC 7143, 13.12).
 constexpr size_t kMaxLoginDataBytes = 8192;
+// Of all responses of a login together. What a target says beyond it is not heard.
+constexpr size_t kMaxLoginTextBytes = 64 * 1024;
 constexpr int kLunNotSupported = 0x2500;
 constexpr int kLogoutTimeoutMs = 2'000;
 constexpr uint64_t kLongestWaitNs = 60 * kNsPerSecond;
-
-// Text from the other side or from libiscsi, fit for a message: printable ASCII, bounded.
-std::string Printable(std::string_view text, size_t most = 200) {
-  std::string out(text.substr(0, most));
-  for (char& c : out) {
-    if (c < 0x20 || c > 0x7e) c = '?';
-  }
-  while (!out.empty() && out.back() == ' ') out.pop_back();
-  return out;
-}
 
 std::string Trimmed(const uint8_t* bytes, size_t length) {
   std::string text(reinterpret_cast<const char*>(bytes), length);
@@ -288,6 +281,7 @@ Result<bool> Session::InspectLoginResponse(short revents) {
   if (status != 0) return LoginError(status, params_, params_.target.empty());
 
   std::string_view text(reinterpret_cast<const char*>(pdu) + kHeaderBytes, Be24(pdu + 5));
+  if (login_text_.size() + text.size() <= kMaxLoginTextBytes) login_text_ += text;
   while (!text.empty()) {
     const std::string_view pair = text.substr(0, text.find('\0'));
     text.remove_prefix(std::min(text.size(), pair.size() + 1));
@@ -379,6 +373,7 @@ Status Session::Open(Kind kind, uint64_t deadline_ns) {
 
   logging_in_ = true;
   target_proved_itself_ = false;
+  login_text_.clear();
   socket_wait_ = std::make_unique<Wait>();
   if (iscsi_connect_async(context_, params_.portal.c_str(), OnDone, socket_wait_.get()) != 0) {
     return LibraryError("ECONNREFUSED", "connect");
@@ -403,6 +398,7 @@ Status Session::Open(Kind kind, uint64_t deadline_ns) {
                  .syscall = "login"};
   }
   logging_in_ = false;
+  negotiated_ = ParseNegotiated(login_text_);
   return Nothing{};
 }
 

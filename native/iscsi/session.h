@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "iscsi/negotiated.h"
 #include "sys/result.h"
 #include "sys/unique_fd.h"
 
@@ -112,6 +113,9 @@ class Session {
   // Readable from Interrupt() to Resume().
   int wake_fd() const { return wake_.get(); }
 
+  // By the last Login().
+  const Negotiated& negotiated() const { return negotiated_; }
+
   // For an engine that queues commands of its own after Login().
   iscsi_context* context() const { return context_; }
   const LoginParams& params() const { return params_; }
@@ -145,6 +149,8 @@ class Session {
   std::unique_ptr<Wait> socket_wait_;  // libiscsi may call back a second time at teardown, so it lives with the context
   bool logging_in_ = false;
   bool target_proved_itself_ = false;
+  std::string login_text_;  // what the target has said in the login, or the last one
+  Negotiated negotiated_;
   bool taking_over_ = false;
   std::optional<CommandNumbers> numbers_;  // of the last SCSI Response, while it is taken over
   Identity identity_;

@@ -9,7 +9,8 @@ export type NativeDirection = 'read' | 'write' | 'trim'
 /** `auto`: io_uring where the kernel lets us, else libaio, else pread; at iodepth 1 whichever of io_uring and pread costs less. */
 export type NativePathEngine = 'auto' | 'io_uring' | 'libaio' | 'pread'
 /**
- * Both log in through libiscsi. `iscsi` then reads by PDUs of its own; a job that writes gets `libiscsi` in its place, with the reason.
+ * Both log in through libiscsi. `iscsi` then reads and writes by PDUs of its own; a job that trims gets `libiscsi` in its place, with the
+ * reason, and so does a target whose login negotiated what `iscsi` does not do.
  */
 export type NativeIscsiEngine = 'iscsi' | 'libiscsi'
 export type NativeEngine = NativePathEngine | NativeIscsiEngine | 'null'
@@ -247,7 +248,7 @@ export interface NativeTargetReport extends NativeFigures {
    * or were not answered in a second.
    */
   engineFlags: string[]
-  /** Where the engine is not the first choice: why (`io_uring_setup: EPERM`, `writes go through libiscsi`). */
+  /** Where the engine is not the first choice: why (`io_uring_setup: EPERM`, `discards go through libiscsi`). */
   fallbackReason: string
   /** Empty strings for a path or null; sizeBytes and blockSizeBytes always. */
   device: LunIdentity

@@ -4,8 +4,8 @@ import {writeFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {makeLun} from '../fixtures/lun-by-hand.js'
+import {bothRead, readEngines, readPath} from '../fixtures/path-programs.js'
 import {openPingingPortal} from '../fixtures/portals.js'
-import {bothRead, readEngines, readPath} from '../fixtures/read-programs.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
 test.before(async t => {

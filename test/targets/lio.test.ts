@@ -17,7 +17,7 @@ import type {Export, ExportSpec, Portal} from '../../src/types.js'
 import type {Discover, Login} from '../contract/libiscsi-tools.js'
 import {stayLoggedIn, targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {Node} from '../fixtures/node.js'
-import {bothRead, readEngines} from '../fixtures/read-programs.js'
+import {type BothWrote, bothRead, readEngines, writeEngines} from '../fixtures/path-programs.js'
 import {scrape} from '../fixtures/scrape.js'
 import {lab} from '../lab/lab.js'
 import {makeForeignTarget, present, wipe} from './lio-by-hand.js'
@@ -38,7 +38,7 @@ const freePortal = async (address: string): Promise<Portal> => ({address, port: 
 // The lab has this machine's files, and compiles more slowly.
 test.before(async t => {
   t.timeout(300_000)
-  await readEngines()
+  await Promise.all([readEngines(), writeEngines()])
 })
 
 const libiscsi = new LibiscsiInitiator()
@@ -123,6 +123,26 @@ lab("the benchmark's own data path reads what libiscsi reads, and the file has",
   await driver.export(spec)
   const {stdout} = await run(await readEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
   t.deepEqual(JSON.parse(stdout), bothRead)
+})
+
+lab("the benchmark's own data path writes what libiscsi writes, whatever was negotiated", async t => {
+  const {driver, directory, portal} = await setUp(t)
+  const spec = await volumeSpec(directory)
+  const {path, sizeBytes} = spec.volume
+  await writeFile(path, randomBytes(sizeBytes))
+  await driver.export(spec)
+  const parameter = (name: string) => join(configfsRoot, 'target', 'iscsi', spec.iqn, 'tpgt_1', 'param', name)
+  for (const ImmediateData of ['Yes', 'No']) {
+    for (const InitialR2T of ['Yes', 'No']) {
+      await writeFile(parameter('ImmediateData'), ImmediateData)
+      await writeFile(parameter('InitialR2T'), InitialR2T)
+      const {stdout} = await run(await writeEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+      const {writes, reads, ...agreed} = JSON.parse(stdout) as BothWrote
+      t.like(agreed, {immediateData: ImmediateData === 'Yes', initialR2t: InitialR2T === 'Yes'})
+      t.true(writes > 0 && reads > 0)
+      t.log(agreed)
+    }
+  }
 })
 
 lab('a block device is offered with the id as serial and WWID, and is free again afterwards', async t => {

@@ -1,163 +1,20 @@
-// iscsi/read_path.h against answers that are made here: honest ones in any chunks, and hostile ones. `read-path NAME`
-// runs one case; the exit code is 1 where something is not as it must be. Built with sanitizers.
-#include "iscsi/read_path.h"
-
+// The READs of iscsi/data_path.h against answers that are made here: honest ones in any chunks, and hostile ones.
+// `read-path NAME` runs one case; the exit code is 1 where something is not as it must be. Built with sanitizers.
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "bench/random.h"
+#include "bed.h"
 #include "iscsi/outcome.h"
 #include "sys/big_endian.h"
 
 namespace lunpath::iscsi {
 namespace {
-
-using Bytes = std::vector<uint8_t>;
-
-int failures = 0;
-
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      ++failures;                                                             \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-    }                                                                         \
-  } while (false)
-
-class Random : public bench::Random {
- public:
-  using bench::Random::Random;
-  uint32_t Below(uint32_t bound) { return static_cast<uint32_t>(bench::Random::Below(bound)); }
-};
-
-constexpr uint32_t kBlock = 512;
-constexpr uint8_t kFinal = 0x80;
-constexpr uint8_t kOverflow = 0x04;
-constexpr uint8_t kUnderflow = 0x02;
-constexpr uint8_t kStatus = 0x01;
-
-struct Command {
-  uint32_t tag, bytes, cmd_sn, exp_stat_sn;
-  uint8_t opcode, flags;
-};
-
-// A session of four slots, the buffers of their commands (each an allocation of its own, so that a sanitizer sees what
-// goes beyond it), and the target's side of it.
-class Bed {
- public:
-  explicit Bed(uint32_t max_cmd_sn = 131, bool long_commands = true)
-      : path({.portal = "portal",
-              .lun = 1,
-              .block_bytes = kBlock,
-              .long_commands = long_commands,
-              .numbers = {.cmd_sn = 100, .max_cmd_sn = max_cmd_sn, .exp_stat_sn = 7},
-              .slots = 4,
-              .staging_bytes = ReadPath::kLeastStaging}),
-        max(max_cmd_sn) {}
-
-  // Returns what the target sees of it.
-  Command Read(uint32_t slot, uint32_t bytes, uint64_t offset = 0) {
-    buffers[slot] = std::make_unique<uint8_t[]>(bytes);
-    path.Read(slot, offset, bytes, buffers[slot].get());
-    const auto sent = Sent();
-    return sent.empty() ? Command{} : sent.back();
-  }
-
-  std::vector<Command> Sent() {
-    std::vector<Command> commands;
-    const auto bytes = path.to_send();
-    for (size_t at = 0; at + 48 <= bytes.size(); at += 48) {
-      const uint8_t* p = bytes.data() + at;
-      commands.push_back({Be32(p + 16), Be32(p + 20), Be32(p + 24), Be32(p + 28), p[0], p[1]});
-      raw.assign(p, p + 48);
-    }
-    path.Sent(bytes.size());
-    return commands;
-  }
-
-  Bytes Header(uint8_t opcode, uint8_t flags, uint32_t tag, uint32_t data_bytes) const {
-    Bytes pdu(48);
-    pdu[0] = opcode;
-    pdu[1] = flags;
-    PutBe32(pdu.data() + 4, data_bytes);
-    PutBe32(pdu.data() + 16, tag);
-    PutBe32(pdu.data() + 20, 0xffffffff);
-    PutBe32(pdu.data() + 24, stat_sn);
-    PutBe32(pdu.data() + 28, 100);
-    PutBe32(pdu.data() + 32, max);
-    return pdu;
-  }
-
-  Bytes DataIn(uint32_t tag, uint32_t sn, uint32_t offset, const Bytes& data, uint8_t flags = 0,
-               uint32_t residual = 0) {
-    if (flags & kStatus) ++stat_sn;
-    Bytes pdu = Header(0x25, flags, tag, static_cast<uint32_t>(data.size()));
-    PutBe32(pdu.data() + 36, sn);
-    PutBe32(pdu.data() + 40, offset);
-    PutBe32(pdu.data() + 44, residual);
-    pdu.insert(pdu.end(), data.begin(), data.end());
-    pdu.resize((pdu.size() + 3) & ~size_t{3}, 0xee);
-    return pdu;
-  }
-
-  Bytes Response(uint32_t tag, uint8_t status, const Bytes& sense = {}, uint8_t flags = 0, uint32_t residual = 0) {
-    ++stat_sn;
-    Bytes data;
-    if (!sense.empty()) {
-      data = {static_cast<uint8_t>(sense.size() >> 8), static_cast<uint8_t>(sense.size())};
-      data.insert(data.end(), sense.begin(), sense.end());
-    }
-    Bytes pdu = Header(0x21, kFinal | flags, tag, static_cast<uint32_t>(data.size()));
-    pdu[3] = status;
-    PutBe32(pdu.data() + 44, residual);
-    pdu.insert(pdu.end(), data.begin(), data.end());
-    pdu.resize((pdu.size() + 3) & ~size_t{3});
-    return pdu;
-  }
-
-  // As the socket would, `chunk` bytes at a time. False: the session has ended.
-  bool Feed(const Bytes& stream, size_t chunk = SIZE_MAX) {
-    for (size_t at = 0; at < stream.size();) {
-      size_t some = std::min(chunk, stream.size() - at);
-      size_t put = 0;
-      for (const iovec& space : path.Space()) {
-        const size_t here = std::min(some - put, space.iov_len);
-        memcpy(space.iov_base, stream.data() + at + put, here);
-        put += here;
-      }
-      if (put == 0 || !path.Took(put)) return false;
-      at += put;
-    }
-    return true;
-  }
-
-  int64_t Outcome() {
-    if (path.done().size() != 1) return INT64_MIN;
-    const int64_t outcome = path.done()[0].outcome;
-    path.done().clear();
-    return outcome;
-  }
-
-  ReadPath path;
-  std::unique_ptr<uint8_t[]> buffers[4];
-  Bytes raw;
-  uint32_t stat_sn = 6;
-  uint32_t max;
-};
-
-Bytes Pattern(uint32_t bytes, uint64_t seed) {
-  Random random(seed);
-  Bytes data(bytes);
-  for (uint8_t& byte : data) byte = static_cast<uint8_t>(random.Below(256));
-  return data;
-}
 
 // The answer to a READ, in segments of at most `most` bytes.
 std::vector<Bytes> Answer(Bed& bed, const Command& command, const Bytes& data, uint32_t most, bool own_response) {
@@ -171,12 +28,6 @@ std::vector<Bytes> Answer(Bed& bed, const Command& command, const Bytes& data, u
   }
   if (own_response) pdus.push_back(bed.Response(command.tag, 0));
   return pdus;
-}
-
-Bytes Joined(const std::vector<Bytes>& pdus) {
-  Bytes stream;
-  for (const Bytes& pdu : pdus) stream.insert(stream.end(), pdu.begin(), pdu.end());
-  return stream;
 }
 
 void Data() {
@@ -391,7 +242,7 @@ void Refused() {
   };
   refused(opcode(0x3f), "rejected");
   refused(opcode(0x26), "logout");
-  refused(opcode(0x31), "answers nothing");
+  refused(opcode(0x31), "asked for data of a WRITE");
   refused(opcode(0x23), "answers nothing");
   refused(opcode(0x21), "another number of bytes");
   refused(
