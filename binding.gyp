@@ -47,7 +47,7 @@
     {
       'target_name': 'file',
       'sources': [
-        'native/file/binding.cc', 'native/file/block.cc', 'native/file/create.cc',
+        'native/file/binding.cc', 'native/file/block.cc', 'native/file/create.cc', 'native/file/replace.cc',
         'native/napi/error.cc', 'native/sys/result.cc',
       ],
     },

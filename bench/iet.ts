@@ -1,8 +1,13 @@
 import {execFile} from 'node:child_process'
+import {randomBytes} from 'node:crypto'
+import {truncate, writeFile} from 'node:fs/promises'
+import {join} from 'node:path'
 import {promisify} from 'node:util'
+import {IetDriver} from '../src/targets/iet.js'
 import {call, IetControl, request} from '../src/targets/iet-control.js'
+import type {ExportSpec} from '../src/types.js'
 import {Iet} from '../test/lab/iet.js'
-import {type Comparison, compile} from './measure.js'
+import {type Comparison, compile, median} from './measure.js'
 
 const spawn = promisify(execFile)
 const patient = {timeoutMs: 30_000}
@@ -101,5 +106,102 @@ export async function ietLostComparison(count: number, delayMs: number, release:
     other: async () => count,
     otherName: 'all that were asked',
     beside: async () => total,
+  }
+}
+
+const sizeBytes = 16 * 2 ** 20
+const auth = {incoming: {user: 'guest', secret: 'a-good-secret-01'}}
+// Far above the numbers that the driver gives out in one run, and below those that it does not count on from.
+const othersFirstTid = 1_000_000
+
+/** A driver of the double, and exports of one file. */
+async function driverSide(release: Release) {
+  const iet = await Iet.start()
+  release(() => iet.stop())
+  const path = join(iet.configDir, 'volume.img')
+  await writeFile(path, '')
+  await truncate(path, sizeBytes)
+  // As most machines have it: without a rule of its own a target is open to everybody.
+  await writeFile(join(iet.configDir, 'initiators.allow'), 'ALL ALL\n')
+  const driver = new IetDriver({portals: [], procDirectory: iet.procDir, accessDirectories: [iet.configDir]})
+  release(() => driver.close())
+  await driver.open()
+  await driver.restore([])
+  const specOf = (change: Partial<ExportSpec> = {}): ExportSpec => {
+    const id = randomBytes(8).toString('hex')
+    const access = {addresses: ['192.0.2.1'], names: []}
+    const iqn = `iqn.2026-01.io.lunpath.bench:${id}`
+    const kept = {writeCache: 'through', readOnly: false} as const
+    return {volume: {id, path, kind: 'file', sizeBytes}, iqn, access, ...kept, ...change}
+  }
+  return {iet, driver, path, specOf, program: await compile('bench/c/iet_bare.c', 'iet_bare')}
+}
+
+/**
+ * Target, CHAP account, volume and the target's end, with access rules on our side alone, which a person would write by hand:
+ * milliseconds for each of `count` exports, `concurrency` under way at once on both sides.
+ */
+export async function ietExportComparison(
+  {count, concurrency}: {count: number; concurrency: number},
+  release: Release,
+): Promise<Comparison> {
+  const {driver, path, specOf, program} = await driverSide(release)
+  let first = othersFirstTid
+  return {
+    ours: async () => {
+      const waiting = Array.from({length: count}, () => specOf({auth}))
+      const began = performance.now()
+      const worker = async () => {
+        for (let spec = waiting.pop(); spec; spec = waiting.pop()) {
+          await driver.export(spec)
+          await driver.unexport(spec.iqn)
+        }
+      }
+      await Promise.all(Array.from({length: concurrency}, worker))
+      return (performance.now() - began) / count
+    },
+    other: async () => {
+      first += count
+      const {stdout} = await spawn(program, ['steps', String(count), String(concurrency), String(first), path])
+      return Number(stdout) / 1e6 / count
+    },
+    otherName: 'a C program that spawns a C program for each of four steps, over ietd’s socket',
+  }
+}
+
+/** Milliseconds that a restoration after a wipe takes beyond its requests and calls, against a limit. */
+export async function ietRestoreComparison(count: number, limitMs: number, release: Release): Promise<Comparison> {
+  const {iet, driver, path, specOf, program} = await driverSide(release)
+  for (let i = 0; i < count; i++) await driver.export(specOf())
+  let first = othersFirstTid
+  const taken: {restoredMs: number; callsMs: number}[] = []
+  let tell: (facts: {durationMs: number; exports: number}) => void = () => undefined
+  driver.on('restarted', facts => tell(facts as Parameters<typeof tell>[0]))
+  /** A look that comes in the midst of the wipe sees a part of it: the rest comes back by the next one. */
+  const allBack = () =>
+    new Promise<number>(resolve => {
+      const sum = {exports: 0, durationMs: 0}
+      tell = ({exports, durationMs}) => {
+        sum.exports += exports
+        sum.durationMs += durationMs
+        if (sum.exports >= count) resolve(sum.durationMs)
+      }
+    })
+  return {
+    ours: async () => {
+      const restored = allBack()
+      await iet.wipe()
+      const restoredMs = await restored
+      first += 2 * count
+      const {stdout} = await spawn(program, ['calls', String(count), String(first), path])
+      taken.push({restoredMs, callsMs: Number(stdout) / 1e6})
+      return taken.at(-1)!.restoredMs - taken.at(-1)!.callsMs
+    },
+    other: async () => limitMs,
+    otherName: `the limit of ${limitMs} ms`,
+    beside: async () => ({
+      restoredMs: Math.round(median(taken.map(({restoredMs}) => restoredMs))),
+      callsMs: Math.round(median(taken.map(({callsMs}) => callsMs))),
+    }),
   }
 }

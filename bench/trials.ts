@@ -3,7 +3,13 @@ import type {LabOptions} from '../test/lab/vm.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison, unexportComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
-import {ietBareComparison, ietLostComparison, ietSpawnComparison} from './iet.js'
+import {
+  ietBareComparison,
+  ietExportComparison,
+  ietLostComparison,
+  ietRestoreComparison,
+  ietSpawnComparison,
+} from './iet.js'
 import {type IoTrial, ioComparison} from './io.js'
 import {benchDelayComparison, startComparison} from './io-node.js'
 import {type IscsiFigure, iscsiComparison, iscsiWriteComparison} from './iscsi.js'
@@ -88,6 +94,15 @@ export const trials: Trial[] = [
   ),
   iet('16 ADD_VOLUME and 16 DEL_VOLUME, in two batches, against bare C', 1.3, release =>
     ietBareComparison(16, release),
+  ),
+  iet('one export and its end at a time, with CHAP and a rule, against a program for each step', 0.5, release =>
+    ietExportComparison({count: 8, concurrency: 1}, release),
+  ),
+  iet('8 exports and their ends at once, with CHAP and rules, against a program for each step', 0.25, release =>
+    ietExportComparison({count: 32, concurrency: 8}, release),
+  ),
+  iet('300 exports come back after a wipe: what that takes beyond its calls, against its limit', 1, release =>
+    ietRestoreComparison(300, 1_500, release),
   ),
   iet('64 requests at once to an ietd that takes 5 ms for each: lost or mixed up', 0, release =>
     ietLostComparison(64, 5, release),

@@ -177,7 +177,8 @@ export class Daemon {
     const {log} = this
     const inBackground = (occasion: string) => void this.#look(occasion)
     rooms.targets.on('restarted', facts => {
-      log.warn(facts, 'the target had lost its exports: they are back')
+      const {level, text} = describeReturn(facts)
+      log[level](facts, text)
       this.#collector?.restarted()
       this.#restoredAt = performance.now()
       void this.#look('target daemon restarted')
@@ -197,6 +198,12 @@ export class Daemon {
   }
 
   #beginTasks(rooms: Rooms): void {
+    this.metrics.onFailure = (collector, reason) => {
+      if (reason === null) this.log.info({collector}, `the figures of ${collector} can be read again`)
+      else this.log.warn({collector}, `the figures of ${collector} cannot be read, and are not in /metrics: ${reason}`)
+      // What keeps figures from being read is likely to be a problem, which the next look might find late.
+      void this.#look(`figures of ${collector}`)
+    }
     this.#every(this.config.metrics.intervalMs, () => this.#collector!.sample())
     this.#lookAgain(lookMs)
     this.#every(retryMs, async () => {
@@ -584,6 +591,22 @@ export class Daemon {
     await this.#store?.close()
     this.log.flush?.()
   }
+}
+
+/** What a restoration has come to. */
+function describeReturn({exports = 0, failed}: {exports?: number; failed?: unknown[]}): {
+  level: 'info' | 'warn' | 'error'
+  text: string
+} {
+  const left = failed?.length ?? 0
+  if (left > 0) {
+    return {
+      level: 'error',
+      text: `the target had lost its exports: ${exports} are back, and ${left} cannot be put back`,
+    }
+  }
+  if (exports === 0) return {level: 'info', text: 'the target was started anew: no export had to be put back'}
+  return {level: 'warn', text: 'the target had lost its exports: they are back'}
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

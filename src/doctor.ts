@@ -464,14 +464,15 @@ async function checkSystemTgtd(): Promise<Check> {
 
 async function checkPort({portalPort = 3260, ownPids = [], targetDriver}: ExamineOptions): Promise<Check> {
   const holders = await portHolders(portalPort)
-  // The kernel's sockets have no process.
+  // The kernel's sockets have no process; and with IET the portal is ietd's.
   const isOurs = ({processes}: PortHolder) =>
-    processes.some(({pid}) => ownPids.includes(pid)) || (targetDriver === 'lio' && processes.length === 0)
+    processes.some(({pid, command}) => ownPids.includes(pid) || (targetDriver === 'iet' && command === 'ietd')) ||
+    (targetDriver === 'lio' && processes.length === 0)
   const strangers = holders.filter(holder => !isOurs(holder))
   const check = {
     area: 'targets',
     name: `port ${portalPort}`,
-    needed: 'a port that nobody holds, or that lunpath holds',
+    needed: `a port that nobody holds, or that ${targetDriver === 'iet' ? 'ietd' : 'lunpath'} holds`,
   } as const
   if (holders.length === 0) return {...check, status: 'ok', found: 'free', remedy: null}
   const found = holders.map(describeHolder).join('; ')

@@ -14,6 +14,19 @@ export class KeyedQueue {
     }
   }
 
+  /** Runs `task` once it has the turn of all these keys, which it has till its end. */
+  async runAll<T>(keys: readonly string[], task: () => Promise<T>): Promise<T> {
+    // All turns are asked for at one moment, so that two who want the same keys cannot wait for each other.
+    const previous = Promise.allSettled(keys.map(key => this.#tails.get(key)))
+    const current = previous.then(task)
+    for (const key of keys) this.#tails.set(key, current)
+    try {
+      return await current
+    } finally {
+      for (const key of keys) if (this.#tails.get(key) === current) this.#tails.delete(key)
+    }
+  }
+
   /** True while no task runs or waits. */
   get idle(): boolean {
     return this.#tails.size === 0

@@ -3,6 +3,7 @@
 
 #include "file/block.h"
 #include "file/create.h"
+#include "file/replace.h"
 #include "napi/error.h"
 #include "napi/promise_worker.h"
 
@@ -78,7 +79,57 @@ class BlockWiper : public Napi::ObjectWrap<BlockWiper> {
   PromiseWorker worker_;
 };
 
+std::vector<std::string> ToStrings(const Napi::Value& value) {
+  const auto array = value.As<Napi::Array>();
+  std::vector<std::string> strings(array.Length());
+  for (uint32_t i = 0; i < strings.size(); ++i) strings[i] = array.Get(i).As<Napi::String>().Utf8Value();
+  return strings;
+}
+
+// class FileReplacer {
+//   replace(paths: string[], fresh: string, forbidden: string[], version: string, text: string, durable: boolean):
+//     Promise<{written: string} | {forbidden: string} | {changed: true}>
+// }
+class FileReplacer : public Napi::ObjectWrap<FileReplacer> {
+ public:
+  static Napi::Function Define(Napi::Env env) {
+    return DefineClass(env, "FileReplacer", {InstanceMethod<&FileReplacer::ReplaceFile>("replace")});
+  }
+
+  explicit FileReplacer(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<FileReplacer>(info), worker_(info.Env(), this, "lunpath-replace", 1) {}
+
+ private:
+  Napi::Value ReplaceFile(const Napi::CallbackInfo& info) {
+    Replacement asked{.paths = ToStrings(info[0]),
+                      .fresh = info[1].As<Napi::String>().Utf8Value(),
+                      .forbidden = ToStrings(info[2]),
+                      .version = info[3].As<Napi::String>().Utf8Value(),
+                      .text = info[4].As<Napi::String>().Utf8Value(),
+                      .durable = info[5].As<Napi::Boolean>().Value()};
+    return worker_.Run<Replaced>([asked = std::move(asked)]() { return Replace(asked); },
+                                 [](Napi::Env env, Replaced& replaced) -> Napi::Value {
+                                   auto js = Napi::Object::New(env);
+                                   switch (replaced.outcome) {
+                                     case Replaced::Outcome::kWritten:
+                                       js.Set("written", replaced.version);
+                                       break;
+                                     case Replaced::Outcome::kForbidden:
+                                       js.Set("forbidden", replaced.forbidden);
+                                       break;
+                                     case Replaced::Outcome::kChanged:
+                                       js.Set("changed", true);
+                                       break;
+                                   }
+                                   return js;
+                                 });
+  }
+
+  PromiseWorker worker_;
+};
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  exports.Set("FileReplacer", FileReplacer::Define(env));
   exports.Set("FileMaker", FileMaker::Define(env));
   exports.Set("BlockWiper", BlockWiper::Define(env));
   return exports;

@@ -498,13 +498,14 @@ Result<Session::TaskPtr> Session::Command(const char* what, uint64_t deadline_ns
   }
 }
 
-Result<std::vector<uint8_t>> Session::Inquiry(bool vpd, int page, uint64_t deadline_ns) {
+Result<std::vector<uint8_t>> Session::Inquiry(bool vpd, int page, std::optional<uint64_t> login_deadline_ns) {
   const char* what = "INQUIRY";
   // Old devices take an allocation length of one byte only; the few pages that are longer are asked for again.
   for (int length : {255, 4096}) {
-    auto task = Command(what, deadline_ns, [&](Wait* wait) {
+    const auto start = [&](Wait* wait) {
       return iscsi_inquiry_task(context_, params_.lun, vpd, page, length, OnDone, wait);
-    });
+    };
+    auto task = login_deadline_ns ? Command(what, *login_deadline_ns, start) : CommandWithReconnect(what, start);
     if (!task.ok()) return task.error();
     const scsi_data& data = task.value()->datain;
     std::vector<uint8_t> bytes(data.data, data.data + std::max(0, data.size));
@@ -516,9 +517,7 @@ Result<std::vector<uint8_t>> Session::Inquiry(bool vpd, int page, uint64_t deadl
   return Error{.message = "INQUIRY", .code = "PROTOCOL", .syscall = what};  // not reached
 }
 
-Result<std::vector<uint8_t>> Session::VitalPage(int page) {
-  return Inquiry(true, page, NowNs() + params_.command_timeout_ms * kNsPerMs);
-}
+Result<std::vector<uint8_t>> Session::VitalPage(int page) { return Inquiry(true, page, std::nullopt); }
 
 Result<Identity> Session::Identify(uint64_t deadline_ns) {
   auto ready = Command("TEST UNIT READY", deadline_ns,

@@ -142,7 +142,8 @@ class Session {
   Result<TaskPtr> Command(const char* what, uint64_t deadline_ns, Start start);
   template <class Start>
   Result<TaskPtr> CommandWithReconnect(const char* what, Start start);
-  Result<std::vector<uint8_t>> Inquiry(bool vpd, int page, uint64_t deadline_ns);
+  // With a deadline it is part of a login. Without one it is a call of its own, and reconnects as reads do.
+  Result<std::vector<uint8_t>> Inquiry(bool vpd, int page, std::optional<uint64_t> login_deadline_ns);
 
   LoginParams params_;
   iscsi_context* context_ = nullptr;

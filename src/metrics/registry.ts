@@ -44,6 +44,9 @@ export class Metrics {
     registers: [this.registry],
   })
   readonly #running = new Map<Collector, Promise<boolean>>()
+  readonly #failing = new Set<string>()
+  /** Told when a collector begins to fail, with the reason, and with null when it works again. */
+  onFailure: ((collector: string, reason: string | null) => void) | undefined
   #reading: Promise<string> | undefined
   #server: Server | undefined
 
@@ -85,6 +88,8 @@ export class Metrics {
     ])
     end()
     if (!worked) collector.clear()
+    if (late.aborted && !worked) this.#tell(collector.name, `it has not ended within ${deadlineMs} ms`)
+    if (worked) this.#tell(collector.name, null)
     this.#success.set({collector: collector.name}, worked ? 1 : 0)
   }
 
@@ -96,11 +101,21 @@ export class Metrics {
         .collect()
         .then(
           () => true,
-          () => false,
+          (error: Error) => {
+            this.#tell(collector.name, error.message)
+            return false
+          },
         )
         .finally(() => this.#running.delete(collector))
     this.#running.set(collector, running)
     return running
+  }
+
+  #tell(name: string, reason: string | null): void {
+    if (!this.onFailure || this.#failing.has(name) === (reason !== null)) return
+    if (reason === null) this.#failing.delete(name)
+    else this.#failing.add(name)
+    this.onFailure(name, reason)
   }
 
   /** Serves GET /metrics. @throws PORTAL_IN_USE where the port is taken */

@@ -1,8 +1,9 @@
 import {randomBytes} from 'node:crypto'
-import {open, readFile, realpath, rename, rm, stat} from 'node:fs/promises'
+import {readFile, realpath, rm, stat} from 'node:fs/promises'
 import {isIP, isIPv6} from 'node:net'
-import {basename, dirname, join} from 'node:path'
+import {join} from 'node:path'
 import {StorageError} from '../errors.js'
+import {loadAddon} from '../native.js'
 import type {AccessRules} from '../types.js'
 import {nameSpellings, ruleAddress} from './spec.js'
 
@@ -50,6 +51,9 @@ export class IetAccess {
   #writing: Promise<void> | undefined
   /** The file's version at the last look that found our lines in it. */
   #looked: string | undefined
+  /** The file as the last write left it. */
+  #known: AllowFile | undefined
+  readonly #replacer = new (loadAddon<{FileReplacer: new () => FileReplacer}>('file').FileReplacer)()
 
   constructor(directories: readonly string[] = accessDirectories) {
     this.#directories = directories
@@ -73,8 +77,8 @@ export class IetAccess {
   }
 
   /**
-   * Sets the lines of these targets, null for none, all with one write. Resolves when they are on disk, which is when
-   * ietd goes by them. @throws UNSUPPORTED for a line that ietd would skip; TARGET_UNAVAILABLE
+   * Sets the lines of these targets, null for none, all with one write. Resolves when the file has them, which is when ietd
+   * goes by them. @throws UNSUPPORTED for a line that ietd would skip; TARGET_UNAVAILABLE
    */
   async set(rules: Iterable<readonly [iqn: string, rule: Rule | null]>): Promise<void> {
     const lines = [...rules].map(([iqn, rule]) => [iqn, rule === null ? null : this.#line(iqn, rule)] as const)
@@ -169,12 +173,12 @@ export class IetAccess {
     // What comes in this turn of the event loop comes along.
     await new Promise(resolve => setImmediate(resolve))
     const covers = this.#changed
-    await this.#refuseDenyFile()
     try {
       while (!(await this.#replace())) {
         // Somebody else has written meanwhile: once more, from what is there now.
       }
     } catch (cause) {
+      if (cause instanceof StorageError) throw cause
       throw unavailable(`${allowName} cannot be written: ${(cause as Error).message}`, cause)
     }
     this.#written = covers
@@ -182,43 +186,41 @@ export class IetAccess {
 
   /** False where somebody has changed the file between our reading and our writing. */
   async #replace(): Promise<boolean> {
-    const {file, text, version} = await this.#read()
+    const known = this.#known
+    const {file, text, version} = known ?? (await this.#read())
     const {rest, hasAllForAll} = parse(text ?? '')
     const openToAll = (text === undefined || hasAllForAll) && rest.trim() === ''
-    if (this.#lines.size === 0 && openToAll) {
-      if (text !== undefined) await rm(file)
+    const isToGo = this.#lines.size === 0 && openToAll
+    const content = compose(this.#lines, {rest, openToAll})
+    if (isToGo || content === text) {
+      this.#known = undefined
+      // What is remembered may not be there any more.
+      if (known) return false
+      await this.#refuseDenyFile()
+      if (isToGo && text !== undefined) await rm(file)
       return true
     }
-    const content = compose(this.#lines, {rest, openToAll})
-    if (content === text) return true
-    const temporary = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString('hex')}`)
-    try {
-      const handle = await open(temporary, 'wx', version?.mode ?? 0o644)
-      try {
-        // The mode of open(2) is subject to the umask.
-        await handle.chmod(version?.mode ?? 0o644)
-        if (version) await handle.chown(version.uid, version.gid)
-        await handle.writeFile(content)
-        await handle.sync()
-      } finally {
-        await handle.close()
-      }
-      if ((await versionOf(file))?.key !== version?.key) return false
-      await rename(temporary, file)
-    } finally {
-      await rm(temporary, {force: true})
-    }
-    const directory = await open(dirname(file))
-    try {
-      await directory.sync()
-    } finally {
-      await directory.close()
-    }
-    return true
+    // ietd goes by the name, so that the rename is all that counts for it; and a crash of the machine takes all targets along,
+    // before which the next start writes our lines anew. The lines of others alone must not be lost in one: without the
+    // sync the name could be that of an empty file then.
+    const durable = rest.trim() !== ''
+    const outcome = await this.#replacer.replace(
+      this.#directories.map(directory => join(directory, allowName)),
+      file,
+      this.#directories.map(directory => join(directory, denyName)),
+      version?.key ?? '',
+      content,
+      durable,
+    )
+    if ('forbidden' in outcome) throw denied(outcome.forbidden)
+    const isWritten = 'written' in outcome
+    const key = isWritten ? outcome.written : ''
+    this.#known = key === '' ? undefined : {file, text: content, version: {key}}
+    return isWritten
   }
 
   /** The file that ietd reads, or the one that it would. */
-  async #read(): Promise<{file: string; text: string | undefined; version: Version | undefined}> {
+  async #read(): Promise<AllowFile> {
     const present = await this.#find()
     if (present) return {...present, text: await readFile(present.file, 'utf8')}
     const existing = await Promise.all(
@@ -240,25 +242,38 @@ export class IetAccess {
     for (const directory of this.#directories) {
       const file = join(directory, denyName)
       if (!(await stat(file).catch(() => undefined))) continue
-      throw unavailable(
-        `${file} is there: with it ietd lets in everybody whom it does not name, whatever ${allowName} says. Remove it (IET has given it up), or set iet.accessFiles = false and use CHAP`,
-      )
+      throw denied(file)
     }
   }
 }
 
+/** What native/file/replace.cc says of a version; the text must have been read from it. */
 interface Version {
   key: string
-  mode: number
-  uid: number
-  gid: number
+}
+
+interface AllowFile {
+  file: string
+  text: string | undefined
+  version: Version | undefined
+}
+
+interface FileReplacer {
+  replace(
+    paths: string[],
+    fresh: string,
+    forbidden: string[],
+    version: string,
+    text: string,
+    durable: boolean,
+  ): Promise<{written: string} | {forbidden: string} | {changed: true}>
 }
 
 async function versionOf(file: string): Promise<Version | undefined> {
   const found = await stat(file, {bigint: true}).catch(() => undefined)
   if (!found) return undefined
-  const {ino, mtimeNs, ctimeNs, size, mode, uid, gid} = found
-  return {key: `${ino} ${mtimeNs} ${ctimeNs} ${size}`, mode: Number(mode) & 0o7777, uid: Number(uid), gid: Number(gid)}
+  const {ino, mtimeNs, ctimeNs, size} = found
+  return {key: `${ino} ${mtimeNs} ${ctimeNs} ${size}`}
 }
 
 function parse(text: string): Parsed {
@@ -329,6 +344,12 @@ function readEntries(entries: string[]): AccessRules {
     else if (entry !== '' && !entry.startsWith(closedPrefix)) access.names.push(entry.replaceAll('\\.', '.'))
   }
   return access
+}
+
+function denied(file: string): StorageError {
+  return unavailable(
+    `${file} is there: with it ietd lets in everybody whom it does not name, whatever ${allowName} says. Remove it (IET has given it up), or set iet.accessFiles = false and use CHAP`,
+  )
 }
 
 function unavailable(message: string, cause?: unknown): StorageError {

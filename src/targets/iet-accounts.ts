@@ -1,23 +1,17 @@
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
 import type {ChapAuth} from '../types.js'
-import {type AccountDirection, request} from './iet-control.js'
-import {type Link, refusal, type TargetKey} from './iet-link.js'
+import {type AccountDirection, type IetAnswer, type IetRequest, request} from './iet-control.js'
+import {errno, type Link, refusal, type TargetKey} from './iet-link.js'
 
 /** CHAP accounts of targets, over ietd's socket. `tid` 0 is discovery. */
 
 /** Only under a rule that lets nobody in, or where it does not matter: for a moment there are none. */
 export async function setAccounts(link: Link, {iqn, tid}: TargetKey, auth: ChapAuth | undefined): Promise<void> {
   await dropAccounts(link, tid)
-  const wanted = (['incoming', 'outgoing'] as const).flatMap(direction => {
-    const account = auth?.[direction]
-    return account ? [{direction, ...account}] : []
-  })
-  const answers = await link.exchange(
-    wanted.map(({direction, user, secret}) => [request.newAccount(tid, direction, user, secret)]),
-  )
-  const error = answers.map(([answer]) => answer!.error).find(one => one !== 0)
-  if (error !== undefined) throw refusal(error, {op: 'target.export', what: 'the CHAP account', iqn})
+  const [answers = []] = auth ? await link.exchange([addAccounts(tid, auth)]) : []
+  const error = answers.at(-1)?.error ?? 0
+  if (error !== 0) throw refusal(error, {op: 'target.export', what: 'the CHAP account', iqn})
   const [incoming, outgoing] = await listAccounts(link, tid)
   const present = [incoming, outgoing].map(names => names!.join())
   if (!isDeepStrictEqual(present, [auth?.incoming.user ?? '', auth?.outgoing?.user ?? ''])) {
@@ -26,6 +20,34 @@ export async function setAccounts(link: Link, {iqn, tid}: TargetKey, auth: ChapA
       info: {iqn, tid},
     })
   }
+}
+
+/**
+ * The requests that give a new target its accounts and ask what it has then: the end of a sequence, of which hasAnswered() takes
+ * the answers. Only under a rule that lets nobody in.
+ */
+export function accountRequests(tid: number, auth: ChapAuth | undefined): IetRequest[] {
+  return [...addAccounts(tid, auth), request.listAccounts(tid, 'incoming'), request.listAccounts(tid, 'outgoing')]
+}
+
+/** True where those answers show these accounts and no other. */
+export function hasAnswered(answers: IetAnswer[], auth: ChapAuth | undefined): boolean {
+  const expected = [auth?.incoming, auth?.outgoing].map(one => (one ? [one.user] : []))
+  const lists = answers.slice(-2)
+  return (
+    lists.every(({error, numbers}) => error === 0 && numbers[0] === 0) &&
+    isDeepStrictEqual(
+      lists.map(({names}) => names),
+      expected,
+    )
+  )
+}
+
+function addAccounts(tid: number, auth: ChapAuth | undefined): IetRequest[] {
+  return (['incoming', 'outgoing'] as const).flatMap(direction => {
+    const account = auth?.[direction]
+    return account ? [request.newAccount(tid, direction, account.user, account.secret)] : []
+  })
 }
 
 /** True where ietd has these accounts and no other, with these secrets. */
@@ -46,16 +68,18 @@ export async function hasAccounts(link: Link, tid: number, auth: ChapAuth | unde
   return (await link.exchange(checks)).every(([answer]) => answer!.error === 0 && answer!.numbers[0] === 1)
 }
 
-/** A number that is used again has the accounts of the target before. */
+/** A number that is used again has the accounts of the target before, which may be gone already. */
 export async function dropAccounts(link: Link, tid: number): Promise<void> {
   for (const [index, direction] of (['incoming', 'outgoing'] as const).entries()) {
     for (;;) {
       const names = (await listAccounts(link, tid))[index]!
       if (names.length === 0) break
       const answers = await link.exchange(names.map(name => [request.deleteAccount(tid, direction, name)]))
-      const error = answers.map(([answer]) => answer!.error).find(one => one !== 0)
+      const errors = answers.map(([answer]) => answer!.error).filter(one => one !== 0)
+      const [error] = errors.filter(one => one !== errno.enoent)
       if (error !== undefined)
         throw refusal(error, {op: 'target', what: 'the removal of a CHAP account', iqn: `tid ${tid}`})
+      if (errors.length === names.length) break
     }
   }
 }

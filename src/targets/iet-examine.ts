@@ -22,12 +22,12 @@ export async function ietdPid(control: IetControl, timeoutMs: number): Promise<n
   return pid
 }
 
-/** 1.4.18 and 1.4.19 have other request numbers. */
+/** Gives the version, where IET tells it. 1.4.18 and 1.4.19 have other request numbers. @throws UNSUPPORTED */
 export async function refuseOtherVersions(
   control: IetControl,
   targets: IetTargetVolumes[],
   {pid, timeoutMs}: {pid: number; timeoutMs: number},
-): Promise<void> {
+): Promise<string | undefined> {
   const {answers, failure} = await control.call([[call.moduleInfo()]], {timeoutMs, expectedPid: pid})
   if (failure) throw unavailable(control.socketName, failure)
   const said = answers[0]?.[0]
@@ -35,7 +35,7 @@ export async function refuseOtherVersions(
   const showsNoBlocks = targets.some(({volumes}) => volumes.some(({blocks}) => blocks === undefined))
   const isRefused = said?.error !== 0 && said?.error !== errno.enosys
   const isKnown = version === undefined ? !isRefused : supportedIet.test(version)
-  if (isKnown && !isRefused && !showsNoBlocks) return
+  if (isKnown && !isRefused && !showsNoBlocks) return version
   const found = version ?? (showsNoBlocks ? 'of 1.4.18 or 1.4.19' : 'older than 1.4.20')
   throw new StorageError(
     'UNSUPPORTED',

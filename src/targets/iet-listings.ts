@@ -27,6 +27,7 @@ export class IetListings {
   readonly #directory: string
   readonly #timeoutMs: number
   readonly #volumes = {reading: undefined as Reading<IetTargetVolumes[]> | undefined}
+  readonly #glances = {reading: undefined as Reading<IetTargetVolumes[]> | undefined}
   readonly #sessions = {reading: undefined as Reading<IetTargetSessions[]> | undefined}
 
   constructor(control: IetControl, {directory, timeoutMs}: {directory: string; timeoutMs: number}) {
@@ -46,8 +47,8 @@ export class IetListings {
   }
 
   /** One pass over all targets: one that is missing in it may be there. @throws as volumes() */
-  async glance(): Promise<IetTargetVolumes[]> {
-    return torn(await this.#pass('volume'), parseVolumes) ?? this.volumes()
+  glance(): Promise<IetTargetVolumes[]> {
+    return shared(this.#glances, async () => torn(await this.#pass('volume'), parseVolumes) ?? this.volumes())
   }
 
   /** One target with its volumes; undefined where it is absent. A new one costs one read of the kernel's. */

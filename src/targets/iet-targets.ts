@@ -1,12 +1,13 @@
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
 import {KeyedQueue} from '../lock.js'
-import type {ExportSpec} from '../types.js'
+import type {ChapAuth, ExportSpec} from '../types.js'
 import type {IetAccess, Rule} from './iet-access.js'
-import {dropAccounts, hasAccounts, setAccounts} from './iet-accounts.js'
-import {call, request} from './iet-control.js'
-import {errno, errnoFact, type Link, refusal, type TargetKey} from './iet-link.js'
+import {accountRequests, dropAccounts, hasAccounts, hasAnswered, setAccounts} from './iet-accounts.js'
+import {request} from './iet-control.js'
+import {errno, type Link, refusal, type TargetKey} from './iet-link.js'
 import type {IetListings} from './iet-listings.js'
+import {IetNumbers} from './iet-numbers.js'
 import {changedParameters} from './iet-parameters.js'
 import type {IetTargetVolumes} from './iet-procfs.js'
 import {type Doing, IetSessions, inUse} from './iet-sessions.js'
@@ -14,6 +15,9 @@ import {applySettings, readParameters, type Settings, settingsOf} from './iet-se
 import {checkIetSpec, expectedVolume, fit, type IetVolumeOptions, lunOf, pathOf, volumeArguments} from './iet-spec.js'
 import {IetUnits} from './iet-units.js'
 import {refuseUnfitVolume} from './spec.js'
+
+/** How often a target is tried to be made where others take its number, or ietd lists its name. */
+const attempts = 8
 
 /** An export that is wanted. Without a tid it was never in the kernel. */
 export interface Entry {
@@ -34,39 +38,33 @@ export interface IetTargetsOptions {
 export class IetTargets {
   /** Exports that are in place. */
   readonly entries = new Map<string, Entry>()
-  /** Exports that could not be put back: what they had, should they be asked for again. */
+  /** Exports that are to be put back, or could not be: what they had, should they be asked for again. */
   readonly former = new Map<string, Entry>()
+  /** ietd refuses to delete a target with sessions: 1.4.20 and 1.4.20.1 do not, so that it must be closed to new ones before. */
+  keepsTargetsInUse = false
   /** Work on one name runs one after the other. */
   readonly queue = new KeyedQueue()
   readonly sessions: IetSessions
   readonly units: IetUnits
-  readonly #listings: IetListings
+  readonly numbers: IetNumbers
+  readonly listings: IetListings
   readonly #access: IetAccess | undefined
   readonly #volumeOptions: IetVolumeOptions
-  /** Names of exports that broke off in the middle: what may be there of them goes as soon as ietd answers again. */
-  readonly #debris = new Set<string>()
-  /** The highest number seen while this ietd runs. */
-  #highestTid = 0
-  /** After a wipe ietd still lists targets under their old numbers, and would answer for new ones that have those. */
-  #hasStaleTids = false
+  /** Exports that broke off in the middle, with their numbers: what may be there of them goes as soon as ietd answers again. */
+  readonly #debris = new Map<string, number>()
 
   constructor({listings, access, volumes, timeoutMs}: IetTargetsOptions) {
-    this.#listings = listings
+    this.listings = listings
     this.#access = access
     this.#volumeOptions = volumes
     this.sessions = new IetSessions(listings)
+    this.numbers = new IetNumbers(this.sessions)
     this.units = new IetUnits(listings, {...volumes, timeoutMs})
   }
 
-  /** Another ietd runs, and numbers begin anew. */
-  begunAnew(): void {
-    this.#hasStaleTids = false
-    this.#highestTid = 0
-  }
-
-  /** Targets have gone while ietd runs on. */
-  wiped(): void {
-    this.#hasStaleTids = true
+  /** Who may log in is ours to say, so that a target can be closed while it is made. */
+  get hasRules(): boolean {
+    return this.#access !== undefined
   }
 
   /** @throws what checkIetSpec() throws */
@@ -81,16 +79,18 @@ export class IetTargets {
   async place(link: Link, wanted: Entry): Promise<void> {
     const {spec} = wanted
     const {iqn} = spec
-    await refuseUnfitVolume(spec, fit)
     // One pass may miss it, but ietd does not: it refuses the name.
-    const present = (await this.#listings.glance()).find(target => target.iqn === iqn)
+    const [targets] = await Promise.all([this.listings.glance(), refuseUnfitVolume(spec, fit)])
+    for (const {tid} of targets) this.numbers.note(tid)
+    const present = targets.find(target => target.iqn === iqn)
     if (present) return this.#adopt(link, wanted, present)
     const wasOurs = this.#access?.has(iqn) ?? false
-    await this.allow([[iqn, 'closed']])
     let tid = 0
     try {
-      tid = await this.#newTarget(link, {iqn, tid: wanted.tid})
-      await setAccounts(link, {iqn, tid}, spec.auth)
+      const isTaken = targets.some(target => target.tid === wanted.tid)
+      const made = await this.#newTarget(link, {iqn, tid: isTaken ? 0 : wanted.tid}, spec.auth)
+      tid = made.tid
+      if (!made.hasAccounts) await setAccounts(link, {iqn, tid}, spec.auth)
       // Without rules a target is open from the moment at which it is made, before its accounts are.
       if (!this.#access) await this.sessions.endAll(link, {iqn, tid})
       await this.units.add(link, {iqn, tid}, spec)
@@ -102,16 +102,35 @@ export class IetTargets {
       if (made) return this.#adopt(link, wanted, made)
       if (error instanceof StorageError) await this.#undo(link, {iqn, tid, wasOurs})
       // Nobody knows what the request in hand has done. The rule stays, which lets nobody in, and says whose it is.
-      else if (!spec.taken) this.#debris.add(iqn)
+      else if (!spec.taken) this.#debris.set(iqn, tid)
       throw error
     }
-    this.#debris.delete(iqn)
-    this.#keep({...wanted, tid})
+    this.keep({...wanted, tid})
   }
 
-  #keep(entry: Entry): void {
-    this.entries.set(entry.spec.iqn, entry)
-    this.former.delete(entry.spec.iqn)
+  /** The export is in place. */
+  keep(entry: Entry): void {
+    const {iqn} = entry.spec
+    this.numbers.made({iqn, tid: entry.tid})
+    this.entries.set(iqn, entry)
+    this.former.delete(iqn)
+    this.#debris.delete(iqn)
+  }
+
+  /** Nobody has changed or ended that export since it was taken for one that is to be put back. */
+  isWanted(entry: Entry): boolean {
+    const {iqn} = entry.spec
+    return this.entries.get(iqn) === entry || this.former.get(iqn) === entry
+  }
+
+  /** What is to be put back of these: an unexport, or an export, that comes before it is there makes it unwanted. */
+  expect(specs: ExportSpec[]): Entry[] {
+    const wanted = specs.filter(({iqn}) => !this.entries.has(iqn)).map(unmade)
+    for (const entry of wanted) {
+      this.former.set(entry.spec.iqn, entry)
+      this.numbers.note(entry.tid)
+    }
+    return wanted
   }
 
   /** After a failure in the midst. What cannot be undone now is ours by its rule, and is found by its name later. */
@@ -126,49 +145,71 @@ export class IetTargets {
     }
   }
 
-  /** The number that it had, else the kernel's choice. */
-  async #newTarget(link: Link, {iqn, tid: wantedTid}: TargetKey, {left = 4} = {}): Promise<number> {
-    const asked = wantedTid !== 0 ? wantedTid : this.#hasStaleTids ? this.#highestTid + 1 : 0
-    const [[answer] = []] = await link.exchange([[request.newTarget(asked, iqn)]])
-    const {error, tid} = answer!
-    if (error === 0) {
-      const made = tid === 0 ? asked : tid
-      this.#highestTid = Math.max(this.#highestTid, made)
-      return made
+  /**
+   * Under the number that it had, which the kernel does not have, or under a free one; behind a rule that lets nobody in.
+   * `hasAccounts`: those that were asked for are there, and no other.
+   */
+  async #newTarget(
+    link: Link,
+    {iqn, tid: wantedTid}: TargetKey,
+    auth: ChapAuth | undefined,
+  ): Promise<{tid: number; hasAccounts: boolean}> {
+    const isKnown = async () => wantedTid !== 0 && (await this.numbers.known(link, [wantedTid])).has(wantedTid)
+    const [free, isStale] = await Promise.all([
+      wantedTid === 0 ? this.numbers.free(link) : wantedTid,
+      isKnown(),
+      this.allow([[iqn, 'closed']]),
+    ])
+    // Where it cannot be given up, another number is as good, unless it is this very name that ietd lists.
+    let tid = isStale && (await this.numbers.mend(link, {iqn, tid: wantedTid})) ? 0 : free
+    for (let left = attempts; left > 0; left--) {
+      tid ||= await this.numbers.free(link)
+      const sequence = [request.newTarget(tid, iqn), ...accountRequests(tid, auth)]
+      const [[made, ...answers] = []] = await link.exchange([sequence])
+      const {error} = made!
+      if (error === 0) return {tid, hasAccounts: hasAnswered(answers, auth)}
+      if (error !== errno.eexist && error !== errno.einval)
+        throw refusal(error, {op: 'target.export', what: 'the target', iqn})
+      const targets = await this.listings.volumes()
+      for (const target of targets) this.numbers.note(target.tid)
+      // To ietd names that differ in their case alone are one.
+      const present = targets.find(target => target.iqn.toLowerCase() === iqn)
+      if (present) throw this.#notOurs(iqn, present)
+      if (error === errno.einval) await this.#mendName(link, iqn, targets)
+      // Somebody else has that number now.
+      else tid = 0
     }
-    if (error !== errno.eexist && error !== errno.einval)
-      throw refusal(error, {op: 'target.export', what: 'the target', iqn})
-    // To ietd names that differ in their case alone are one.
-    const targets = await this.#listings.volumes()
-    const present = targets.find(target => target.iqn.toLowerCase() === iqn)
-    if (present || left === 0) throw this.#notOurs(iqn, present)
-    if (error === errno.einval) {
-      await this.#mend(link, {iqn, tid: wantedTid})
-      return this.#newTarget(link, {iqn, tid: wantedTid}, {left: left - 1})
-    }
-    // Somebody else has that number now.
-    this.#highestTid = Math.max(this.#highestTid, asked, ...targets.map(({tid}) => tid))
-    return this.#newTarget(link, {iqn, tid: 0}, {left: left - 1})
+    throw new StorageError('TARGET_FAILED', `IET has given the numbers of ${attempts} tries for ${iqn} to others`, {
+      op: 'target.export',
+      info: {iqn},
+    })
+  }
+
+  /** ietd lists a target that the kernel does not have, since somebody closed the control device. */
+  async #mendName(link: Link, iqn: string, targets: IetTargetVolumes[]): Promise<void> {
+    const tid = this.numbers.staleNumber(iqn)
+    const isTaken = targets.some(target => target.tid === tid)
+    const isKnown = isTaken || (tid !== 0 && (await this.numbers.known(link, [tid])).has(tid))
+    const failed = isKnown ? await this.numbers.mend(link, {iqn, tid}) : {why: 'its number is not known'}
+    if (!failed) return
+    throw new StorageError(
+      'TARGET_FAILED',
+      `ietd still lists ${iqn}, which the kernel has not: ${failed.why}. Restart ietd, and lunpath puts its exports back`,
+      {op: 'target.export', info: {iqn, tid}, cause: 'cause' in failed ? failed.cause : undefined},
+    )
   }
 
   /**
-   * ietd lists a target that the kernel does not have, since somebody closed the control device. It gives it up only once
-   * the kernel has it again, under that number.
+   * A target that the kernel has lost, by a close of the control device: ietd, which still lists it, gives it up. What cannot be
+   * mended now is tried again when the name is exported again.
    */
-  async #mend(link: Link, {iqn, tid}: TargetKey): Promise<void> {
-    const stale = (why: string, cause?: unknown) =>
-      new StorageError(
-        'TARGET_FAILED',
-        `ietd still lists ${iqn}, which the kernel has not: ${why}. Restart ietd, and lunpath puts its exports back`,
-        {op: 'target.export', info: {iqn, tid}, cause},
-      )
-    this.#hasStaleTids = true
-    if (tid === 0) throw stale('its number is not known')
-    const [[added] = []] = await link.call([[call.addTarget(tid, iqn)]])
-    if (added!.error === errno.enosys) throw stale('the control device cannot be had to mend that')
-    if (added!.error !== 0) throw stale(`another target has its number ${tid}`, errnoFact(added!.error))
-    const [[deleted] = []] = await link.exchange([[request.deleteTarget(tid)]])
-    if (deleted!.error !== 0) throw stale('it cannot be deleted', errnoFact(deleted!.error))
+  async forgetLost(link: Link, {iqn, tid: known}: TargetKey): Promise<void> {
+    const tid = known || this.numbers.staleNumber(iqn)
+    if (tid === 0) return
+    const isTaken = (await this.listings.volumes()).some(target => target.tid === tid)
+    if (!isTaken && !(await this.numbers.known(link, [tid])).has(tid)) return
+    if (this.#access?.has(iqn)) await this.allow([[iqn, 'closed']])
+    await this.numbers.mend(link, {iqn, tid})
   }
 
   /** A target of our name that is in the kernel: ours from before, or somebody else's. */
@@ -183,6 +224,7 @@ export class IetTargets {
     const isSame = isDeepStrictEqual(present.volumes, [expected])
     if (present.volumes.length === 0) {
       await this.units.add(link, {iqn, tid}, spec)
+      await applySettings(link, {iqn, tid}, wanted.settings)
     } else if (!isSame || !this.#access) {
       // What is not as it should be, or may have another identity, is made anew; under sessions it is not touched.
       await this.closeToNewLogins({iqn, tid}, {doing: 'change', remedy: 'log out its initiators first'}, spec)
@@ -198,8 +240,7 @@ export class IetTargets {
       target: new Map([...changedParameters('target', target!), ...wanted.settings.target]),
       redirect: wanted.settings.redirect,
     }
-    this.#highestTid = Math.max(this.#highestTid, tid)
-    this.#keep({spec, tid, settings})
+    this.keep({spec, tid, settings})
   }
 
   /**
@@ -222,8 +263,7 @@ export class IetTargets {
         {op: 'target.export', info: {iqn, tid, expected, found: volumes}},
       )
     }
-    this.#highestTid = Math.max(this.#highestTid, tid)
-    this.#keep({...wanted, tid})
+    this.keep({...wanted, tid})
   }
 
   #notOurs(iqn: string, present: IetTargetVolumes | undefined): StorageError {
@@ -248,20 +288,30 @@ export class IetTargets {
     entry.spec = wanted
   }
 
-  /** Takes the target away. Its rule stays, and lets nobody in. */
-  async remove(link: Link, {iqn, tid}: TargetKey, {force, doing, remedy}: Doing & {force: boolean}): Promise<void> {
+  /** Takes the target away. Its rule stays, and lets nobody in where that was needed. */
+  async remove(
+    link: Link,
+    {iqn, tid, volumes}: TargetKey & {volumes?: IetTargetVolumes['volumes']},
+    {force, doing, remedy}: Doing & {force: boolean},
+  ): Promise<void> {
     const spec = this.entries.get(iqn)?.spec
     if (force) {
       await this.allow([[iqn, 'closed']])
       await this.sessions.endAll(link, {iqn, tid})
+    } else if (this.keepsTargetsInUse) {
+      await this.sessions.refuse({iqn, tid}, {doing, remedy}, {leaving: true})
     } else {
       await this.closeToNewLogins({iqn, tid}, {doing, remedy})
     }
-    await this.units.untilNoneIsDeleted({iqn, tid})
-    await dropAccounts(link, tid)
+    if (volumes?.every(({deleted}) => !deleted) !== true) await this.units.untilNoneIsDeleted({iqn, tid})
     for (;;) {
-      const [[answer] = []] = await link.exchange([[request.deleteTarget(tid)]])
-      if (answer!.error === 0) return
+      // Accounts go last: without them a target would be open to everybody whom its rule names.
+      const sequence = [request.deleteTarget(tid), ...accountRequests(tid, undefined)]
+      const [[answer, ...lists] = []] = await link.exchange([sequence])
+      if (answer!.error === 0) {
+        if (!hasAnswered(lists, undefined)) await dropAccounts(link, tid)
+        return
+      }
       if (answer!.error === errno.ebusy && force) {
         await this.sessions.endAll(link, {iqn, tid})
         continue
@@ -270,7 +320,9 @@ export class IetTargets {
         if (spec) await this.allow([[iqn, ruleOf(spec)]])
         throw inUse(iqn, [], {doing, remedy})
       }
-      if (answer!.error === errno.enoent && !(await this.#listings.find({iqn, tid}))) return
+      if (answer!.error === errno.enoent && !(await this.listings.find({iqn, tid}))) {
+        return this.forgetLost(link, {iqn, tid})
+      }
       throw refusal(answer!.error, {op: `target.${doing}`, what: 'the removal', iqn})
     }
   }
@@ -295,31 +347,6 @@ export class IetTargets {
     }
   }
 
-  /** Whole targets first, behind rules that let nobody in; then all rules at once. Returns what could not be put back. */
-  async putInPlace(link: Link, wanted: Entry[]): Promise<{iqn: string; code: string; message: string}[]> {
-    const failed: {iqn: string; code: string; message: string}[] = []
-    const placed: Entry[] = []
-    // Those that are in the kernel may have sessions, and stay open to them; what is not there must not be open.
-    const present = new Set((await this.#listings.volumes()).map(({iqn}) => iqn))
-    await this.allow(wanted.filter(({spec}) => !present.has(spec.iqn)).map(({spec}) => [spec.iqn, 'closed']))
-    const results = await Promise.allSettled(wanted.map(entry => this.place(link, entry)))
-    for (const [index, result] of results.entries()) {
-      const entry = wanted[index]!
-      if (result.status === 'fulfilled') {
-        placed.push(entry)
-        continue
-      }
-      const {reason} = result
-      if (!(reason instanceof StorageError)) throw reason
-      failed.push({iqn: entry.spec.iqn, code: reason.code, message: reason.message})
-      this.entries.delete(entry.spec.iqn)
-      this.former.set(entry.spec.iqn, entry)
-    }
-    const settled = wanted.filter(entry => entry.spec.taken || placed.includes(entry))
-    await this.allow(settled.map(({spec}) => [spec.iqn, ruleOf(spec)]))
-    return failed
-  }
-
   /** Exports that the kernel has not, or not whole, and that nobody is at work on. */
   async missing(): Promise<Entry[]> {
     const isGone = (targets: IetTargetVolumes[]) => {
@@ -329,18 +356,18 @@ export class IetTargets {
         return target?.tid !== tid || target.volumes.every(({lun}) => lun !== lunOf(spec))
       }
     }
-    const glance = await this.#listings.glance()
+    const glance = await this.listings.glance()
     const suspects = [...this.entries.values()].filter(isGone(glance))
-    for (const {tid} of glance) this.#highestTid = Math.max(this.#highestTid, tid)
+    for (const {tid} of glance) this.numbers.note(tid)
     if (suspects.length === 0) return []
-    const gone = suspects.filter(isGone(await this.#listings.volumes()))
+    const gone = suspects.filter(isGone(await this.listings.volumes()))
     return gone.filter(entry => this.entries.get(entry.spec.iqn) === entry && !this.queue.busy(entry.spec.iqn))
   }
 
   /** Takes away what broke off in the midst, name by name, once those at work on it have ended. */
   sweep(link: Link, isWanted: () => boolean): void {
     // Not awaited: it takes its turn behind exports of the same name, and those may be waiting for whoever calls.
-    for (const iqn of this.#debris) if (!this.queue.busy(iqn)) void this.#sweepOne(link, iqn, isWanted)
+    for (const iqn of this.#debris.keys()) if (!this.queue.busy(iqn)) void this.#sweepOne(link, iqn, isWanted)
   }
 
   async #sweepOne(link: Link, iqn: string, isWanted: () => boolean): Promise<void> {
@@ -350,6 +377,7 @@ export class IetTargets {
         const found = await this.present(iqn, undefined)
         const isForeign = this.#access !== undefined && !this.#access.has(iqn)
         if (found && !isForeign) await this.remove(link, found, {force: true, doing: 'export', remedy: ''})
+        if (!found) await this.forgetLost(link, {iqn, tid: this.#debris.get(iqn)!})
         if (!isForeign) await this.allow([[iqn, null]])
         this.#debris.delete(iqn)
       } catch {
@@ -364,13 +392,13 @@ export class IetTargets {
 
   /** The target of that name in the kernel, by the number that it should have or by a search. */
   async present(iqn: string, entry: Pick<Entry, 'tid'> | undefined): Promise<IetTargetVolumes | undefined> {
-    const known = entry && (await this.#listings.find({tid: entry.tid, iqn}))
+    const known = entry && (await this.listings.find({tid: entry.tid, iqn}))
     if (known) return known
-    return (await this.#listings.volumes()).find(target => target.iqn === iqn)
+    return (await this.listings.volumes()).find(target => target.iqn === iqn)
   }
 
   async isWhole({tid, spec}: Entry): Promise<boolean> {
-    const found = await this.#listings.find({tid, iqn: spec.iqn})
+    const found = await this.listings.find({tid, iqn: spec.iqn})
     return found?.volumes.some(({lun, deleted}) => lun === lunOf(spec) && !deleted) ?? false
   }
 }

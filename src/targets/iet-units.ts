@@ -23,15 +23,24 @@ export class IetUnits {
     this.#timeoutMs = options.timeoutMs
   }
 
+  argumentsOf(spec: ExportSpec): string {
+    return volumeArguments(spec, this.#options)
+  }
+
+  /** The unit as IET must list it. */
+  expected(spec: ExportSpec): IetVolume {
+    return expectedVolume(spec, this.#options)
+  }
+
   async add(link: Link, {iqn, tid}: TargetKey, spec: ExportSpec): Promise<void> {
-    const args = volumeArguments(spec, this.#options)
+    const args = this.argumentsOf(spec)
     const lun = lunOf(spec)
     const [[answer] = []] = await link.call([[call.addVolume(tid, lun, args)]])
     if (answer!.error !== 0) {
       throw refusal(answer!.error, {op: 'target.export', what: `the volume ${spec.volume.path}`, iqn})
     }
     // IET may have forgotten an error on the way and made something else.
-    const expected = expectedVolume(spec, this.#options)
+    const expected = this.expected(spec)
     const found = (await this.#listings.find({iqn, tid}))?.volumes.find(one => one.lun === lun)
     if (isDeepStrictEqual(found, expected)) return
     const differing = (Object.keys(expected) as (keyof IetVolume)[]).filter(key => expected[key] !== found?.[key])

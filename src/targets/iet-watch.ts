@@ -4,6 +4,7 @@ import type {TargetEvent} from './driver.js'
 import {type IetControl, request} from './iet-control.js'
 import {ExchangeError, type Link, linkTo, unavailable} from './iet-link.js'
 import {hanging} from './iet-listings.js'
+import {putInPlace} from './iet-restoration.js'
 import type {Entry, IetTargets} from './iet-targets.js'
 
 const pollMs = 400
@@ -87,6 +88,20 @@ export class IetWatch {
     this.#events.on(event, listener)
   }
 
+  /** As attempt(), in the turn of that name. */
+  async attemptInTurn<T>(iqn: string, task: (link: Link) => Promise<T>): Promise<T> {
+    const overtaken = Symbol('overtaken')
+    for (;;) {
+      // Whoever waits for a recovery must not have the turn, which the recovery needs for the name's target.
+      const outcome = await this.attempt(() =>
+        this.#targets.queue.run(iqn, async () =>
+          this.#recovery !== undefined ? overtaken : task(this.#link(this.#pid)),
+        ),
+      )
+      if (outcome !== overtaken) return outcome as T
+    }
+  }
+
   /** Runs `task` against the ietd of now; where that dies on the way, once more against its successor. */
   async attempt<T>(task: (link: Link) => Promise<T>): Promise<T> {
     if (this.#state === 'new') throw new StorageError('TARGET_UNAVAILABLE', 'This IET driver is not open')
@@ -163,10 +178,9 @@ export class IetWatch {
   async #bringBack(missing: Entry[]): Promise<void> {
     const began = performance.now()
     this.#tellLost({message: 'targets were removed by somebody else', exports: missing.map(({spec}) => spec.iqn)})
-    this.#targets.wiped()
-    const failed = await this.#targets.putInPlace(this.#link(this.#pid), missing)
+    const restored = await putInPlace(this.#targets, this.#link(this.#pid), missing)
     this.#isLost = false
-    this.#tellRestarted({exports: missing.length - failed.length, failed, began})
+    this.#tellRestarted({...restored, began})
   }
 
   /** Another ietd answers, and it knows nothing of ours. */
@@ -182,15 +196,15 @@ export class IetWatch {
     const previousPid = this.#pid
     this.#tellLost({pid: previousPid, message: 'ietd has been restarted'})
     this.#pid = pid
-    this.#targets.begunAnew()
+    this.#targets.numbers.begunAnew()
     if (!this.#isRestored) return
     try {
       const link = this.#link(pid)
       await this.#setUp(link)
       const entries = [...this.#targets.entries.values()]
-      const failed = await this.#targets.putInPlace(link, entries)
+      const restored = await putInPlace(this.#targets, link, entries)
       this.#isLost = false
-      this.#tellRestarted({pid, previousPid, exports: entries.length - failed.length, failed, began})
+      this.#tellRestarted({pid, previousPid, ...restored, began})
     } catch (error) {
       // The next look finds this pid unknown again and starts over.
       this.#pid = 0

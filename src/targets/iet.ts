@@ -19,13 +19,14 @@ import {ietdPid, refuseOtherVersions, refusePortalsOfOthers} from './iet-examine
 import {foreignTargets, identityOf} from './iet-foreign.js'
 import {exchangeOne, type Link} from './iet-link.js'
 import {IetListings} from './iet-listings.js'
-import {ietProcDirectory} from './iet-names.js'
+import {ietProcDirectory, keepsTargetsInUse} from './iet-names.js'
 import {observed, toSession} from './iet-observed.js'
 import {describeParameters, settleParameters} from './iet-parameters.js'
 import type {IetTargetVolumes} from './iet-procfs.js'
+import {putInPlace} from './iet-restoration.js'
 import {readParameters, writeParameters} from './iet-settings.js'
 import {idsOf, ietWwid, lunOf} from './iet-spec.js'
-import {IetTargets, ruleOf, unmade} from './iet-targets.js'
+import {type Entry, IetTargets, ruleOf, unmade} from './iet-targets.js'
 import {IetWatch} from './iet-watch.js'
 import {dialledPortals, isLocalAddress, noSuchAddress, type PortalState} from './portals.js'
 
@@ -128,7 +129,8 @@ export class IetDriver implements TargetDriver {
     if (state === 'closed') throw new StorageError('TARGET_UNAVAILABLE', 'This IET driver is closed')
     const timeoutMs = this.#timeoutMs
     const pid = await ietdPid(this.#control, timeoutMs)
-    await refuseOtherVersions(this.#control, await this.#listings.volumes(), {pid, timeoutMs})
+    const version = await refuseOtherVersions(this.#control, await this.#listings.volumes(), {pid, timeoutMs})
+    this.#targets.keepsTargetsInUse = version !== undefined && keepsTargetsInUse(version)
     await refusePortalsOfOthers(this.#options.portals, pid)
     await this.#access?.load()
     await this.#lookAtPortals()
@@ -137,13 +139,10 @@ export class IetDriver implements TargetDriver {
 
   async restore(specs: ExportSpec[]): Promise<void> {
     for (const spec of specs) this.#targets.check(spec)
-    const failed = await this.#watch.attempt(async link => {
+    const wanted = this.#targets.expect(specs)
+    const {failed} = await this.#watch.attempt(async link => {
       await this.#setDiscoveryAccounts(link)
-      const wanted = specs.filter(({iqn}) => !this.#targets.entries.has(iqn))
-      return this.#targets.putInPlace(
-        link,
-        wanted.map(spec => unmade(spec)),
-      )
+      return putInPlace(this.#targets, link, wanted)
     })
     this.#watch.restored()
     if (failed.length > 0) {
@@ -161,43 +160,42 @@ export class IetDriver implements TargetDriver {
 
   async export(spec: ExportSpec): Promise<Export> {
     this.#targets.check(spec)
-    await this.#targets.queue.run(spec.iqn, () =>
-      this.#watch.attempt(async link => {
-        const entry = this.#targets.entries.get(spec.iqn)
-        if (entry && entry.spec.volume.id !== spec.volume.id) {
-          throw new StorageError('TARGET_EXISTS', `${spec.iqn} exports volume ${entry.spec.volume.id} already`, {
-            op: 'target.export',
-            info: {iqn: spec.iqn, volumeId: entry.spec.volume.id},
-          })
-        }
-        if (entry && (await this.#targets.isWhole(entry))) await this.#targets.amend(link, entry, spec)
-        else await this.#targets.place(link, {...(entry ?? this.#targets.former.get(spec.iqn) ?? unmade(spec)), spec})
-        await this.#targets.allow([[spec.iqn, ruleOf(spec)]])
-      }),
-    )
+    await this.#watch.attemptInTurn(spec.iqn, async link => {
+      const entry = this.#targets.entries.get(spec.iqn)
+      if (entry && entry.spec.volume.id !== spec.volume.id) {
+        throw new StorageError('TARGET_EXISTS', `${spec.iqn} exports volume ${entry.spec.volume.id} already`, {
+          op: 'target.export',
+          info: {iqn: spec.iqn, volumeId: entry.spec.volume.id},
+        })
+      }
+      if (entry && (await this.#targets.isWhole(entry))) await this.#targets.amend(link, entry, spec)
+      else await this.#targets.place(link, {...(entry ?? this.#targets.former.get(spec.iqn) ?? unmade(spec)), spec})
+      await this.#targets.allow([[spec.iqn, ruleOf(spec)]])
+    })
     return this.#exported(spec)
   }
 
   async unexport(iqn: string, {force = false}: {force?: boolean} = {}): Promise<void> {
-    await this.#targets.queue.run(iqn, () =>
-      this.#watch.attempt(async link => {
-        const entry = this.#targets.entries.get(iqn)
-        const isTaken = (entry ?? this.#targets.former.get(iqn))?.spec.taken !== undefined
-        const found = isTaken ? undefined : await this.#targets.present(iqn, entry)
-        if (found) {
-          if (!entry && !this.#access?.has(iqn)) {
-            throw new StorageError('TARGET_EXISTS', `The target ${iqn} is not lunpath's: it is left alone`, {
-              op: 'target.unexport',
-              info: {iqn, tid: found.tid},
-            })
-          }
-          await this.#targets.remove(link, found, {force, doing: 'unexport', remedy: 'log out first, or use force'})
+    await this.#watch.attemptInTurn(iqn, async link => {
+      const entry = this.#targets.entries.get(iqn)
+      const known = entry ?? this.#targets.former.get(iqn)
+      const isTaken = known?.spec.taken !== undefined
+      const found = isTaken ? undefined : await this.#targets.present(iqn, entry)
+      if (found) {
+        if (!entry && !this.#access?.has(iqn)) {
+          throw new StorageError('TARGET_EXISTS', `The target ${iqn} is not lunpath's: it is left alone`, {
+            op: 'target.unexport',
+            info: {iqn, tid: found.tid},
+          })
         }
-        this.#targets.entries.delete(iqn)
-        this.#targets.former.delete(iqn)
-        if (this.#access?.has(iqn)) await this.#targets.allow([[iqn, null]])
-      }),
-    )
+        await this.#targets.remove(link, found, {force, doing: 'unexport', remedy: 'log out first, or use force'})
+      } else if (!isTaken) {
+        await this.#targets.forgetLost(link, {iqn, tid: known?.tid ?? 0})
+      }
+      this.#targets.entries.delete(iqn)
+      this.#targets.former.delete(iqn)
+      if (this.#access?.has(iqn)) await this.#targets.allow([[iqn, null]])
+    })
   }
 
   async resize(spec: ExportSpec): Promise<Export> {
@@ -208,25 +206,23 @@ export class IetDriver implements TargetDriver {
         info: {iqn: spec.iqn},
       })
     }
-    await this.#targets.queue.run(spec.iqn, () =>
-      this.#watch.attempt(async link => {
-        const entry = this.#targets.entries.get(spec.iqn)
-        const found = entry && (await this.#targets.present(spec.iqn, entry))
-        if (!entry || !found) {
-          throw new StorageError('EXPORT_NOT_FOUND', `${spec.iqn} is not exported`, {op: 'target.resize'})
-        }
-        // IET keeps the size that it saw when the LUN was added.
-        await this.#targets.closeToNewLogins(
-          {iqn: spec.iqn, tid: entry.tid},
-          {doing: 'resize', remedy: 'detach it first'},
-        )
-        const {sizeBytes} = spec.volume
-        const resized = {...entry.spec, volume: {...entry.spec.volume, sizeBytes}}
-        await this.#targets.units.replace(link, {iqn: spec.iqn, tid: entry.tid}, resized)
-        entry.spec = resized
-        await this.#targets.allow([[spec.iqn, entry.spec.access]])
-      }),
-    )
+    await this.#watch.attemptInTurn(spec.iqn, async link => {
+      const entry = this.#targets.entries.get(spec.iqn)
+      const found = entry && (await this.#targets.present(spec.iqn, entry))
+      if (!entry || !found) {
+        throw new StorageError('EXPORT_NOT_FOUND', `${spec.iqn} is not exported`, {op: 'target.resize'})
+      }
+      // IET keeps the size that it saw when the LUN was added.
+      await this.#targets.closeToNewLogins(
+        {iqn: spec.iqn, tid: entry.tid},
+        {doing: 'resize', remedy: 'detach it first'},
+      )
+      const {sizeBytes} = spec.volume
+      const resized = {...entry.spec, volume: {...entry.spec.volume, sizeBytes}}
+      await this.#targets.units.replace(link, {iqn: spec.iqn, tid: entry.tid}, resized)
+      entry.spec = resized
+      await this.#targets.allow([[spec.iqn, entry.spec.access]])
+    })
     return this.#exported(spec)
   }
 
@@ -334,35 +330,29 @@ export class IetDriver implements TargetDriver {
         op: 'target.parameters',
       })
     }
-    await this.#targets.queue.run(iqn, () =>
-      this.#watch.attempt(async link => {
-        const entry = this.#targets.entries.get(iqn)
-        if (!entry) throw new StorageError('EXPORT_NOT_FOUND', `${iqn} is not exported`, {op: 'target.parameters'})
-        await writeParameters(link, {iqn, tid: entry.tid}, BigInt(sid), settled)
-        if (sid !== '0') return
-        for (const type of ['session', 'target'] as const) {
-          for (const [key, value] of settled[type]) entry.settings[type].set(key, value)
-        }
-      }),
-    )
+    await this.#watch.attemptInTurn(iqn, async link => {
+      const entry = await this.#inPlace(iqn, 'target.parameters')
+      await writeParameters(link, {iqn, tid: entry.tid}, BigInt(sid), settled)
+      if (sid !== '0') return
+      for (const type of ['session', 'target'] as const) {
+        for (const [key, value] of settled[type]) entry.settings[type].set(key, value)
+      }
+    })
     return this.parameters(iqn, {sid})
   }
 
   /** Sends initiators that log in to another portal; null ends that. @throws EXPORT_NOT_FOUND, NAME_INVALID */
   async redirect(iqn: string, portal: Portal | null): Promise<void> {
     const to = portal ? formatPortal(parsePortal(formatPortal(portal))) : ''
-    await this.#targets.queue.run(iqn, () =>
-      this.#watch.attempt(async link => {
-        const entry = this.#targets.entries.get(iqn)
-        if (!entry) throw new StorageError('EXPORT_NOT_FOUND', `${iqn} is not exported`, {op: 'target.redirect'})
-        await exchangeOne(link, request.redirect(entry.tid, to), {
-          op: 'target.redirect',
-          what: 'the redirection',
-          iqn,
-        })
-        entry.settings.redirect = to
-      }),
-    )
+    await this.#watch.attemptInTurn(iqn, async link => {
+      const entry = await this.#inPlace(iqn, 'target.redirect')
+      await exchangeOne(link, request.redirect(entry.tid, to), {
+        op: 'target.redirect',
+        what: 'the redirection',
+        iqn,
+      })
+      entry.settings.redirect = to
+    })
   }
 
   /** Each costs exchanges with ietd and, of its backing store, a stat(2). */
@@ -438,6 +428,18 @@ export class IetDriver implements TargetDriver {
     const found = await this.#targets.present(iqn, this.#targets.entries.get(iqn))
     if (found) return found
     throw new StorageError('EXPORT_NOT_FOUND', `IET has no target ${iqn}`, {op: 'target', info: {iqn}})
+  }
+
+  /** Its number is that of another's target, or of none, from a close of the control device until it is put back. */
+  async #inPlace(iqn: string, op: string): Promise<Entry> {
+    const entry = this.#targets.entries.get(iqn)
+    if (!entry) throw new StorageError('EXPORT_NOT_FOUND', `${iqn} is not exported`, {op})
+    if (await this.#targets.isWhole(entry)) return entry
+    throw new StorageError(
+      'TARGET_UNAVAILABLE',
+      `IET has lost the target ${iqn}, and lunpath puts it back: try again in a moment`,
+      {op, info: {iqn, tid: entry.tid}},
+    )
   }
 
   #ownSpec({iqn, tid}: {iqn: string; tid: number}): ExportSpec | undefined {

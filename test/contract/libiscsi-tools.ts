@@ -1,9 +1,12 @@
 import {execFile} from 'node:child_process'
 import {promisify} from 'node:util'
+import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {formatPortal} from '../../src/iqn.js'
 import type {ChapAuth, Portal} from '../../src/types.js'
 
 const run = promisify(execFile)
+
+export const overwrittenBytes = 4096
 
 export interface LoginRequest {
   portal: Portal
@@ -77,11 +80,19 @@ export const discover: Discover = async (portal, initiator) => {
   return [...text.matchAll(/^Target:(\S+) Portal:(\S+?),\d+/gm)].map(match => ({iqn: match[1]!, portal: match[2]!}))
 }
 
-/** Tries to overwrite the start of LUN 1 with patterns, whether the target lets it or not (iscsi-test-cu). */
-export async function overwrite(portal: Portal, iqn: string): Promise<void> {
-  const args = ['--dataloss', '--normal', '--test', 'SCSI.Write10.Simple', iscsiUrl(portal, iqn, 1)]
-  // It exits with 1 where a write is refused.
-  await run('iscsi-test-cu', args, {env: environment(undefined), timeout: 60_000}).catch(error => {
-    if (error.code !== 1) throw error
-  })
+/**
+ * Tries to overwrite the first 4 KiB of LUN 1; false where the target answers that it does not let it. No more than that: IET
+ * never answers a write to a read-only LUN that is larger than its immediate data.
+ */
+export async function overwrite(portal: Portal, iqn: string, initiatorName: string): Promise<boolean> {
+  const session = await new LibiscsiInitiator().connect({portal, iqn, lun: 1, initiatorName})
+  try {
+    await session.write(0, Buffer.alloc(overwrittenBytes, 0x5a))
+    return true
+  } catch (error) {
+    if (((error as Error).cause as NodeJS.ErrnoException | undefined)?.code !== 'SCSI_SENSE') throw error
+    return false
+  } finally {
+    await session.close()
+  }
 }

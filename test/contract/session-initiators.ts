@@ -256,6 +256,9 @@ export function sessionInitiatorContract(test: TestFn, initiator: SessionInitiat
     t.deepEqual(await session.read(0, 4096), data)
     await dropConnections()
     await session.flush()
+    const serial = await session.page(0x80)
+    await dropConnections()
+    t.deepEqual(await session.page(0x80), serial)
     await session.close()
   })
 

@@ -52,7 +52,8 @@ export interface ModuleTarget {
   /** What REPORT LUNS would go by: other than the number of volumes in state 0 after a LUN was deleted twice. */
   lunCount: number
   volumes: ModuleVolume[]
-  sessions: {sid: string; initiator: string; params: number[]; cids: number[]}[]
+  /** `asked` is the name at the login: another one than the target's where a number was given out twice. */
+  sessions: {sid: string; initiator: string; asked: string; params: number[]; cids: number[]}[]
   sessionParams: number[]
   targetParams: number[]
 }
@@ -203,10 +204,17 @@ export class Iet {
     await this.startDaemon()
   }
 
-  /** Opens and closes the control device, as anybody can by `cat`. */
+  /** Opens and closes the control device, as anybody can by `cat`. Resolves when the module has seen it, but where it hangs. */
   async wipe(): Promise<void> {
+    const {releases} = await this.moduleState()
     const device = await open(this.device, 'r+')
     await device.close()
+    // The close does not wait for the module's answer.
+    for (let left = 500; left > 0; left--) {
+      const now = await this.moduleState()
+      if (now.releases > releases || now.hanging) return
+      await sleep(2)
+    }
   }
 
   async moduleState(): Promise<ModuleState> {

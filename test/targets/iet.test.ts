@@ -5,17 +5,18 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {promisify} from 'node:util'
 import test, {type ExecutionContext} from 'ava'
 import {examine} from '../../src/doctor.js'
-import {StorageError} from '../../src/errors.js'
+import type {StorageError} from '../../src/errors.js'
 import {freePort} from '../../src/sandbox/ports.js'
-import {IetDriver, type IetOptions, ietSupports} from '../../src/targets/iet.js'
+import {IetDriver} from '../../src/targets/iet.js'
 import {call, IetControl, request} from '../../src/targets/iet-control.js'
 import type {ExportSpec, Portal} from '../../src/types.js'
 import {targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {lunpath} from '../fixtures/cli.js'
+import {back, failure, makeForeign, openedIet, setUpIet, startDouble} from '../fixtures/iet-driver.js'
 import {startIetNode} from '../fixtures/iet-node.js'
 import {Node} from '../fixtures/node.js'
 import {scrape} from '../fixtures/scrape.js'
-import {type IetOptions as DoubleOptions, Iet, ietPrograms} from '../lab/iet.js'
+import {type Iet, ietPrograms} from '../lab/iet.js'
 import {insideLab, lab} from '../lab/lab.js'
 
 const mebibyte = 2 ** 20
@@ -34,58 +35,6 @@ test.before('the double is compiled', async () => {
 
 const freePortal = async (address: string): Promise<Portal> => ({address, port: await freePort(address)})
 
-/** The double serves no SCSI command. */
-class WithoutDataPath extends IetDriver {
-  override readonly supports = {...ietSupports, dataPath: false}
-}
-
-async function startDouble(t: ExecutionContext, options: DoubleOptions = {}): Promise<Iet> {
-  const iet = await Iet.start(options)
-  t.teardown(() => iet.stop())
-  return iet
-}
-
-async function opened(t: ExecutionContext, iet: Iet, options: Partial<IetOptions> = {}): Promise<IetDriver> {
-  const driver = new WithoutDataPath({
-    portals: [],
-    procDirectory: iet.procDir,
-    accessDirectories: [iet.configDir],
-    ...options,
-  })
-  t.teardown(() => driver.close())
-  await driver.open()
-  return driver
-}
-
-async function setUp(t: ExecutionContext, options: Partial<IetOptions> = {}) {
-  const directory = await temporaryDirectory(t)
-  const iet = await startDouble(t)
-  const driver = await opened(t, iet, options)
-  await driver.restore([])
-  return {directory, iet, driver}
-}
-
-async function failure(action: Promise<unknown>): Promise<StorageError> {
-  try {
-    await action
-  } catch (error) {
-    if (error instanceof StorageError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
-}
-
-/** A target by hand, as ietadm makes it. */
-async function makeForeign({iqn, path, tid: asked = 0}: {iqn: string; path: string; tid?: number}): Promise<number> {
-  const control = new IetControl()
-  const patient = {timeoutMs: 10_000}
-  const {answers} = await control.exchange([[request.newTarget(asked, iqn)]], patient)
-  const tid = answers[0]![0]!.tid || asked
-  await control.exchange([[call.addVolume(tid, 0, `Path=${path},Type=fileio`).instead!]], patient)
-  control.close()
-  return tid
-}
-
 targetContract('IET', {
   test: lab,
   dataPath: false,
@@ -93,7 +42,7 @@ targetContract('IET', {
   makeDriver: async (t, {portals}) => {
     const iet = await startDouble(t)
     return {
-      driver: await opened(t, iet, {portals}),
+      driver: await openedIet(t, iet, {portals}),
       makeForeign: async target => {
         await makeForeign(target)
       },
@@ -108,7 +57,7 @@ const statusOf = async (iet: Iet, iqn: string, who: Parameters<Iet['login']>[1])
 lab(
   'calls go over ietd’s descriptor; nobody but ietd ever opens the device, and no copy outlives its calls',
   async t => {
-    const {driver, directory, iet} = await setUp(t)
+    const {driver, directory, iet} = await setUpIet(t)
     t.deepEqual(driver.way, {way: 'device', reason: null})
     t.is(driver.pid, await iet.pid())
     const spec = await volumeSpec(directory, {access: byName, auth})
@@ -187,7 +136,7 @@ lab('traced: no open of the device, not by its descriptor in /proc either', asyn
 })
 
 lab('a volume has its id as ScsiId and serial, and the mode that was asked for', async t => {
-  const {driver, directory, iet} = await setUp(t, {blockSizeBytes: 4096})
+  const {driver, directory, iet} = await setUpIet(t, {blockSizeBytes: 4096})
   const disk = {id: 'fedcba9876543210', path: '/dev/vda', kind: 'block', sizeBytes: 16 * mebibyte} as const
   const specs = [
     await volumeSpec(directory),
@@ -222,7 +171,7 @@ lab('a volume has its id as ScsiId and serial, and the mode that was asked for',
 lab(
   'nullio: the volume’s size and ids without the volume; it is put back, adopted, and changed to another type',
   async t => {
-    const {driver, directory, iet} = await setUp(t, {blockSizeBytes: 4096, keepOnClose: true})
+    const {driver, directory, iet} = await setUpIet(t, {blockSizeBytes: 4096, keepOnClose: true})
     const disk = {id: 'fedcba9876543210', path: '/dev/vda', kind: 'block', sizeBytes: 16 * mebibyte} as const
     const spec = await volumeSpec(directory, {ioType: 'nullio'})
     const cached = await volumeSpec(directory, {volume: disk, ioType: 'fileio'})
@@ -247,7 +196,7 @@ lab(
     t.like(await returned, {exports: 2, failed: []})
     t.deepEqual(await worth(iet), before)
     await driver.close()
-    const next = await opened(t, iet, {blockSizeBytes: 4096})
+    const next = await openedIet(t, iet, {blockSizeBytes: 4096})
     await next.restore([spec, cached])
     t.deepEqual(await worth(iet), before)
     const grown = await next.resize({...spec, volume: {...spec.volume, sizeBytes: 32 * mebibyte}})
@@ -309,7 +258,7 @@ lab('an export with nullio is recorded, listed, put back by the next daemon, and
 })
 
 lab('rules let in whom they name; CHAP and its secrets are asked for; nobody else gets in', async t => {
-  const {driver, directory, iet} = await setUp(t)
+  const {driver, directory, iet} = await setUpIet(t)
   const name = {initiator}
   const cases: [ExportSpec['access'], Parameters<Iet['login']>[1], boolean][] = [
     [{addresses: ['ALL'], names: []}, {initiator: stranger, address: '192.0.2.9'}, true],
@@ -354,7 +303,7 @@ lab('rules let in whom they name; CHAP and its secrets are asked for; nobody els
 })
 
 lab('there is no moment at which a target that is being made lets anybody in', async t => {
-  const {driver, directory, iet} = await setUp(t)
+  const {driver, directory, iet} = await setUpIet(t)
   await writeFile(allowFile(iet), '# of the administrator\nALL ALL\n')
   await iet.slowModule(30)
   const seen = new Map<string, number>()
@@ -381,7 +330,7 @@ lab('there is no moment at which a target that is being made lets anybody in', a
 })
 
 lab('initiators.allow: others’ lines, mode and owner stay; without a file others’ targets stay open', async t => {
-  const {driver, directory, iet} = await setUp(t)
+  const {driver, directory, iet} = await setUpIet(t)
   const [one, two] = [await volumeSpec(directory, {access: byName}), await volumeSpec(directory, {access: byName})]
   const foreign = 'iqn.2001-04.com.example:foreign'
   await makeForeign({iqn: foreign, path: one.volume.path})
@@ -418,7 +367,7 @@ lab('initiators.allow: others’ lines, mode and owner stay; without a file othe
 })
 
 lab('without the access files rules are refused, and nothing is written', async t => {
-  const {driver, directory, iet} = await setUp(t, {accessFiles: false})
+  const {driver, directory, iet} = await setUpIet(t, {accessFiles: false})
   t.like(new IetDriver({portals: [], accessFiles: false}).supports, {accessRules: false, addressRules: false})
   for (const access of [byName, {addresses: ['192.0.2.1'], names: []}, {addresses: [], names: []}]) {
     t.is((await failure(driver.export(await volumeSpec(directory, {access})))).code, 'UNSUPPORTED')
@@ -433,7 +382,7 @@ lab('without the access files rules are refused, and nothing is written', async 
 lab(
   'all 19 session parameters and 5 target parameters are set and read back; what IET would clamp is refused',
   async t => {
-    const {driver, directory, iet} = await setUp(t)
+    const {driver, directory, iet} = await setUpIet(t)
     const spec = await volumeSpec(directory)
     await driver.export(spec)
     const usual = await driver.parameters(spec.iqn)
@@ -474,7 +423,7 @@ lab(
 )
 
 lab('sessions: 64-bit numbers, IPv6, an end over the socket, TARGET_IN_USE with all as before', async t => {
-  const {driver, directory, iet} = await setUp(t)
+  const {driver, directory, iet} = await setUpIet(t)
   const spec = await volumeSpec(directory, {access: byName})
   await driver.export(spec)
   const {tid} = (await driver.get(spec.iqn))!
@@ -512,7 +461,7 @@ lab('sessions: 64-bit numbers, IPv6, an end over the socket, TARGET_IN_USE with 
 })
 
 lab('a deleted LUN with commands in flight is left alone until it is gone', async t => {
-  const {driver, directory, iet} = await setUp(t)
+  const {driver, directory, iet} = await setUpIet(t)
   const spec = await volumeSpec(directory)
   await driver.export(spec)
   const {tid} = (await driver.get(spec.iqn))!
@@ -529,16 +478,6 @@ lab('a deleted LUN with commands in flight is left alone until it is gone', asyn
   t.is(target!.lunCount, 1)
 })
 
-/** Facts of the next time that the driver has put its exports back. */
-function back(driver: IetDriver): Promise<Record<string, unknown>> {
-  let tell: (facts: Record<string, unknown>) => void
-  const told = new Promise<Record<string, unknown>>(resolve => {
-    tell = resolve
-  })
-  driver.on('restarted', facts => tell(facts))
-  return told
-}
-
 async function worth(iet: Iet) {
   const {targets} = await iet.moduleState()
   return targets
@@ -547,7 +486,7 @@ async function worth(iet: Iet) {
 }
 
 async function withExports(t: ExecutionContext) {
-  const made = await setUp(t)
+  const made = await setUpIet(t)
   const {driver, directory} = made
   const awake = setInterval(() => undefined, 1_000)
   t.teardown(() => clearInterval(awake))
@@ -656,7 +595,7 @@ lab('one target that ietadm deletes is put back, others are not touched', async 
 lab('a next driver adopts what is there, sessions and settings included; half-made targets it makes whole', async t => {
   const directory = await temporaryDirectory(t)
   const iet = await startDouble(t)
-  const first = await opened(t, iet, {keepOnClose: true})
+  const first = await openedIet(t, iet, {keepOnClose: true})
   await first.restore([])
   const [used, half] = [await volumeSpec(directory, {access: byName, auth}), await volumeSpec(directory)]
   await first.export(used)
@@ -669,7 +608,7 @@ lab('a next driver adopts what is there, sessions and settings included; half-ma
   control.close()
   const text = await readFile(allowFile(iet), 'utf8')
   await writeFile(allowFile(iet), text.replace('# lunpath end', `${half.iqn} nobody\n# lunpath end`))
-  const second = await opened(t, iet)
+  const second = await openedIet(t, iet)
   const {requests: before} = await iet.daemonState()
   await second.restore([used, half])
   t.is((await second.get(used.iqn))!.tid, tid)
@@ -684,7 +623,7 @@ lab('a next driver adopts what is there, sessions and settings included; half-ma
 })
 
 lab('a call that hangs is told as such at its deadline, and the rest goes on', async t => {
-  const {driver, directory, iet} = await setUp(t, {timeoutMs: 2_000})
+  const {driver, directory, iet} = await setUpIet(t, {timeoutMs: 2_000})
   const [stuck, later] = [await volumeSpec(directory), await volumeSpec(directory)]
   await iet.hangNext('ADD_VOLUME')
   const began = performance.now()
@@ -697,7 +636,7 @@ lab('a call that hangs is told as such at its deadline, and the rest goes on', a
 })
 
 lab('answers that are none end an export with an error, and nothing of it stays open', async t => {
-  const {driver, directory, iet} = await setUp(t, {timeoutMs: 2_000})
+  const {driver, directory, iet} = await setUpIet(t, {timeoutMs: 2_000})
   for (const manner of ['short', 'long', 'echo', 'huge', 'close', 'never'] as const) {
     const spec = await volumeSpec(directory, {access: byName})
     await iet.answer(manner)
@@ -719,7 +658,7 @@ lab('answers that are none end an export with an error, and nothing of it stays 
 })
 
 lab('discovery has its own accounts where they are configured', async t => {
-  const {driver, directory, iet} = await setUp(t, {discoveryAuth: auth})
+  const {driver, directory, iet} = await setUpIet(t, {discoveryAuth: auth})
   const spec = await volumeSpec(directory)
   await driver.export(spec)
   t.deepEqual(await iet.discover({initiator, ...auth.incoming}), [spec.iqn])
@@ -741,7 +680,7 @@ for (const version of ['1.4.20', '1.4.20.1', 'trunk'] as const) {
   lab(`${version} works, by the device`, async t => {
     const directory = await temporaryDirectory(t)
     const iet = await startDouble(t, {version})
-    const driver = await opened(t, iet)
+    const driver = await openedIet(t, iet)
     await driver.restore([])
     const spec = await volumeSpec(directory)
     await driver.export(spec)

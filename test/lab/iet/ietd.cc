@@ -514,6 +514,13 @@ class Daemon {
     return !any;
   }
 
+  /** With a stale target and a new one of one number the new one's rules hold for both names, as its accounts do. */
+  std::string ruling_name(uint32_t tid) const {
+    const auto newest =
+        std::find_if(targets_.rbegin(), targets_.rend(), [&](const Target& one) { return one.tid == tid; });
+    return newest->name;
+  }
+
   /** login TARGET INITIATOR ADDRESS [USER PASS]: what an initiator would be told, and a session where it may. */
   std::string log_in(const std::vector<std::string>& words) {
     const auto text = [&](size_t i) { return i < words.size() ? words[i] : std::string(); };
@@ -521,12 +528,13 @@ class Daemon {
     const auto found =
         std::find_if(targets_.begin(), targets_.end(), [&](const Target& one) { return same_name(one.name, text(1)); });
     if (found == targets_.end()) return status("0x0203");
-    if (!allowed(found->name, text(2), text(3))) return status("denied");
+    if (!allowed(ruling_name(found->tid), text(2), text(3))) return status("denied");
     if (!account_matches(found->tid, text(4), text(5))) return status("0x0201");
     if (!found->redirect.empty()) return status("redirect " + found->redirect);
     const uint64_t sid = ++sessions_made_ << 48 | 0x023d000080;
     const auto session = std::to_string(found->tid) + " " + std::to_string(sid);
-    if (steering::ask(options_["--module"], "session " + session + " " + text(2)) != "{}") return status("0x0201");
+    if (steering::ask(options_["--module"], "session " + session + " " + text(2) + " " + found->name) != "{}")
+      return status("0x0201");
     steering::ask(options_["--module"], "connection " + session + " 0 " + text(3) + " active none none");
     return "{\"status\":\"ok\",\"tid\":" + std::to_string(found->tid) + ",\"sid\":\"" + std::to_string(sid) + "\"}";
   }

@@ -125,6 +125,8 @@ struct Connection {
 struct Session {
   uint64_t sid = 0;
   std::string initiator;
+  // The target's name at the login. The kernel does not know it, and tests can see by it who has come to the wrong one.
+  std::string asked;
   std::array<uint32_t, iet::kSessionKeys> params{};
   std::list<Connection> connections;
 };
@@ -1000,6 +1002,7 @@ class Double {
       auto& session = target->sessions.emplace_front();
       session.sid = number(2);
       session.initiator = text(3);
+      session.asked = words.size() > 4 ? text(4) : target->name;
       session.params = target->session_params;
       return "{}";
     }
@@ -1032,7 +1035,7 @@ class Double {
     };
     const auto session = [&](const Session& one) {
       return "{\"sid\":\"" + number(one.sid) + "\",\"initiator\":" + quoted(one.initiator) +
-             ",\"params\":" + steering::list(one.params, number) + ",\"cids\":" +
+             ",\"asked\":" + quoted(one.asked) + ",\"params\":" + steering::list(one.params, number) + ",\"cids\":" +
              steering::list(one.connections, [&](const Connection& connection) { return number(connection.cid); }) +
              "}";
     };

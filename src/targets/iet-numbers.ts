@@ -1,0 +1,115 @@
+import {call, request} from './iet-control.js'
+import {errno, errnoFact, type Link, refusal, type TargetKey} from './iet-link.js'
+import type {IetSessions} from './iet-sessions.js'
+
+/** Numbers from here on are somebody's own choice: lunpath does not count on from them. */
+const largest = 0x7fffffff
+/** How many numbers are asked for at once where the first one was not free. */
+const perQuestion = 32
+
+/**
+ * The numbers (tids) of targets. After a close of the control device the kernel has no target and counts from 1 again, while
+ * ietd still lists the old ones by their numbers. A new target that were given such a number would get the sessions of the old
+ * name, so the kernel's own choice is never taken: lunpath chooses, and asks ietd whether it knows the number before the
+ * target is made.
+ */
+export class IetNumbers {
+  readonly #sessions: IetSessions
+  #last = 0
+  /** Names that ietd lists under a number that could not be mended yet. */
+  readonly #stale = new Map<string, number>()
+
+  constructor(sessions: IetSessions) {
+    this.#sessions = sessions
+  }
+
+  /** Another ietd runs, which lists nothing that the kernel has lost. */
+  begunAnew(): void {
+    this.#stale.clear()
+  }
+
+  /** This number is in use, or is kept for an export. */
+  note(tid: number): void {
+    if (tid <= largest) this.#last = Math.max(this.#last, tid)
+  }
+
+  /** The target is there, and ietd lists its name under that number. */
+  made({iqn, tid}: TargetKey): void {
+    this.note(tid)
+    this.#stale.delete(iqn)
+  }
+
+  /** Reserved at once: whoever asks next gets another one. */
+  next(): number {
+    this.#last = this.#last === largest ? 1 : this.#last + 1
+    return this.#last
+  }
+
+  /** A number that is reserved for the caller, and that ietd does not know. */
+  async free(link: Link): Promise<number> {
+    for (let count = 1; ; count = perQuestion) {
+      const tids = Array.from({length: count}, () => this.next())
+      const known = await this.known(link, tids)
+      const found = tids.find(tid => !known.has(tid))
+      if (found !== undefined) return found
+    }
+  }
+
+  /**
+   * Those of these numbers that ietd knows, under whatever name. To be asked of numbers alone that the kernel has not: the
+   * question is a redirection to nowhere, which ends one that is set.
+   */
+  async known(link: Link, tids: number[]): Promise<Set<number>> {
+    const answers = await link.exchange(tids.map(tid => [request.redirect(tid, '')]))
+    const known = tids.filter((tid, index) => {
+      const {error} = answers[index]![0]!
+      if (error !== 0 && error !== errno.enoent)
+        throw refusal(error, {op: 'target.export', what: 'the question', iqn: `tid ${tid}`})
+      return error === 0
+    })
+    return new Set(known)
+  }
+
+  /** The number under which ietd lists that name although the kernel does not have it, as far as that is known; else 0. */
+  staleNumber(iqn: string): number {
+    return this.#stale.get(iqn) ?? 0
+  }
+
+  /**
+   * Makes ietd give up a number that it knows and the kernel has lost: it does so only once the kernel has it again. Behind a
+   * rule that lets nobody in. Gives the reason where that cannot be.
+   */
+  async mend(link: Link, {iqn, tid}: TargetKey): Promise<{why: string; cause?: Error} | undefined> {
+    for (;;) {
+      const [[added] = []] = await link.call([[call.addTarget(tid, iqn)]])
+      const reason = this.mended({iqn, tid}, added!.error)
+      if (reason) return reason
+      // The device may have been closed once more between the two.
+      if (await this.deleteEmpty(link, {iqn, tid})) break
+    }
+    this.#stale.delete(iqn)
+    return undefined
+  }
+
+  /** What an answer to call.addTarget() says; a name that could not be mended is remembered. */
+  mended({iqn, tid}: TargetKey, error: number): {why: string; cause?: Error} | undefined {
+    if (error === 0) return undefined
+    this.#stale.set(iqn, tid)
+    if (error === errno.enosys) return {why: 'the control device cannot be had to mend that'}
+    return {why: `another target has its number ${tid}`, cause: errnoFact(error)}
+  }
+
+  /**
+   * Ends a target without a unit that the kernel was given again; whoever has logged in meanwhile, maybe by another name, goes.
+   * False where the kernel has lost it again.
+   */
+  async deleteEmpty(link: Link, {iqn, tid}: TargetKey): Promise<boolean> {
+    for (;;) {
+      const [[deleted] = []] = await link.exchange([[request.deleteTarget(tid)]])
+      if (deleted!.error === 0 || deleted!.error === errno.enoent) return deleted!.error === 0
+      if (deleted!.error !== errno.ebusy)
+        throw refusal(deleted!.error, {op: 'target.export', what: 'the removal of what it had lost', iqn})
+      await this.#sessions.endAll(link, {iqn, tid})
+    }
+  }
+}
