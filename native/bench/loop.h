@@ -187,10 +187,11 @@ class Loop final : public Worker {
     try {
       return engine_.Exchange(wait, deadline);
     } catch (...) {
-      thrown_ = DescribeThrown();
+      NoteThrown();
       return false;
     }
   }
+  [[gnu::noinline, gnu::cold]] void NoteThrown() { thrown_ = DescribeThrown(); }
 
   uint64_t CpuNs() const { return ThreadCpuNs() + engine_.HelpersCpuNs(); }
 
@@ -312,13 +313,13 @@ class Loop final : public Worker {
       Start(workload_->Next(), intended, now);
       return true;
     }
+    return SubmitVerified(intended, now);
+  }
+
+  [[gnu::noinline]] bool SubmitVerified(uint64_t intended, uint64_t now) {
     if (!held_back_) held_back_ = workload_->Next();
     if (held_back_->direction == Direction::kWrite && !verifier_->HasRoom(held_back_->offset)) [[unlikely]] {
-      Fail(Error{.message =
-                     "The table of the blocks to verify has the size that this job may have: give a smaller size "
-                     "or runtime, or a larger bs",
-                 .code = "ENOMEM",
-                 .number = ENOMEM});
+      FailForRoom();
       return false;
     }
     if (!verifier_->Lock(held_back_->offset)) return false;
@@ -341,7 +342,7 @@ class Loop final : public Worker {
     Queue(index);
   }
 
-  void Queue(uint32_t index) {
+  [[gnu::always_inline]] void Queue(uint32_t index) {
     const Slot& slot = slots_[index];
     engine_.Queue({.slot = index,
                    .direction = slot.direction,
@@ -350,7 +351,7 @@ class Loop final : public Worker {
                    .data = buffers_[index] + slot.done});
   }
 
-  void Complete(uint32_t index, int64_t result, uint64_t now) {
+  [[gnu::always_inline]] void Complete(uint32_t index, int64_t result, uint64_t now) {
     Slot& slot = slots_[index];
     // How much was discarded is in no answer.
     if (slot.direction == Direction::kTrim && result == 0) result = slot.bytes;
@@ -377,7 +378,7 @@ class Loop final : public Worker {
   }
 
   // False: the I/O goes on. True: it has failed.
-  bool HandleFailure(uint32_t index, int64_t result) {
+  [[gnu::noinline, gnu::cold]] bool HandleFailure(uint32_t index, int64_t result) {
     Slot& slot = slots_[index];
     const bool stopping = counts.phase == Phase::kStopping;
     if (result > 0 && !stopping) {
@@ -407,8 +408,17 @@ class Loop final : public Worker {
     return true;
   }
 
+  // Apart, as all that is rare: the compiler inlines what is done for each I/O by its size.
+  [[gnu::noinline, gnu::cold]] void FailForRoom() {
+    Fail(Error{.message =
+                   "The table of the blocks to verify has the size that this job may have: give a smaller size or "
+                   "runtime, or a larger bs",
+               .code = "ENOMEM",
+               .number = ENOMEM});
+  }
+
   // No more is submitted, and the run ends when what is in flight has come in.
-  void Fail(Error error) {
+  [[gnu::noinline, gnu::cold]] void Fail(Error error) {
     counts.last_error = std::move(error);
     counts.state = RunState::kFailed;
     issuing_ = false;
