@@ -15,7 +15,11 @@
   'target_defaults': {
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
     # A worker thread that ends while a call is settled lets nothing be thrown any more: that is no reason to abort.
-    'defines': ['NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
+    # Whatever a call from JS throws becomes a JS error, std::bad_alloc too.
+    'defines': [
+      'NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
+      'NODE_ADDON_API_CPP_EXCEPTIONS_ALL',
+    ],
     'cflags': ['-fvisibility=hidden', '-fno-strict-aliasing', '-Wall', '-Wextra', '-Wno-unused-parameter', '-g'],
     'cflags_cc': ['-std=c++20', '-fexceptions'],
     'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
