@@ -24,8 +24,15 @@
     'cflags_cc': ['-std=c++20', '-fexceptions'],
     'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
     # Node unloads an addon when its last environment ends; a thread that still runs its code would crash.
-    'ldflags': ['-Wl,-z,nodelete'],
+    'ldflags': ['-Wl,-z,nodelete', '-Wl,-z,relro', '-Wl,-z,now'],
     'conditions': [
+      # The sanitizers see more, and fortified calls would hide from them what they intercept. Fortification needs an
+      # optimised build; a compiler may define a lower level of its own.
+      ['sanitize==""', {
+        'defines': ['_GLIBCXX_ASSERTIONS'],
+        'cflags': ['-fstack-protector-strong'],
+        'configurations': {'Release': {'cflags': ['-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=3']}},
+      }],
       ['sanitize!=""', {
         # Reports need lines alone, not values. Where nothing is optimised they take a third of the time to compile: -O3 is
         # node-gyp's own, and comes after ours.
