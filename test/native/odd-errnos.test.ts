@@ -42,6 +42,13 @@ test.serial('a file system that answers an errno without a name fails the call, 
   t.is((await calls.make(1)).length, 1)
 })
 
+test.serial('a benchmark of a file whose reads fail with such an errno ends with it', async t => {
+  const directory = await mounted(t)
+  const calls = await AddonCalls.start('bench, errnos of a file system', directory)
+  t.teardown(() => calls.end())
+  t.deepEqual(await calls.make(3), Array(3).fill('EUNKNOWN'))
+})
+
 for (const number of [512, 516, 524]) {
   test.serial(`errno ${number} of a system call is told by its number`, async t => {
     const forbid = await program('forbid')
