@@ -15,13 +15,24 @@
   'target_defaults': {
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
     # A worker thread that ends while a call is settled lets nothing be thrown any more: that is no reason to abort.
-    'defines': ['NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
+    # Whatever a call from JS throws becomes a JS error, std::bad_alloc too.
+    'defines': [
+      'NAPI_VERSION=8', 'NODE_ADDON_API_DISABLE_DEPRECATED', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
+      'NODE_ADDON_API_CPP_EXCEPTIONS_ALL',
+    ],
     'cflags': ['-fvisibility=hidden', '-fno-strict-aliasing', '-Wall', '-Wextra', '-Wno-unused-parameter', '-g'],
     'cflags_cc': ['-std=c++20', '-fexceptions'],
     'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
     # Node unloads an addon when its last environment ends; a thread that still runs its code would crash.
-    'ldflags': ['-Wl,-z,nodelete'],
+    'ldflags': ['-Wl,-z,nodelete', '-Wl,-z,relro', '-Wl,-z,now'],
     'conditions': [
+      # The sanitizers see more, and fortified calls would hide from them what they intercept. Fortification needs an
+      # optimised build; a compiler may define a lower level of its own.
+      ['sanitize==""', {
+        'defines': ['_GLIBCXX_ASSERTIONS'],
+        'cflags': ['-fstack-protector-strong'],
+        'configurations': {'Release': {'cflags': ['-U_FORTIFY_SOURCE', '-D_FORTIFY_SOURCE=3']}},
+      }],
       ['sanitize!=""', {
         # Reports need lines alone, not values. Where nothing is optimised they take a third of the time to compile: -O3 is
         # node-gyp's own, and comes after ours.

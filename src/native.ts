@@ -2,7 +2,7 @@ import {existsSync, readFileSync} from 'node:fs'
 import {createRequire} from 'node:module'
 import {dirname, join} from 'node:path'
 import {fileURLToPath} from 'node:url'
-import {StorageError} from './errors.js'
+import {type ErrorCode, StorageError} from './errors.js'
 
 /** The addons, one per external library, and the Debian package that brings that library. */
 const addons = {
@@ -71,4 +71,14 @@ export function loadAddon<T>(name: AddonName): T {
       {op: 'native.load', info: {addon: name, file, package: runtimePackage}, cause},
     )
   }
+}
+
+/**
+ * What an addon rejects with where it had no thread (a full cgroup, `ulimit -u`) or no memory for a call, as a failure of this
+ * code: the other side was not asked, and the same call may succeed later. Any other error is given back as it is.
+ */
+export function lackAs(code: ErrorCode, op: string, error: unknown): unknown {
+  const {code: errno, syscall, message} = error as {code?: unknown; syscall?: unknown; message: string}
+  const isLack = (errno === 'EAGAIN' && syscall === 'pthread_create') || (errno === 'ENOMEM' && syscall === undefined)
+  return isLack ? new StorageError(code, message, {op, info: {errno}, cause: error}) : error
 }

@@ -13,6 +13,7 @@
 #include "bench/engine.h"
 #include "bench/path_target.h"
 #include "bench/ring.h"
+#include "bench/uring_abi.h"
 
 namespace lunpath::bench {
 
@@ -97,8 +98,8 @@ class UringEngine {
     io_uring_sqe* entry = ring_.Next();
     entry->opcode = IORING_OP_ASYNC_CANCEL;
     entry->fd = fixed_file_ ? 0 : target_->fd();
-    entry->cancel_flags = IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL;
-    if (fixed_file_) entry->cancel_flags |= IORING_ASYNC_CANCEL_FD_FIXED;
+    entry->cancel_flags = uring::kCancelFd | uring::kCancelAll;
+    if (fixed_file_) entry->cancel_flags |= uring::kCancelFdFixed;
     entry->user_data = kCancel;
   }
 

@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "bench/clock.h"
+#include "bench/uring_abi.h"
 
 namespace lunpath::bench {
 namespace {
@@ -19,8 +20,8 @@ struct TaskWork {
 };
 
 const TaskWork kWays[] = {
-    {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, {"single_issuer", "defer_taskrun"}},
-    {IORING_SETUP_COOP_TASKRUN, {"coop_taskrun"}},
+    {uring::kSetupSingleIssuer | uring::kSetupDeferTaskrun, {"single_issuer", "defer_taskrun"}},
+    {uring::kSetupCoopTaskrun, {"coop_taskrun"}},
     {0, {}},
 };
 
@@ -44,7 +45,7 @@ Status Ring::Setup(uint32_t entries) {
     fd_.Reset(fd);
     flags_ = way.words;
     // Both came with 5.4 and 5.11: before them two mappings and another kind of timeout would be needed.
-    constexpr uint32_t needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_EXT_ARG;
+    constexpr uint32_t needed = IORING_FEAT_SINGLE_MMAP | uring::kFeatureExtArg;
     if ((params.features & needed) != needed)
       return ErrnoError(ENOSYS, "io_uring_setup", "io_uring is older than 5.11");
     if (!Map(params)) return ErrnoError(errno, "mmap", "io_uring");
@@ -102,12 +103,12 @@ bool Ring::RegisterBuffer(void* base, size_t bytes) {
 }
 
 bool Ring::RegisterItself() {
-  io_uring_rsrc_update update{};
+  uring::ResourceUpdate update{};
   update.offset = UINT32_MAX;  // any
   update.data = static_cast<uint64_t>(fd_.get());
-  if (Register(IORING_REGISTER_RING_FDS, &update, 1) != 1) return false;
+  if (Register(uring::kRegisterRingFds, &update, 1) != 1) return false;
   enter_fd_ = static_cast<int>(update.offset);
-  enter_flags_ = IORING_ENTER_REGISTERED_RING;
+  enter_flags_ = uring::kEnterRegisteredRing;
   flags_.emplace_back("registered_ring");
   return true;
 }
@@ -123,9 +124,9 @@ int Ring::Enter(uint32_t wait_for, uint64_t timeout_ns) {
     __kernel_timespec timeout{};
     timeout.tv_sec = static_cast<int64_t>(timeout_ns / kNsPerSecond);
     timeout.tv_nsec = static_cast<int64_t>(timeout_ns % kNsPerSecond);
-    io_uring_getevents_arg argument{};
-    argument.ts = reinterpret_cast<uint64_t>(&timeout);
-    flags |= IORING_ENTER_EXT_ARG;
+    uring::GetEventsArgument argument{};
+    argument.timeout = reinterpret_cast<uint64_t>(&timeout);
+    flags |= uring::kEnterExtArg;
     entered = syscall(SYS_io_uring_enter, enter_fd_, pending, wait_for, flags, &argument, sizeof argument);
   }
   return entered >= 0 ? 0 : errno;

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
-#include <cstring>
 #include <memory>
+#include <string_view>
 
 #include "sys/unique_fd.h"
 
@@ -23,33 +23,34 @@ constexpr size_t kPage = 4096;
 
 Outcome Failure(const char* syscall) {
   const int number = errno;
-  const char* name = strerrorname_np(number);
-  return Outcome{.code = name ? name : "EUNKNOWN", .number = number, .syscall = syscall};
+  return Outcome{.code = ErrnoName(number), .number = number, .syscall = syscall};
 }
 
 Outcome Done(int result, const char* syscall) { return result == 0 ? Outcome{} : Failure(syscall); }
 
-// The kernel takes what one write(2) brings as the whole value.
+// The kernel takes what one write(2) brings as the whole value: a part of it, such as the first page, is another value,
+// and the rest would be one more (fs/configfs/file.c, fill_write_buffer).
 Outcome Write(const Operation& operation) {
   const UniqueFd fd(::open(operation.path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!fd) return Failure("open");
   const ssize_t written = ::write(fd.get(), operation.value.data(), operation.value.size());
-  return written >= 0 ? Outcome{} : Failure("write");
+  if (written < 0) return Failure("write");
+  if (static_cast<size_t>(written) == operation.value.size()) return Outcome{};
+  return Outcome{.code = ErrnoName(EIO), .number = EIO, .syscall = "write"};
 }
 
 Outcome Read(const Operation& operation) {
   const UniqueFd fd(::open(operation.path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return Failure("open");
-  std::string text(kPage, '\0');
+  Secret page(kPage);
   size_t length = 0;
-  while (length < text.size()) {
-    const ssize_t got = ::read(fd.get(), text.data() + length, text.size() - length);
+  while (length < page.size()) {
+    const ssize_t got = ::read(fd.get(), page.data() + length, page.size() - length);
     if (got < 0) return Failure("read");
     if (got == 0) break;
     length += static_cast<size_t>(got);
   }
-  text.resize(length);
-  return Outcome{.texts = {std::move(text)}};
+  return Outcome{.content = Secret(std::string_view(page.data(), length))};
 }
 
 struct CloseDirectory {
@@ -112,7 +113,7 @@ std::vector<Outcome> Run(const std::vector<Operation>& operations, Progress& pro
       break;
     }
     outcomes.push_back(RunOne(operations[i]));
-    const auto& [code, number, syscall, texts] = outcomes.back();
+    const std::string& code = outcomes.back().code;
     const auto& tolerated = operations[i].tolerated;
     if (!code.empty() && std::find(tolerated.begin(), tolerated.end(), code) == tolerated.end()) break;
   }

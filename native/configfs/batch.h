@@ -3,10 +3,12 @@
 
 #include <atomic>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "sys/result.h"
+#include "sys/secret.h"
 
 namespace lunpath::configfs {
 
@@ -16,7 +18,7 @@ enum class Call { kMkdir, kRmdir, kWrite, kSymlink, kUnlink, kRead, kList, kLink
 struct Operation {
   Call call = Call::kRead;
   std::string path{};
-  std::string value{};                   // what kWrite writes, where kSymlink points
+  Secret value{};                        // what kWrite writes, perhaps a password; where kSymlink points
   std::vector<std::string> tolerated{};  // "EEXIST", "ENOENT" …
 };
 
@@ -25,7 +27,8 @@ struct Outcome {
   std::string code{};
   int number = 0;
   const char* syscall = "";
-  // kRead: the content. kList: the names of directories. kLinks: name, target, name, target …
+  std::optional<Secret> content{};  // kRead; LIO gives passwords back
+  // kList: the names of directories. kLinks: name, target, name, target …
   std::vector<std::string> texts{};
 };
 

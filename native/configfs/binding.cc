@@ -3,10 +3,11 @@
 
 #include <array>
 #include <memory>
-#include <unordered_map>
 
 #include "configfs/batch.h"
 #include "napi/promise_worker.h"
+#include "napi/running.h"
+#include "napi/secret.h"
 
 namespace lunpath::configfs {
 
@@ -26,7 +27,7 @@ Operation ToOperation(const Napi::Object& given) {
   }
   operation.path = given.Get("path").As<Napi::String>().Utf8Value();
   const Napi::Value value = given.Get("value");
-  if (value.IsString()) operation.value = value.As<Napi::String>().Utf8Value();
+  operation.value = ToSecret(value);
   const Napi::Value names = given.Get("tolerated");
   if (!names.IsArray()) return operation;
   const auto tolerated = names.As<Napi::Array>();
@@ -47,6 +48,7 @@ Napi::Value ToJs(Napi::Env env, const std::vector<Outcome>& outcomes) {
       one.Set("syscall", outcome.syscall);
     }
     auto texts = Napi::Array::New(env, outcome.texts.size());
+    if (outcome.content) texts.Set(0u, Napi::String::New(env, outcome.content->data(), outcome.content->size()));
     for (uint32_t j = 0; j < outcome.texts.size(); j++) texts.Set(j, outcome.texts[j]);
     one.Set("texts", texts);
     all.Set(i, one);
@@ -57,8 +59,9 @@ Napi::Value ToJs(Napi::Env env, const std::vector<Outcome>& outcomes) {
 // class Runner {
 //   constructor(network: string)    path of the network namespace in which all is done; empty: this process's
 //   run(id: number, operations: {call, path, value?, tolerated?}[]): Promise<{code?, errno?, syscall?, texts}[]>
-//   stop(id: number): number    no further operation of that batch begins; the number of the one under way, -1 after
-//   all close(): void               later calls of run() reject; what runs no longer keeps the process
+//   stop(id: number): number    no further operation of that batch begins; the number of the one under way, -1 where
+//                               the batch has settled
+//   close(): void               later calls of run() reject; what runs no longer keeps the process
 // }
 class Runner : public Napi::ObjectWrap<Runner> {
  public:
@@ -80,8 +83,7 @@ class Runner : public Napi::ObjectWrap<Runner> {
     std::vector<Operation> operations;
     operations.reserve(given.Length());
     for (uint32_t i = 0; i < given.Length(); i++) operations.push_back(ToOperation(given.Get(i).As<Napi::Object>()));
-    auto progress = std::make_shared<Progress>();
-    (*running_)[id] = progress;
+    const std::shared_ptr<Progress> progress = running_.Begin(id);
     return worker_.Run<std::vector<Outcome>>(
         [operations = std::move(operations), progress, network = network_]() -> Result<std::vector<Outcome>> {
           if (!network.empty()) {
@@ -90,17 +92,16 @@ class Runner : public Napi::ObjectWrap<Runner> {
           }
           return Run(operations, *progress);
         },
-        [running = running_, id](Napi::Env env, std::vector<Outcome>& outcomes) {
-          running->erase(id);
-          return ToJs(env, outcomes);
-        });
+        [progress](Napi::Env env, std::vector<Outcome>& outcomes) { return ToJs(env, outcomes); });
   }
 
   Napi::Value Stop(const Napi::CallbackInfo& info) {
-    const auto found = running_->find(info[0].As<Napi::Number>().DoubleValue());
-    if (found == running_->end()) return Napi::Number::New(info.Env(), -1);
-    found->second->is_stopped = true;
-    return Napi::Number::New(info.Env(), static_cast<double>(found->second->position));
+    double position = -1;
+    running_.With(info[0].As<Napi::Number>().DoubleValue(), [&](Progress& progress) {
+      progress.is_stopped = true;
+      position = static_cast<double>(progress.position);
+    });
+    return Napi::Number::New(info.Env(), position);
   }
 
   Napi::Value Close(const Napi::CallbackInfo& info) {
@@ -108,9 +109,7 @@ class Runner : public Napi::ObjectWrap<Runner> {
     return info.Env().Undefined();
   }
 
-  // Main thread only.
-  std::shared_ptr<std::unordered_map<double, std::shared_ptr<Progress>>> running_ =
-      std::make_shared<std::unordered_map<double, std::shared_ptr<Progress>>>();
+  Running<Progress> running_;
   const std::string network_;
   PromiseWorker worker_;
 };

@@ -3,13 +3,14 @@
 #include <napi.h>
 
 #include <memory>
-#include <unordered_map>
 
 #include "iet/control.h"
 #include "iet/ietd.h"
 #include "iet/listing.h"
 #include "napi/error.h"
 #include "napi/promise_worker.h"
+#include "napi/running.h"
+#include "napi/secret.h"
 
 namespace lunpath::iet {
 namespace {
@@ -58,7 +59,7 @@ Message ToMessage(const Napi::Array& array) {
                  .cid = fields.cid,
                  .lun = fields.lun,
                  .text = std::move(fields.text),
-                 .secret = array.Get(9u).As<Napi::String>().Utf8Value(),
+                 .secret = ToSecret(array.Get(9u)),
                  .direction = array.Get(10u).As<Napi::Number>().Uint32Value(),
                  .most = array.Get(11u).As<Napi::Number>().Uint32Value(),
                  .parameters = std::move(fields.parameters)};
@@ -169,34 +170,29 @@ class Binding : public Napi::ObjectWrap<Binding> {
     auto sequences = ToSequences<Call>(info[1], ToCall);
     const auto deadline = DeadlineIn(info[2]);
     const pid_t expected_pid = info[3].As<Napi::Number>().Int32Value();
-    auto progress = std::make_shared<Progress>();
-    (*running_)[id] = progress;
+    const std::shared_ptr<Progress> progress = running_.Begin(id);
     return device_.Run<Outcome>(
         [control = control_, sequences = std::move(sequences), deadline, expected_pid, progress]() -> Result<Outcome> {
           return control->Run(sequences, deadline, expected_pid, *progress);
         },
-        [running = running_, id](Napi::Env env, Outcome& outcome) {
-          running->erase(id);
-          return ToJs(env, outcome);
-        });
+        [progress](Napi::Env env, Outcome& outcome) { return ToJs(env, outcome); });
   }
 
   Napi::Value Read(const Napi::CallbackInfo& info) {
     const double id = info[0].As<Napi::Number>().DoubleValue();
-    auto progress = std::make_shared<Progress>();
-    (*running_)[id] = progress;
+    const std::shared_ptr<Progress> progress = running_.Begin(id);
     return reading_.Run<Result<std::string>>(
         [path = info[1].As<Napi::String>().Utf8Value(), until = info[2].As<Napi::String>().Utf8Value(),
          progress]() -> Result<Result<std::string>> { return ReadListing(path, until, *progress); },
-        [running = running_, id](Napi::Env env, Result<std::string>& text) -> Napi::Value {
-          running->erase(id);
+        [progress](Napi::Env env, Result<std::string>& text) -> Napi::Value {
           return text.ok() ? Napi::String::New(env, text.value()) : ToJsError(env, text.error());
         });
   }
 
   Napi::Value Stop(const Napi::CallbackInfo& info) {
-    const auto found = running_->find(info[0].As<Napi::Number>().DoubleValue());
-    const double position = found == running_->end() ? -1 : static_cast<double>(found->second->Stop());
+    double position = -1;
+    running_.With(info[0].As<Napi::Number>().DoubleValue(),
+                  [&](Progress& progress) { position = static_cast<double>(progress.Stop()); });
     return Napi::Number::New(info.Env(), position);
   }
 
@@ -209,9 +205,7 @@ class Binding : public Napi::ObjectWrap<Binding> {
 
   const std::string name_;
   std::shared_ptr<Control> control_;
-  // Main thread only.
-  std::shared_ptr<std::unordered_map<double, std::shared_ptr<Progress>>> running_ =
-      std::make_shared<std::unordered_map<double, std::shared_ptr<Progress>>>();
+  Running<Progress> running_;
   PromiseWorker socket_;
   PromiseWorker device_;
   PromiseWorker reading_;

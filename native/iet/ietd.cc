@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "sys/local_daemon.h"
 
@@ -26,12 +27,12 @@ Result<LocalDaemon> Ietd(const std::string& name) {
 }
 
 template <size_t size>
-std::string Text(const char (&field)[size]) {
+std::string_view Text(const char (&field)[size]) {
   return {field, strnlen(field, size)};
 }
 
 template <size_t size>
-void Put(char (&field)[size], const std::string& text) {
+void Put(char (&field)[size], std::string_view text) {
   std::memcpy(field, text.data(), std::min(text.size(), size - 1));
 }
 
@@ -71,7 +72,7 @@ void Encode(const Message& message, Request& request) {
       Put(request.volume.args, message.text);
       break;
     case kAccountNew:
-      Put(request.account.password, message.secret);
+      Put(request.account.password, message.secret.view());
       [[fallthrough]];
     case kAccountDelete:
     case kAccountShow:
@@ -119,7 +120,7 @@ void Decode(const Message& message, const Request& echo, const std::string& data
       for (const ParameterValue& one : echo.target.session) answer.numbers.push_back(one.value);
       break;
     case kAccountShow:
-      answer.numbers = {Text(echo.account.password) == message.secret ? 1u : 0u};
+      answer.numbers = {Text(echo.account.password) == message.secret.view() ? 1u : 0u};
       break;
     case kAccountList:
       answer.numbers = {echo.accounts.overflow};
@@ -136,11 +137,9 @@ void Decode(const Message& message, const Request& echo, const std::string& data
 Result<Answer> Receive(const LocalDaemon& ietd, LocalConnection& connection, const Message& message,
                        const Request& request) {
   Reply reply{};
+  const WipeAtEnd wiped(reply);
   auto head = connection.Fill(reinterpret_cast<char*>(&reply), kReplyBytes);
-  const auto refuse = [&](const std::string& what) {
-    explicit_bzero(&reply, sizeof(reply));
-    return ietd.Protocol(what);
-  };
+  const auto refuse = [&](const std::string& what) { return ietd.Protocol(what); };
   if (!head.ok()) return std::move(head.error());
   if (head.value() == 0) return ietd.Closed("recv");
   if (head.value() < kReplyBytes) {
@@ -167,7 +166,6 @@ Result<Answer> Receive(const LocalDaemon& ietd, LocalConnection& connection, con
   }
   if (connection.HasMore()) return refuse("it is longer than it should be");
   if (answer.error == 0) Decode(message, reply.request, data, answer);
-  explicit_bzero(&reply, sizeof(reply));
   return answer;
 }
 
@@ -175,9 +173,11 @@ Result<Answer> ExchangeOne(const LocalDaemon& ietd, const Message& message, Cloc
                            pid_t expected_pid, pid_t* pid) {
   // Before the connection is there: while it is silent, ietd serves nobody. To a request in parts it gives no answer.
   Request request{};
+  const WipeAtEnd wiped(request);
   Encode(message, request);
   auto connected = LocalConnection::Open(ietd, deadline, expected_pid, pid);
   auto failure = connected.ok() ? connected.value().Send(&request, sizeof(request)) : std::move(connected.error());
+  // Not only at the end: the answer may take its time.
   if (message.command == kAccountNew) explicit_bzero(&request.account, sizeof(request.account));
   if (connected.ok() && failure && failure->code == "IET_CLOSED") {
     // Another user than root is refused before it has said anything.

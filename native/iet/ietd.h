@@ -11,6 +11,7 @@
 
 #include "iet/abi.h"
 #include "sys/result.h"
+#include "sys/secret.h"
 
 namespace lunpath::iet {
 
@@ -23,8 +24,8 @@ struct Parameters {
   std::vector<uint32_t> values{};
 };
 
-// One request to ietd. Texts are without NUL and fit their fields; `secret` appears in no error and is wiped from the
-// bytes that were sent.
+// One request to ietd. Texts are without NUL and fit their fields; `secret` appears in no error and is wiped, from the
+// bytes that were sent and received too.
 struct Message {
   Command command = kSystemShow;
   uint32_t tid = 0;
@@ -32,7 +33,7 @@ struct Message {
   uint32_t cid = 0;
   uint32_t lun = 0;
   std::string text{};       // name of a target or account, a volume's arguments, a redirection
-  std::string secret{};     // of kAccountNew; with kAccountShow what the account's is compared with
+  Secret secret{};          // of kAccountNew; with kAccountShow what the account's is compared with
   uint32_t direction = 0;   // of accounts: 0 incoming, 1 outgoing
   uint32_t most = 0;        // of kAccountList: names that there is room for
   Parameters parameters{};  // of kTargetUpdate; of the two that show, the type alone

@@ -41,9 +41,11 @@ Napi::Value Undefined(Napi::Env env, Nothing&) { return env.Undefined(); }
 using Bytes = std::unique_ptr<std::vector<uint8_t>>;
 
 Napi::Value ToBuffer(Napi::Env env, Bytes& bytes) {
-  std::vector<uint8_t>* owned = bytes.release();
-  return Napi::Buffer<uint8_t>::New(
-      env, owned->data(), owned->size(), [](Napi::Env, uint8_t*, std::vector<uint8_t>* hint) { delete hint; }, owned);
+  auto buffer = Napi::Buffer<uint8_t>::New(
+      env, bytes->data(), bytes->size(), [](Napi::Env, uint8_t*, std::vector<uint8_t>* hint) { delete hint; },
+      bytes.get());
+  bytes.release();
+  return buffer;
 }
 
 // One session and its thread: calls run one after the other, in the order made. JS has checked all arguments.
@@ -125,7 +127,8 @@ class SessionObject : public Napi::ObjectWrap<SessionObject> {
 
   // Logs out after the calls that were made before; later ones are refused.
   Napi::Value Close(const Napi::CallbackInfo&) {
-    Napi::Promise closed = worker_.Run<Nothing>([session = session_] { return session->Logout(); }, Undefined);
+    Napi::Promise closed =
+        worker_.Run<Nothing>([session = session_] { return session->End(); }, Undefined, PromiseWorker::Settles::kLast);
     worker_.RefuseNew();
     return closed;
   }

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include "iscsi/session.h"
+#include "napi/secret.h"
 
 namespace lunpath::iscsi {
 
@@ -20,9 +21,9 @@ inline LoginParams ToLoginParams(const Napi::Object& js) {
       .initiator = text("initiator"),
       .lun = number("lun"),
       .chap = {.user = text("user"),
-               .secret = text("secret"),
+               .secret = ToSecret(js.Get("secret")),
                .target_user = text("targetUser"),
-               .target_secret = text("targetSecret")},
+               .target_secret = ToSecret(js.Get("targetSecret"))},
       .login_timeout_ms = number("loginTimeoutMs"),
       .command_timeout_ms = number("commandTimeoutMs"),
       .reconnect = js.Get("reconnect").ToBoolean().Value(),

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <exception>
 #include <utility>
 
 // libiscsi's headers expect the includer to bring stdint.h and sys/types.h.
@@ -189,22 +190,23 @@ struct Session::Wait {
   int status = 0;
   void (*on_data)(void* data, void* into) = nullptr;  // libiscsi frees discovery data when the callback returns
   void* into = nullptr;
+  std::exception_ptr thrown{};  // by on_data: libiscsi, which is C, called it
 };
 
 Session::Session(LoginParams params) : params_(std::move(params)), wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
 
-Session::~Session() {
-  Drop();
-  for (std::string* secret : {&params_.chap.secret, &params_.chap.target_secret}) {
-    explicit_bzero(secret->data(), secret->size());
-  }
-}
+Session::~Session() { Drop(); }
 
 void Session::OnDone(iscsi_context*, int status, void* data, void* opaque) {
   auto* wait = static_cast<Wait*>(opaque);
   wait->done = true;
   wait->status = status;
-  if (wait->on_data && status == SCSI_STATUS_GOOD) wait->on_data(data, wait->into);
+  if (!wait->on_data || status != SCSI_STATUS_GOOD) return;
+  try {
+    wait->on_data(data, wait->into);
+  } catch (...) {
+    wait->thrown = std::current_exception();
+  }
 }
 
 Error Session::LibraryError(const char* code, const char* what) const {
@@ -228,6 +230,10 @@ void Session::Resume() {
 
 void Session::Drop() {
   if (!context_) return;
+  // libiscsi frees its copies of the secrets as they are. It fills the fields of new ones up with NULs, unless they are
+  // empty.
+  iscsi_set_initiator_username_pwd(context_, "-", "-");
+  iscsi_set_target_username_pwd(context_, "-", "-");
   iscsi_destroy_context(std::exchange(context_, nullptr));
   socket_wait_.reset();
   logging_in_ = false;
@@ -337,7 +343,19 @@ Status Session::Round(uint64_t deadline_ns) {
   return Nothing{};
 }
 
+// What is thrown here leaves no command behind whose callback would find `wait` gone.
 Status Session::Pump(const Wait& wait, uint64_t deadline_ns, const char* what) {
+  try {
+    Status pumped = PumpUntilDone(wait, deadline_ns, what);
+    if (wait.thrown) std::rethrow_exception(wait.thrown);
+    return pumped;
+  } catch (...) {
+    Drop();
+    throw;
+  }
+}
+
+Status Session::PumpUntilDone(const Wait& wait, uint64_t deadline_ns, const char* what) {
   while (!wait.done) {
     if (NowNs() >= deadline_ns) {
       return Error{.message = std::string(what) + ": no answer from " + params_.portal + " in time",
@@ -414,9 +432,9 @@ Result<std::vector<DiscoveredTarget>> Session::Discover() {
   wait.on_data = [](void* data, void* into) {
     auto* found = static_cast<std::vector<DiscoveredTarget>*>(into);
     for (auto* at = static_cast<iscsi_discovery_address*>(data); at; at = at->next) {
-      DiscoveredTarget target{.name = Printable(at->target_name, 255), .portals = {}};
+      DiscoveredTarget target{.name = Printable(TextOrEmpty(at->target_name), 255), .portals = {}};
       for (auto* portal = at->portals; portal; portal = portal->next) {
-        target.portals.push_back(Printable(portal->portal, 255));
+        target.portals.push_back(Printable(TextOrEmpty(portal->portal), 255));
       }
       found->push_back(std::move(target));
     }
@@ -434,6 +452,13 @@ Result<std::vector<DiscoveredTarget>> Session::Discover() {
   Error error = answered.ok() ? LibraryError("SESSION_LOST", "SendTargets") : answered.error();
   Drop();
   return error;
+}
+
+Status Session::End() {
+  Status ended = Logout();
+  params_.chap = {};
+  params_.reconnect = false;
+  return ended;
 }
 
 Status Session::Logout() {

@@ -12,6 +12,7 @@
 
 #include "iscsi/negotiated.h"
 #include "sys/result.h"
+#include "sys/secret.h"
 #include "sys/unique_fd.h"
 
 struct iscsi_context;
@@ -22,9 +23,9 @@ namespace lunpath::iscsi {
 // `target_*` is the mutual half: with it, a target that does not prove that it knows `target_secret` is refused.
 struct Chap {
   std::string user;
-  std::string secret;
+  Secret secret;
   std::string target_user;
-  std::string target_secret;
+  Secret target_secret;
 };
 
 struct LoginParams {
@@ -98,6 +99,8 @@ class Session {
 
   // Logs out where the session is up, waiting for the answer two seconds at most. Success in any case.
   Status Logout();
+  // Logout() for good: the secrets are forgotten, so that nobody can log in again.
+  Status End();
   // Closes the connection without a logout; commands in flight complete as cancelled, here.
   void Drop();
 
@@ -134,6 +137,7 @@ class Session {
   Result<Identity> OpenAndIdentify(uint64_t deadline_ns);
   Result<Identity> Identify(uint64_t deadline_ns);
   Status Pump(const Wait& wait, uint64_t deadline_ns, const char* what);
+  Status PumpUntilDone(const Wait& wait, uint64_t deadline_ns, const char* what);
   Result<bool> InspectLoginResponse(short revents);
   void SetLowWater(size_t bytes) const;
   std::optional<CommandNumbers> PeekNumbers() const;

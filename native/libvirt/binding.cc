@@ -4,6 +4,7 @@
 
 #include "libvirt/connection.h"
 #include "napi/promise_worker.h"
+#include "napi/secret.h"
 
 namespace lunpath::libvirt {
 
@@ -169,12 +170,13 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
     if (!info[0].IsFunction()) throw Napi::TypeError::New(info.Env(), "argument 1 must be a function");
     events_ = std::make_unique<EventPort>(info.Env(), info[0].As<Napi::Function>());
     connection_ = std::make_shared<Connection>(events_->Sink());
+    // Disconnecting talks to libvirtd, which may hang: not on this thread, and another one is perhaps not to be had any
+    // more. One that was never opened has nothing to close.
+    worker_.AtEnd([connection = connection_] { connection->Close(); });
   }
 
   ~ConnectionWrap() override {
     if (events_) events_->Close();
-    // Disconnecting talks to libvirtd, which may hang: not on this thread. The last owner closes.
-    if (connection_) std::thread([connection = std::move(connection_)] { connection->Close(); }).detach();
   }
 
  private:
@@ -334,9 +336,9 @@ class ConnectionWrap : public Napi::ObjectWrap<ConnectionWrap> {
   Napi::Value SetSecret(const Napi::CallbackInfo& info) {
     if (!info[1].IsTypedArray()) throw Napi::TypeError::New(info.Env(), "argument 2 must be a Uint8Array");
     auto bytes = info[1].As<Napi::Uint8Array>();
-    return RunStatus(info.Env(), [uuid = StringAt(info, 0),
-                                  value = std::vector<uint8_t>(bytes.Data(), bytes.Data() + bytes.ByteLength())](
-                                     Connection& connection) { return connection.SetSecret(uuid, value); });
+    return RunStatus(info.Env(), [uuid = StringAt(info, 0), value = ToSecret(bytes)](Connection& connection) {
+      return connection.SetSecret(uuid, value);
+    });
   }
 
   // findSecret(usage) → uuid or null

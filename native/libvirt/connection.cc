@@ -2,6 +2,8 @@
 
 #include <libvirt/virterror.h>
 
+#include <utility>
+
 #include "libvirt/event_loop.h"
 
 namespace lunpath::libvirt {
@@ -35,6 +37,15 @@ struct FreeMemory {
   void operator()(char* text) const { free(text); }
 };
 using Text = std::unique_ptr<char, FreeMemory>;
+
+// As virConnectListAllDomains() gives it: a null pointer is behind the last one.
+struct FreeDomains {
+  void operator()(virDomainPtr* list) const {
+    for (virDomainPtr* at = list; *at != nullptr; ++at) virDomainFree(*at);
+    free(list);
+  }
+};
+using DomainList = std::unique_ptr<virDomainPtr, FreeDomains>;
 
 // The calling thread's last error. libvirt resets it at the next public call, virDomainFree included, so this comes
 // first after a failure.
@@ -80,7 +91,7 @@ Result<DomainInfo> Describe(virDomainPtr domain) {
   int persistent = virDomainIsPersistent(domain);
   if (persistent < 0) return LastError("virDomainIsPersistent");
   info.persistent = persistent == 1;
-  info.name = virDomainGetName(domain);
+  info.name = TextOrEmpty(virDomainGetName(domain));
   info.uuid = Uuid(domain);
   // The handle's id is of the time of its look-up; the state is newer.
   unsigned id = virDomainGetID(domain);
@@ -95,9 +106,16 @@ struct Connection::Sink {
   std::mutex mutex;
   EventSink deliver;
 
-  void Deliver(Event event) {
-    std::lock_guard lock(mutex);
-    if (deliver) deliver(std::move(event));
+  // `make` gives the event. libvirt's loop, which is C, calls: without the memory for an event it is lost, as one is
+  // that libvirtd does not send; whoever waits for one has a deadline.
+  template <class Make>
+  void Deliver(Make make) noexcept {
+    try {
+      std::lock_guard lock(mutex);
+      if (deliver) deliver(make());
+    } catch (...) {
+      return;
+    }
   }
 
   static void* Share(const std::shared_ptr<Sink>& sink) { return new std::shared_ptr<Sink>(sink); }
@@ -105,21 +123,28 @@ struct Connection::Sink {
   static Sink& Of(void* opaque) { return **static_cast<std::shared_ptr<Sink>*>(opaque); }
 
   static int OnLifecycle(virConnectPtr, virDomainPtr domain, int event, int detail, void* opaque) {
-    Of(opaque).Deliver({.kind = Event::Kind::kLifecycle,
-                        .domain = virDomainGetName(domain),
-                        .uuid = Uuid(domain),
-                        .event = event,
-                        .detail = detail});
+    Of(opaque).Deliver([&] {
+      return Event{.kind = Event::Kind::kLifecycle,
+                   .domain = TextOrEmpty(virDomainGetName(domain)),
+                   .uuid = Uuid(domain),
+                   .event = event,
+                   .detail = detail};
+    });
     return 0;
   }
 
   template <Event::Kind kind>
   static void OnDevice(virConnectPtr, virDomainPtr domain, const char* alias, void* opaque) {
-    Of(opaque).Deliver({.kind = kind, .domain = virDomainGetName(domain), .uuid = Uuid(domain), .alias = alias});
+    Of(opaque).Deliver([&] {
+      return Event{.kind = kind,
+                   .domain = TextOrEmpty(virDomainGetName(domain)),
+                   .uuid = Uuid(domain),
+                   .alias = TextOrEmpty(alias)};
+    });
   }
 
   static void OnClosed(virConnectPtr, int reason, void* opaque) {
-    Of(opaque).Deliver({.kind = Event::Kind::kClosed, .reason = reason});
+    Of(opaque).Deliver([&] { return Event{.kind = Event::Kind::kClosed, .reason = reason}; });
   }
 };
 
@@ -158,6 +183,34 @@ void Connection::DropEvents() {
   sink_->deliver = nullptr;
 }
 
+// A connection with what is registered on it: goes with its scope, whichever way that is left.
+struct Connection::Link {
+  virConnectPtr connection = nullptr;
+  std::vector<int> callbacks{};
+
+  ~Link() {
+    if (connection == nullptr) return;
+    for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
+    // A registered close callback holds a reference, which would keep the connection open.
+    virConnectUnregisterCloseCallback(connection, &Sink::OnClosed);
+    virConnectClose(connection);
+  }
+
+  std::optional<Error> Listen(int event, virConnectDomainEventGenericCallback callback,
+                              const std::shared_ptr<Sink>& sink) {
+    callbacks.reserve(callbacks.size() + 1);
+    void* shared = Sink::Share(sink);
+    const int id = virConnectDomainEventRegisterAny(connection, nullptr, event, callback, shared, &Sink::Free);
+    if (id < 0) {
+      Error failure = LastError("virConnectDomainEventRegisterAny");
+      Sink::Free(shared);
+      return failure;
+    }
+    callbacks.push_back(id);
+    return std::nullopt;
+  }
+};
+
 Status Connection::Open(const std::string& uri) {
   {
     std::lock_guard lock(mutex_);
@@ -165,70 +218,51 @@ Status Connection::Open(const std::string& uri) {
     if (opening_ || connection_ != nullptr) return Error{.message = "Already open", .code = "ERR_ALREADY_OPEN"};
     opening_ = true;
   }
-  EnsureEventLoop();
-  virConnectPtr connection = virConnectOpen(uri.c_str());
-  std::optional<Error> failure;
-  if (connection == nullptr) failure = LastError("virConnectOpen");
-
-  std::vector<int> callbacks;
-  bool close_callback = false;
-  auto listen = [&](int event, virConnectDomainEventGenericCallback callback) {
-    if (failure) return;
-    void* shared = Sink::Share(sink_);
-    int id = virConnectDomainEventRegisterAny(connection, nullptr, event, callback, shared, &Sink::Free);
-    if (id < 0) {
-      failure = LastError("virConnectDomainEventRegisterAny");
-      Sink::Free(shared);
-    } else {
-      callbacks.push_back(id);
+  struct Opening {
+    Connection& owner;
+    ~Opening() {
+      std::lock_guard lock(owner.mutex_);
+      owner.opening_ = false;
+      owner.idle_.notify_all();
     }
-  };
-  if (!failure) {
-    // Drivers without a remote peer (test:///) have neither; there a connection is not lost.
-    virConnectSetKeepAlive(connection, kKeepaliveSeconds, kKeepaliveCount);
-    void* shared = Sink::Share(sink_);
-    close_callback = virConnectRegisterCloseCallback(connection, &Sink::OnClosed, shared, &Sink::Free) == 0;
-    if (!close_callback) Sink::Free(shared);
-  }
-  listen(VIR_DOMAIN_EVENT_ID_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnLifecycle));
-  listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemoved>));
-  listen(VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
-         VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemovalFailed>));
+  } opening{*this};
+  if (Status runs = EnsureEventLoop(); !runs.ok()) return runs;
+  Link link{.connection = virConnectOpen(uri.c_str())};
+  if (link.connection == nullptr) return LastError("virConnectOpen");
 
-  if (failure && connection != nullptr) {
-    for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
-    if (close_callback) virConnectUnregisterCloseCallback(connection, &Sink::OnClosed);
-    virConnectClose(connection);
+  // Drivers without a remote peer (test:///) have neither; there a connection is not lost.
+  virConnectSetKeepAlive(link.connection, kKeepaliveSeconds, kKeepaliveCount);
+  void* shared = Sink::Share(sink_);
+  if (virConnectRegisterCloseCallback(link.connection, &Sink::OnClosed, shared, &Sink::Free) != 0) Sink::Free(shared);
+
+  const std::pair<int, virConnectDomainEventGenericCallback> wanted[] = {
+      {VIR_DOMAIN_EVENT_ID_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnLifecycle)},
+      {VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemoved>)},
+      {VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
+       VIR_DOMAIN_EVENT_CALLBACK(&Sink::OnDevice<Event::Kind::kDeviceRemovalFailed>)},
+  };
+  for (const auto& [event, callback] : wanted) {
+    if (auto failure = link.Listen(event, callback, sink_)) return std::move(*failure);
   }
   std::lock_guard lock(mutex_);
-  opening_ = false;
-  idle_.notify_all();
-  if (failure) return *failure;
-  connection_ = connection;
-  callbacks_ = std::move(callbacks);
+  std::swap(connection_, link.connection);
+  std::swap(callbacks_, link.callbacks);
   return Nothing{};
 }
 
 Status Connection::Close() {
-  virConnectPtr connection = nullptr;
-  std::vector<int> callbacks;
+  Link link;
+  // A handle, too, holds a reference to the connection.
   std::unordered_map<std::string, DomainHandle> handles;
   {
     std::unique_lock lock(mutex_);
     closed_ = true;
     idle_.wait(lock, [&] { return calls_ == 0 && !opening_; });
-    std::swap(connection, connection_);
-    std::swap(callbacks, callbacks_);
+    std::swap(link.connection, connection_);
+    std::swap(link.callbacks, callbacks_);
     std::swap(handles, handles_);
   }
   DropEvents();
-  // A handle, too, holds a reference to the connection.
-  handles.clear();
-  if (connection == nullptr) return Nothing{};
-  for (int id : callbacks) virConnectDomainEventDeregisterAny(connection, id);
-  // A registered close callback holds a reference, which would keep the connection open.
-  virConnectUnregisterCloseCallback(connection, &Sink::OnClosed);
-  virConnectClose(connection);
   return Nothing{};
 }
 
@@ -242,20 +276,19 @@ Result<std::vector<DomainInfo>> Connection::Domains() {
   Call call(*this);
   if (!call) return Call::NotOpen();
   virDomainPtr* list = nullptr;
-  int count = virConnectListAllDomains(call.get(), &list, 0);
+  const int count = virConnectListAllDomains(call.get(), &list, 0);
   if (count < 0) return LastError("virConnectListAllDomains");
+  const DomainList all(list);
   std::vector<DomainInfo> domains;
   std::optional<Error> failure;
   for (int i = 0; i < count; ++i) {
-    DomainHandle domain = Own(list[i]);
-    Result<DomainInfo> info = Describe(domain.get());
+    Result<DomainInfo> info = Describe(list[i]);
     if (info.ok()) {
       domains.push_back(std::move(info.value()));
     } else if (info.error().number != VIR_ERR_NO_DOMAIN) {  // gone since the listing
       failure = info.error();
     }
   }
-  free(list);
   if (failure) return *failure;
   return domains;
 }
@@ -397,12 +430,13 @@ Result<std::string> Connection::DefineSecret(const std::string& xml) {
   return std::string(uuid);
 }
 
-Status Connection::SetSecret(const std::string& uuid, const std::vector<uint8_t>& value) {
+Status Connection::SetSecret(const std::string& uuid, const Secret& value) {
   Call call(*this);
   if (!call) return Call::NotOpen();
   SecretHandle secret(virSecretLookupByUUIDString(call.get(), uuid.c_str()));
   if (!secret) return LastError("virSecretLookupByUUIDString");
-  if (virSecretSetValue(secret.get(), value.data(), value.size(), 0) < 0) return LastError("virSecretSetValue");
+  const auto* bytes = reinterpret_cast<const unsigned char*>(value.data());
+  if (virSecretSetValue(secret.get(), bytes, value.size(), 0) < 0) return LastError("virSecretSetValue");
   return Nothing{};
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "sys/result.h"
+#include "sys/secret.h"
 
 namespace lunpath::libvirt {
 
@@ -86,13 +87,14 @@ class Connection {
 
   // Returns the secret's UUID.
   Result<std::string> DefineSecret(const std::string& xml);
-  Status SetSecret(const std::string& uuid, const std::vector<uint8_t>& value);
+  Status SetSecret(const std::string& uuid, const Secret& value);
   Status UndefineSecret(const std::string& uuid);
   // Of usage type iscsi; nothing where there is none.
   Result<std::optional<std::string>> FindSecret(const std::string& usage);
 
  private:
   struct Sink;
+  struct Link;
   class Call;
   // The domain, looked up at its first use where `domain` is a UUID.
   Result<std::shared_ptr<virDomain>> Find(virConnectPtr connection, const std::string& domain);

@@ -5,15 +5,17 @@
 
 #include <napi.h>
 
+#include <cerrno>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <thread>
+#include <optional>
+#include <utility>
 
 #include "napi/error.h"
 #include "sys/result.h"
+#include "sys/thread.h"
 
 namespace lunpath {
 
@@ -22,6 +24,9 @@ namespace lunpath {
 // Lifetime: pending jobs keep the event loop and the owner alive; an idle worker keeps neither. The threads hold the
 // shared state, never the owner: when the environment ends, waiting jobs are dropped, a running one ends on its own
 // time and its result goes nowhere. So a job must own all it touches (capture shared_ptrs to core objects).
+//
+// Whatever a job or the conversion of its value throws becomes the rejection of its promise (CaughtError()). So does
+// the lack of a thread, where there is none at all; with fewer than there may be, jobs wait for those.
 class PromiseWorker {
  public:
   PromiseWorker(Napi::Env env, Napi::Reference<Napi::Object>* owner, const char* name, int threads)
@@ -41,9 +46,14 @@ class PromiseWorker {
   PromiseWorker(const PromiseWorker&) = delete;
   PromiseWorker& operator=(const PromiseWorker&) = delete;
 
+  // What the last of the threads does at its end, when no job runs any more and none will. Where no thread was ever
+  // started it is dropped. Before the first Run().
+  void AtEnd(std::function<void()> end) { state_->at_end = std::move(end); }
+
   // Runs `job` on a worker thread, then `convert` on the main thread with its value. The promise rejects with the
   // job's Error, and with ERR_CLOSED after RefuseNew(). With Settles::kLast it begins when the jobs before it have
-  // ended, and settles when no other is pending: for a close() that waits.
+  // ended, and settles when no other is pending: for a close() that waits. Where no thread was ever started it runs at
+  // once, on this one: nothing was begun, so there is little to end.
   enum class Settles { kAtOnce, kLast };
   template <class T>
   Napi::Promise Run(std::function<Result<T>()> job, std::function<Napi::Value(Napi::Env, T&)> convert,
@@ -54,29 +64,14 @@ class PromiseWorker {
       deferred.Reject(ToJsError(env, Error{.message = "This object is closed", .code = "ERR_CLOSED"}));
       return deferred.Promise();
     }
-    Job run = [job = std::move(job), convert = std::move(convert), deferred]() -> Completion {
-      auto result = std::make_shared<Result<T>>(job());
-      return [result, convert, deferred](Napi::Env env) {
-        if (result->ok()) {
-          deferred.Resolve(convert(env, result->value()));
-        } else {
-          deferred.Reject(ToJsError(env, result->error()));
-        }
-      };
-    };
-    if (++state_->pending == 1) {
-      state_->settle.Ref(env);
-      state_->owner->Ref();
+    auto task = std::make_unique<TaskOf<T>>(deferred, std::move(job), std::move(convert));
+    task->settles = settles;
+    if (settles == Settles::kLast && !HasThreads()) {
+      task->Execute();
+      task->Finish(env);
+    } else if (auto failure = Enqueue(std::move(task))) {
+      deferred.Reject(ToJsError(env, *failure));
     }
-    {
-      std::lock_guard lock(state_->mutex);
-      state_->queue.push_back({std::move(run), settles});
-      if (state_->started < threads_ && state_->idle < static_cast<int>(state_->queue.size())) {
-        ++state_->started;
-        std::thread(&PromiseWorker::Loop, state_).detach();
-      }
-    }
-    state_->wake.notify_one();
     return deferred.Promise();
   }
 
@@ -93,91 +88,225 @@ class PromiseWorker {
   }
 
  private:
-  using Completion = std::function<void(Napi::Env)>;
-  using Job = std::function<Completion()>;
-  struct Queued {
-    Job run;
-    Settles settles;
-  };
   struct State;
-  struct Settled {
-    std::shared_ptr<State> state;
-    Completion complete;
-    Settles settles;
+
+  // A job, its promise and what has become of it. Between two threads it is handed on without an allocation, which
+  // could fail where nobody could be told.
+  struct Task {
+    virtual ~Task() = default;
+    virtual void Execute() noexcept = 0;     // on a worker thread
+    virtual void Finish(Napi::Env env) = 0;  // on the main thread
+    Settles settles = Settles::kAtOnce;
+    std::unique_ptr<Task> next;    // in a queue
+    std::shared_ptr<State> state;  // while it is on its way to the main thread
   };
-  static void OnSettled(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* settled) {
-    std::unique_ptr<Settled> owned(settled);
+
+  template <class T>
+  struct TaskOf : Task {
+    TaskOf(Napi::Promise::Deferred promise, std::function<Result<T>()> run,
+           std::function<Napi::Value(Napi::Env, T&)> to_js)
+        : deferred(promise), job(std::move(run)), convert(std::move(to_js)) {}
+
+    void Execute() noexcept override {
+      try {
+        result.emplace(job());
+      } catch (...) {
+        Caught();
+      }
+      job = nullptr;
+    }
+
+    void Finish(Napi::Env env) override {
+      if (result && result->ok()) {
+        try {
+          const Napi::Value value = convert(env, result->value());
+          deferred.Resolve(value);
+          return;
+        } catch (const Napi::Error& thrown) {
+          deferred.Reject(thrown.Value());
+          return;
+        } catch (...) {
+          Caught();
+        }
+      }
+      deferred.Reject(ToJsError(env, result ? result->error() : ErrnoError(ENOMEM, "", "A native call failed")));
+    }
+
+    // In a catch block. Without the memory for an error there is no result at all.
+    void Caught() noexcept {
+      try {
+        result.emplace(CaughtError());
+      } catch (...) {
+        result.reset();
+      }
+    }
+
+    Napi::Promise::Deferred deferred;
+    std::function<Result<T>()> job;
+    std::function<Napi::Value(Napi::Env, T&)> convert;
+    std::optional<Result<T>> result;
+  };
+
+  // Tasks in order, linked through themselves.
+  class Queue {
+   public:
+    Queue() = default;
+    Queue(const Queue&) = delete;
+    Queue& operator=(const Queue&) = delete;
+    ~Queue() {
+      while (!empty()) Pop();
+    }
+    void Push(std::unique_ptr<Task> task) noexcept {
+      Task* const added = task.release();
+      (tail_ == nullptr ? head_ : tail_->next).reset(added);
+      tail_ = added;
+      ++size_;
+    }
+    std::unique_ptr<Task> Pop() noexcept {
+      std::unique_ptr<Task> first = std::move(head_);
+      head_ = std::move(first->next);
+      if (!head_) tail_ = nullptr;
+      --size_;
+      return first;
+    }
+    void Swap(Queue& other) noexcept {
+      std::swap(head_, other.head_);
+      std::swap(tail_, other.tail_);
+      std::swap(size_, other.size_);
+    }
+    bool empty() const { return size_ == 0; }
+    int size() const { return size_; }
+
+   private:
+    std::unique_ptr<Task> head_;
+    Task* tail_ = nullptr;
+    int size_ = 0;
+  };
+
+  static void OnSettled(Napi::Env env, Napi::Function, std::nullptr_t*, Task* settled) {
+    std::unique_ptr<Task> task(settled);
     if (static_cast<napi_env>(env) == nullptr) return;  // the environment is going down
     Napi::HandleScope scope(env);
-    State& state = *owned->state;
-    if (--state.pending == 0) {
-      if (!state.let_go) state.settle.Unref(env);
-      state.owner->Unref();
+    const std::shared_ptr<State> state = std::move(task->state);
+    if (--state->pending == 0) {
+      if (!state->let_go) state->settle.Unref(env);
+      state->owner->Unref();
     }
-    if (owned->settles == Settles::kLast) {
-      state.last.push_back(std::move(owned->complete));
+    if (task->settles == Settles::kLast) {
+      state->last.Push(std::move(task));
     } else {
-      owned->complete(env);
+      task->Finish(env);
     }
-    if (state.pending > 0) return;
-    std::deque<Completion> last;
-    last.swap(state.last);
-    for (const Completion& complete : last) complete(env);
+    if (state->pending > 0) return;
+    Queue last;
+    last.Swap(state->last);
+    while (!last.empty()) last.Pop()->Finish(env);
   }
-  using Settle = Napi::TypedThreadSafeFunction<std::nullptr_t, Settled, &PromiseWorker::OnSettled>;
+  using Settle = Napi::TypedThreadSafeFunction<std::nullptr_t, Task, &PromiseWorker::OnSettled>;
 
   struct State {
-    std::mutex mutex;  // guards queue, idle, started, running, closed
+    std::mutex mutex;  // guards queue, started, idle, running, closed
     std::condition_variable wake;
     std::condition_variable none_runs;
-    std::deque<Queued> queue;
-    int started = 0;
+    Queue queue;
+    int started = 0;  // threads that have not ended
     int idle = 0;
     int running = 0;  // but for those that come last
     bool closed = false;
+    std::function<void()> at_end;  // set before there is a thread, taken by the last one
     Settle settle;
     size_t pending = 0;                              // main thread only
     bool let_go = false;                             // main thread only
-    std::deque<Completion> last;                     // main thread only; wait for pending to become 0
+    Queue last;                                      // main thread only; wait for pending to become 0
     Napi::Reference<Napi::Object>* owner = nullptr;  // main thread only; alive while pending > 0
   };
 
-  static void Loop(std::shared_ptr<State> state) {
+  // Why the task cannot be run; then it is gone.
+  std::optional<Error> Enqueue(std::unique_ptr<Task> task) {
+    if (auto failure = StartThreadIfNeeded()) return failure;
+    if (state_->pending == 0) {
+      state_->owner->Ref();
+      state_->settle.Ref(env_);
+    }
+    ++state_->pending;
+    {
+      const std::lock_guard lock(state_->mutex);
+      state_->queue.Push(std::move(task));
+    }
+    state_->wake.notify_one();
+    return std::nullopt;
+  }
+
+  bool HasThreads() const {
+    const std::lock_guard lock(state_->mutex);
+    return state_->started > 0;
+  }
+
+  std::optional<Error> StartThreadIfNeeded() {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->started == threads_ || state_->idle > state_->queue.size()) return std::nullopt;
+    auto failure = StartThread([state = state_]() mutable noexcept { Loop(std::move(state)); });
+    if (!failure) ++state_->started;
+    // Slower with fewer threads, and the next call tries again.
+    if (state_->started > 0) return std::nullopt;
+    return failure;
+  }
+
+  static void Loop(std::shared_ptr<State> state) noexcept {
     std::unique_lock lock(state->mutex);
-    for (;;) {
+    while (!state->closed) {
       ++state->idle;
       state->wake.wait(lock, [&] { return state->closed || !state->queue.empty(); });
       --state->idle;
-      if (state->closed) return;
-      Queued job = std::move(state->queue.front());
-      state->queue.pop_front();
-      const bool last = job.settles == Settles::kLast;
-      if (last) {
-        state->none_runs.wait(lock, [&] { return state->closed || state->running == 0; });
-        if (state->closed) return;
-      } else {
-        ++state->running;
-      }
-      lock.unlock();
-      Completion complete = job.run();
-      job.run = nullptr;
-      lock.lock();
-      if (!last && --state->running == 0) state->none_runs.notify_all();
-      // Shut() releases the thread-safe function under this lock: where closed is false, it is alive.
-      if (state->closed) return;
-      state->settle.NonBlockingCall(new Settled{state, std::move(complete), job.settles});
+      if (!state->closed) RunNext(state, lock);
     }
+    const bool is_last = --state->started == 0;
+    lock.unlock();
+    if (!is_last || !state->at_end) return;
+    try {
+      state->at_end();
+    } catch (...) {
+      // Nobody is there any more who could be told.
+    }
+    state->at_end = nullptr;
+  }
+
+  static void RunNext(const std::shared_ptr<State>& state, std::unique_lock<std::mutex>& lock) noexcept {
+    std::unique_ptr<Task> task = state->queue.Pop();
+    const bool last = task->settles == Settles::kLast;
+    if (last) {
+      state->none_runs.wait(lock, [&] { return state->closed || state->running == 0; });
+    } else {
+      ++state->running;
+    }
+    if (!last || !state->closed) {
+      lock.unlock();
+      task->Execute();
+      lock.lock();
+    }
+    if (!last && --state->running == 0) state->none_runs.notify_all();
+    if (!state->closed) {
+      // Shut() releases the thread-safe function under this lock: where closed is false, it is alive.
+      task->state = state;
+      Task* const handed_on = task.release();
+      if (state->settle.NonBlockingCall(handed_on) != napi_ok) task.reset(handed_on);
+    }
+    // What is dropped goes outside the lock: objects that it holds may take their time.
+    if (!task) return;
+    lock.unlock();
+    task.reset();
+    lock.lock();
   }
 
   static void OnCleanup(void* self) { static_cast<PromiseWorker*>(self)->Shut(); }
 
   void Shut() {
     closed_ = true;
-    std::deque<Queued> dropped;
+    Queue dropped;
     {
-      std::lock_guard lock(state_->mutex);
+      const std::lock_guard lock(state_->mutex);
       state_->closed = true;
-      dropped.swap(state_->queue);
+      dropped.Swap(state_->queue);
       state_->settle.Release();
     }
     state_->wake.notify_all();

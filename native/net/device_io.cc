@@ -12,9 +12,13 @@ namespace lunpath::net {
 Status WriteAttribute(const std::string& path, const std::string& text) {
   const UniqueFd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!fd) return ErrnoError(errno, "open", "Cannot open " + path);
-  while (write(fd.get(), text.data(), text.size()) < 0) {
-    if (errno != EINTR) return ErrnoError(errno, "write", "Cannot write to " + path);
-  }
+  ssize_t written = 0;
+  do {
+    written = write(fd.get(), text.data(), text.size());
+  } while (written < 0 && errno == EINTR);
+  if (written < 0) return ErrnoError(errno, "write", "Cannot write to " + path);
+  // The attribute has taken a part for the whole.
+  if (static_cast<size_t>(written) < text.size()) return ErrnoError(EIO, "write", "Only a part was written to " + path);
   return Nothing{};
 }
 

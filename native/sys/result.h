@@ -16,8 +16,20 @@ struct Error {
   int domain = 0;         // libvirt's error domain, else 0
 };
 
+// An errno's name, and its description in English. Any number: a file system or a driver may answer one that has
+// neither name nor description in the C library; it is "EUNKNOWN", "errno 524".
+std::string ErrnoName(int number);
+std::string ErrnoText(int number);
+
 // An errno as an Error whose code is the errno's name.
 Error ErrnoError(int number, const char* syscall, const std::string& what);
+
+// The exception that is being handled, as an Error: only in a catch block, and all that may be thrown is the lack of
+// the memory for it. ENOMEM where memory was lacking, the errno of the system's own, else ERR_NATIVE.
+Error CaughtError();
+
+// A string of a C library, which may give null where it has nothing to say.
+inline std::string TextOrEmpty(const char* text) { return text == nullptr ? std::string() : std::string(text); }
 
 template <class T>
 class Result {

@@ -4,6 +4,7 @@
 
 #include "napi/error.h"
 #include "napi/promise_worker.h"
+#include "napi/secret.h"
 #include "tgt/control.h"
 
 namespace lunpath::tgt {
@@ -20,7 +21,7 @@ Request ToRequest(const Napi::Array& fields) {
                  .lun = static_cast<uint64_t>(number(4).Int64Value()),
                  .cid = number(5).Uint32Value(),
                  .account_direction = number(6).Uint32Value(),
-                 .parameters = fields.Get(7u).As<Napi::String>().Utf8Value()};
+                 .parameters = ToSecret(fields.Get(7u))};
 }
 
 // [pid, sequences, failure?], a sequence being error, text, error, text …
@@ -80,7 +81,7 @@ class Control : public Napi::ObjectWrap<Control> {
         ToJs);
   }
 
-  // Jobs run in order on one thread: one more at the end resolves when all before it have settled.
+  // Resolves when all that was pending has settled.
   Napi::Value Close(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     if (worker_.refuses_new()) {
@@ -89,7 +90,8 @@ class Control : public Napi::ObjectWrap<Control> {
       return deferred.Promise();
     }
     auto closed = worker_.Run<Nothing>([]() -> Status { return Nothing{}; },
-                                       [](Napi::Env env, Nothing&) -> Napi::Value { return env.Undefined(); });
+                                       [](Napi::Env env, Nothing&) -> Napi::Value { return env.Undefined(); },
+                                       PromiseWorker::Settles::kLast);
     worker_.RefuseNew();
     return closed;
   }

@@ -48,7 +48,7 @@ Result<Reply> Receive(const LocalDaemon& tgtd, LocalConnection& connection) {
   return Reply{.error = header.error, .text = std::move(text)};
 }
 
-std::string Encode(const Request& request) {
+Secret Encode(const Request& request) {
   RequestHeader header{};
   header.mode = request.mode;
   header.op = request.op;
@@ -62,7 +62,7 @@ std::string Encode(const Request& request) {
   header.cid = request.cid;
   header.account_direction = request.account_direction;
   header.force = request.force ? 1 : 0;
-  std::string bytes(sizeof(header) + parameters, '\0');
+  Secret bytes(sizeof(header) + parameters);
   std::memcpy(bytes.data(), &header, sizeof(header));
   std::memcpy(bytes.data() + sizeof(header), request.parameters.data(), request.parameters.size());
   return bytes;
@@ -72,7 +72,7 @@ Result<Reply> Exchange(const LocalDaemon& tgtd, const Request& request, Clock::t
                        pid_t* pid) {
   auto connected = LocalConnection::Open(tgtd, deadline, expected_pid, pid);
   if (!connected.ok()) return std::move(connected.error());
-  const std::string bytes = Encode(request);
+  const Secret bytes = Encode(request);
   if (auto error = connected.value().Send(bytes.data(), bytes.size())) return std::move(*error);
   return Receive(tgtd, connected.value());
 }

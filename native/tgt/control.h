@@ -10,11 +10,12 @@
 #include <vector>
 
 #include "sys/result.h"
+#include "sys/secret.h"
 
 namespace lunpath::tgt {
 
-// One request; the fields carry tgtd's own numbers (abi.h). `parameters` is `key=value,key=value` without a NUL and
-// may hold a secret: it appears in no error.
+// One request; the fields carry tgtd's own numbers (abi.h). `parameters` is `key=value,key=value` without a NUL and may
+// hold a secret: it appears in no error, and is wiped from the bytes that were sent too.
 struct Request {
   uint32_t mode = 0;
   uint32_t op = 0;
@@ -24,7 +25,7 @@ struct Request {
   uint32_t cid = 0;
   uint32_t account_direction = 0;
   bool force = false;
-  std::string parameters;
+  Secret parameters;
 };
 
 struct Reply {

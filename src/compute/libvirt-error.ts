@@ -24,7 +24,7 @@ const fromDomain = 20
 
 /** What the addon rejects with. */
 export interface LibvirtError extends Error {
-  /** `VIR_ERR`, or `ERR_CLOSED` and `ERR_NOT_OPEN` of our own connection. */
+  /** `VIR_ERR`; `ERR_CLOSED` and `ERR_NOT_OPEN` of our own connection; an errno's name where this process lacks a thread. */
   code: string
   /** virErrorNumber */
   errno: number
@@ -40,12 +40,14 @@ export function isLibvirtError(error: unknown): error is LibvirtError {
 /** The connection has ended; another must be opened. */
 export function isConnectionLoss({code, errno, domain}: LibvirtError): boolean {
   if (code === 'ERR_CLOSED' || code === 'ERR_NOT_OPEN') return true
+  if (code !== 'VIR_ERR') return false
   const lost: number[] = [vir.noConnect, vir.invalidConnection, vir.rpc]
   return domain === fromRpc || lost.includes(errno)
 }
 
 /** The domain is gone or shut off: nothing is attached to it. */
-export function isDomainGone({errno, message}: LibvirtError): boolean {
+export function isDomainGone({code, errno, message}: LibvirtError): boolean {
+  if (code !== 'VIR_ERR') return false
   return errno === vir.noDomain || (errno === vir.operationInvalid && /not running|not active/.test(message))
 }
 
@@ -98,7 +100,7 @@ function hintFor(message: string): string {
 }
 
 function codeOf(error: LibvirtError): ErrorCode {
-  if (isConnectionLoss(error)) return 'COMPUTE_UNAVAILABLE'
+  if (isConnectionLoss(error) || error.code !== 'VIR_ERR') return 'COMPUTE_UNAVAILABLE'
   // QEMU's iSCSI tells its failures in words only; 513 is the login status 0x0201 (RFC 7143, 11.13.5).
   if (/Authentication failure|\(513\)/i.test(error.message)) return 'AUTH_FAILED'
   if (/target '?\w+'? (already exists|duplicated)|^target \w+ already exists/.test(error.message)) {

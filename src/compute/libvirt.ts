@@ -904,7 +904,12 @@ async function giveSecret(connection: LibvirtConnection, iqn: string, {secret}: 
       if (other === null) throw error
       return other
     }))
-  await connection.setSecret(uuid, Buffer.from(secret))
+  const bytes = Buffer.from(secret)
+  try {
+    await connection.setSecret(uuid, bytes)
+  } finally {
+    bytes.fill(0)
+  }
 }
 
 const late = Symbol('late')

@@ -1,7 +1,7 @@
 import {readFile} from 'node:fs/promises'
 import {CallSlots} from '../call-slots.js'
 import {StorageError} from '../errors.js'
-import {loadAddon} from '../native.js'
+import {lackAs, loadAddon} from '../native.js'
 
 /** Counters of one connection, counted by the kernel since its login. */
 export interface ConnectionCounters {
@@ -103,6 +103,8 @@ export class KernelIo {
     })
     try {
       return await Promise.race([call, deadline])
+    } catch (error) {
+      throw lackAs('INITIATOR_UNAVAILABLE', 'initiator.device', error)
     } finally {
       clearTimeout(timer)
     }

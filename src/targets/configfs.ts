@@ -1,5 +1,6 @@
 import {join} from 'node:path'
 import {getSystemErrorMap} from 'node:util'
+import {StorageError} from '../errors.js'
 import {loadAddon} from '../native.js'
 
 /** One system call on configfs. Paths are below its root; errors whose names are `tolerated` do not end the batch. */
@@ -96,7 +97,8 @@ export class Configfs {
 
   /**
    * Runs the operations in order and gives their outcomes. @throws ConfigfsError at the first that fails with an error
-   * that it does not tolerate; ETIMEDOUT where one does not end: it may still take effect, those behind it do not
+   * that it does not tolerate; ETIMEDOUT where one does not end: it may still take effect, those behind it do not.
+   * TARGET_UNAVAILABLE where nothing was begun: no thread or no memory for it, no such network namespace
    */
   async run(operations: Operation[]): Promise<Outcome[]> {
     if (operations.length === 0) return []
@@ -119,7 +121,7 @@ export class Configfs {
       }, this.#timeoutMs)
     })
     try {
-      const outcomes = await Promise.race([runner.run(id, absolute), late])
+      const outcomes = await Promise.race([runner.run(id, absolute).catch(refuse), late])
       const last = outcomes.at(-1)
       const index = outcomes.length - 1
       if (last?.code && !operations[index]!.tolerated?.includes(last.code)) {
@@ -142,6 +144,15 @@ export class Configfs {
   close(): void {
     this.#runner?.close()
   }
+}
+
+function refuse(cause: Error & {code?: string}): never {
+  if (cause.code === 'ERR_CLOSED') throw cause
+  throw new StorageError('TARGET_UNAVAILABLE', `The kernel's target cannot be used: ${cause.message}`, {
+    op: 'target',
+    info: {errno: cause.code},
+    cause,
+  })
 }
 
 /** The operations that take back what these have made, in reverse. What was written goes with the object. */

@@ -1,5 +1,5 @@
 import {StorageError} from '../errors.js'
-import {loadAddon} from '../native.js'
+import {lackAs, loadAddon} from '../native.js'
 import {ietdSocket} from './iet-names.js'
 import {sessionKeys, targetKeys} from './iet-parameters.js'
 
@@ -241,11 +241,13 @@ export class IetControl {
     {timeoutMs, expectedPid = 0}: {timeoutMs: number; expectedPid?: number},
   ): Promise<IetOutcome> {
     return toOutcome(
-      await this.#native.exchange(
-        sequences.map(all => all.map(toNative)),
-        timeoutMs,
-        expectedPid,
-      ),
+      await this.#native
+        .exchange(
+          sequences.map(all => all.map(toNative)),
+          timeoutMs,
+          expectedPid,
+        )
+        .catch(refuse),
     )
   }
 
@@ -337,7 +339,7 @@ export class IetControl {
       timer = setTimeout(stop, timeoutMs, timeoutMs)
     })
     try {
-      const result = await Promise.race([task, late])
+      const result = await Promise.race([task.catch(refuse), late])
       const failure = Array.isArray(result) ? (result as NativeOutcome)[2] : result
       const gaveUp = failure instanceof Error && (failure as NodeJS.ErrnoException).code === 'ECANCELED'
       return interrupted && gaveUp ? timedOut(timeoutMs) : result
@@ -346,6 +348,11 @@ export class IetControl {
       clearTimeout(timer)
     }
   }
+}
+
+/** @throws TARGET_UNAVAILABLE where this process has no thread or no memory for a call */
+function refuse(error: unknown): never {
+  throw lackAs('TARGET_UNAVAILABLE', 'target', error)
 }
 
 function timedOut(timeoutMs: number): Error & {code: string} {

@@ -1,5 +1,5 @@
 import {StorageError} from '../errors.js'
-import {loadAddon} from '../native.js'
+import {lackAs, loadAddon} from '../native.js'
 
 /** tgtd's own numbers for what a request is about and what it does (tgt 1.0.85, usr/tgtadm.h). */
 export const Mode = {system: 0, target: 1, device: 2, portal: 3, lld: 4, session: 5, connection: 6, account: 7} as const
@@ -135,11 +135,16 @@ export class TgtControl {
   /**
    * Runs the sequences in order; a sequence ends at its first error, the others go on. Never rejects for what tgtd or
    * the socket did: see TgtOutcome. `timeoutMs` counts from now, the wait for earlier calls included. With
-   * `expectedPid` ≠ 0 nothing is sent to another process than that.
+   * `expectedPid` ≠ 0 nothing is sent to another process than that. @throws TARGET_UNAVAILABLE where this process has no
+   * thread or no memory for it
    */
   async run(sequences: TgtRequest[][], options: {timeoutMs: number; expectedPid?: number}): Promise<TgtOutcome> {
     const requests = sequences.map(sequence => sequence.map(toNative))
-    const [pid, answers, failure] = await this.#native.run(requests, options.timeoutMs, options.expectedPid ?? 0)
+    const [pid, answers, failure] = await this.#native
+      .run(requests, options.timeoutMs, options.expectedPid ?? 0)
+      .catch(error => {
+        throw lackAs('TARGET_UNAVAILABLE', 'target', error)
+      })
     return {pid, replies: answers.map(toReplies), failure}
   }
 

@@ -15,6 +15,11 @@ export default {
     '!dist/test/targets/iet.test.js',
     '!dist/test/targets/iet-import.test.js',
     '!dist/test/bench/safety.test.js',
+    // The sanitizers end a process that lacks memory.
+    '!dist/test/native/out-of-memory.test.js',
+    // No addon is loaded.
+    '!dist/test/native/old-headers.test.js',
+    '!dist/test/native/hardening.test.js',
   ],
   workerThreads: false,
   concurrency: 2,
