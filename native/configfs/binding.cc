@@ -48,7 +48,10 @@ Napi::Value ToJs(Napi::Env env, const std::vector<Outcome>& outcomes) {
       one.Set("syscall", outcome.syscall);
     }
     auto texts = Napi::Array::New(env, outcome.texts.size());
-    if (outcome.content) texts.Set(0u, Napi::String::New(env, outcome.content->data(), outcome.content->size()));
+    // Set() makes a copy of a Napi::String, through a std::string; of a value of any type it makes none.
+    if (const auto& content = outcome.content) {
+      texts.Set(0u, Napi::Value(Napi::String::New(env, content->data(), content->size())));
+    }
     for (uint32_t j = 0; j < outcome.texts.size(); j++) texts.Set(j, outcome.texts[j]);
     one.Set("texts", texts);
     all.Set(i, one);
