@@ -17,7 +17,7 @@ test('a job that says only what to measure gets defaults', t => {
   const {native, name} = settleJob({target})
   const {seed, targets, ...run} = native
   t.is(name, 'bench')
-  t.deepEqual(run, {runtimeMs: 5000, rampMs: 0, stuckMs: 5000, sampleMs: 250})
+  t.deepEqual(run, {runtimeMs: 5000, rampMs: 0, stuckMs: 5000, verifyTableBytes: 0, sampleMs: 250})
   t.is(targets.length, 1)
   const {device, ...workload} = targets[0]!
   t.deepEqual(workload, {
