@@ -418,8 +418,8 @@ class Loop final : public Worker {
   }
 
   // No more is submitted, and the run ends when what is in flight has come in.
-  [[gnu::noinline, gnu::cold]] void Fail(Error error) {
-    counts.last_error = std::move(error);
+  [[gnu::noinline, gnu::cold]] void Fail(const Error& error) {
+    counts.last_error = error;
     counts.state = RunState::kFailed;
     issuing_ = false;
     Enter(Phase::kDrain, kNever, nullptr);

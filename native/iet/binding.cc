@@ -53,16 +53,18 @@ Fields ToFields(const Napi::Array& array) {
 
 Message ToMessage(const Napi::Array& array) {
   Fields fields = ToFields(array);
-  return Message{.command = static_cast<Command>(fields.kind),
-                 .tid = fields.tid,
-                 .sid = fields.sid,
-                 .cid = fields.cid,
-                 .lun = fields.lun,
-                 .text = std::move(fields.text),
-                 .secret = ToSecret(array.Get(9u)),
-                 .direction = array.Get(10u).As<Napi::Number>().Uint32Value(),
-                 .most = array.Get(11u).As<Napi::Number>().Uint32Value(),
-                 .parameters = std::move(fields.parameters)};
+  Message message{.command = static_cast<Command>(fields.kind),
+                  .tid = fields.tid,
+                  .sid = fields.sid,
+                  .cid = fields.cid,
+                  .lun = fields.lun,
+                  .text = std::move(fields.text),
+                  .secret = {},
+                  .direction = array.Get(10u).As<Napi::Number>().Uint32Value(),
+                  .most = array.Get(11u).As<Napi::Number>().Uint32Value(),
+                  .parameters = std::move(fields.parameters)};
+  message.secret = ToSecret(array.Get(9u));
+  return message;
 }
 
 Call ToCall(const Napi::Array& array) {

@@ -44,7 +44,7 @@ Napi::Value ToBuffer(Napi::Env env, Bytes& bytes) {
   auto buffer = Napi::Buffer<uint8_t>::New(
       env, bytes->data(), bytes->size(), [](Napi::Env, uint8_t*, std::vector<uint8_t>* hint) { delete hint; },
       bytes.get());
-  bytes.release();
+  static_cast<void>(bytes.release());  // the buffer's now
   return buffer;
 }
 

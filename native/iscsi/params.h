@@ -15,19 +15,19 @@ inline LoginParams ToLoginParams(const Napi::Object& js) {
     return value.IsString() ? value.As<Napi::String>().Utf8Value() : std::string();
   };
   const auto number = [&js](const char* key) { return js.Get(key).ToNumber().Int32Value(); };
-  return LoginParams{
+  LoginParams params{
       .portal = text("portal"),
       .target = text("target"),
       .initiator = text("initiator"),
       .lun = number("lun"),
-      .chap = {.user = text("user"),
-               .secret = ToSecret(js.Get("secret")),
-               .target_user = text("targetUser"),
-               .target_secret = ToSecret(js.Get("targetSecret"))},
+      .chap = {.user = text("user"), .secret = {}, .target_user = text("targetUser"), .target_secret = {}},
       .login_timeout_ms = number("loginTimeoutMs"),
       .command_timeout_ms = number("commandTimeoutMs"),
       .reconnect = js.Get("reconnect").ToBoolean().Value(),
   };
+  params.chap.secret = ToSecret(js.Get("secret"));
+  params.chap.target_secret = ToSecret(js.Get("targetSecret"));
+  return params;
 }
 
 }  // namespace lunpath::iscsi
