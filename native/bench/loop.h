@@ -191,7 +191,7 @@ class Loop final : public Worker {
       return false;
     }
   }
-  [[gnu::noinline, gnu::cold]] void NoteThrown() { thrown_ = DescribeThrown(); }
+  [[gnu::noinline, gnu::cold]] void NoteThrown() { thrown_ = Thrown(); }
 
   uint64_t CpuNs() const { return ThreadCpuNs() + engine_.HelpersCpuNs(); }
 

@@ -9,6 +9,7 @@
 #include "bench/cpu.h"
 #include "bench/guard.h"
 #include "bench/path_target.h"
+#include "sys/thread.h"
 
 namespace lunpath::bench {
 namespace {
@@ -19,6 +20,7 @@ constexpr uint64_t kLookNs = 50 * kNsPerMs;
 constexpr uint64_t kProbeNs = kNsPerSecond;
 // A thread that does not end so long after it was told to is given up, with its memory.
 constexpr uint64_t kGraceNs = 45 * kNsPerMs;
+constexpr char kThread[] = "A thread of the benchmark";
 
 Error Cancelled() { return Error{.message = "Cancelled", .code = "ECANCELED", .number = ECANCELED}; }
 
@@ -43,8 +45,8 @@ Run::Run(JobSpec job, OnSample on_sample, OnEnd on_end)
       created_ns_(NowNs()) {}
 
 void Run::Start() {
-  const Status started = StartThread([self = shared_from_this()] { self->on_end_(self->Execute()); });
-  if (!started.ok()) on_end_(started.error());
+  const auto failure = StartThread([self = shared_from_this()]() noexcept { self->on_end_(self->Execute()); }, kThread);
+  if (failure) on_end_(*failure);
 }
 
 void Run::Cancel() {
@@ -111,13 +113,13 @@ void Run::GiveBack() {
 template <class T>
 std::optional<Result<T>> Run::DoAside(uint64_t patience_ns, Until until, std::function<Result<T>()> work) {
   const auto result = std::make_shared<std::optional<Result<T>>>();  // under the muster's mutex
-  const Status started = StartThread([work = std::move(work), result, muster = muster_] {
+  auto body = [work = std::move(work), result, muster = muster_]() noexcept {
     Result<T> outcome = Guarded(work);
     std::lock_guard lock(muster->mutex);
     *result = std::move(outcome);
     muster->changed.notify_all();
-  });
-  if (!started.ok()) return started.error();
+  };
+  if (auto failure = StartThread(std::move(body), kThread)) return Result<T>(std::move(*failure));
   std::unique_lock lock(muster_->mutex);
   WaitFor(*muster_, lock, patience_ns, [&] { return result->has_value() || (cancelled_ && until == Until::kCancel); });
   return std::exchange(*result, std::nullopt);
@@ -174,7 +176,7 @@ Status Run::MakeCrew() {
       WorkerContext context{.job = job_, .muster = muster_, .target = i, .thread = thread, .seed = seed};
       std::shared_ptr<Worker> worker = MakeWorker(std::move(context), choices_[i].engine, paths_[i]);
       if (!worker) return Error{.message = "This addon was built without libiscsi", .code = "ENOSYS", .number = ENOSYS};
-      if (Status started = StartThread([worker] { worker->Execute(); }); !started.ok()) return started.error();
+      if (auto failure = StartThread([worker]() noexcept { worker->Execute(); }, kThread)) return std::move(*failure);
       crew_.push_back({.worker = std::move(worker), .target = i});
     }
   }

@@ -24,8 +24,7 @@ Error ErrnoError(int number, const char* syscall, const std::string& what) {
       .message = what + ": " + ErrnoText(number), .code = ErrnoName(number), .number = number, .syscall = syscall};
 }
 
-Error CaughtError() {
-  const char* const what = "A native call failed";
+Error CaughtError(const char* what) {
   try {
     std::rethrow_exception(std::current_exception());
   } catch (const std::bad_alloc&) {

@@ -26,7 +26,7 @@ Error ErrnoError(int number, const char* syscall, const std::string& what);
 
 // The exception that is being handled, as an Error: only in a catch block, and all that may be thrown is the lack of
 // the memory for it. ENOMEM where memory was lacking, the errno of the system's own, else ERR_NATIVE.
-Error CaughtError();
+Error CaughtError(const char* what = "A native call failed");
 
 // A string of a C library, which may give null where it has nothing to say.
 inline std::string TextOrEmpty(const char* text) { return text == nullptr ? std::string() : std::string(text); }

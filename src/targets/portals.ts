@@ -1,4 +1,4 @@
-import {networkInterfaces} from 'node:os'
+import {type NetworkInterfaceInfo, networkInterfaces} from 'node:os'
 import {canonicalAddress, familyOf, isLinkLocal, isWildcard, samePortal} from '../address.js'
 import type {Portal} from '../types.js'
 
@@ -23,8 +23,12 @@ export function isLocalAddress(address: string): boolean {
  * takes its place: the first of its family, in the order of its interfaces, that other hosts can reach too; loopback where
  * there is no other.
  */
-export function dialledPortals(listening: readonly Portal[], interfaces = networkInterfaces()): Portal[] {
-  const all = Object.values(interfaces).flatMap(found => found ?? [])
+export function dialledPortals(
+  listening: readonly Portal[],
+  interfaces?: NodeJS.Dict<NetworkInterfaceInfo[]>,
+): Portal[] {
+  if (!listening.some(({address}) => isWildcard(address))) return listening.map(portal => ({...portal}))
+  const all = Object.values(interfaces ?? networkInterfaces()).flatMap(found => found ?? [])
   const addressFor = (address: string) => {
     if (!isWildcard(address)) return address
     const family = familyOf(address)

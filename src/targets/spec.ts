@@ -39,7 +39,7 @@ export function checkExportSpec(spec: ExportSpec): void {
  * bytes. LIO folds what it is sent (iscsi_target_nego.c, iscsi_target_locate_portal), so that there only the first one counts.
  */
 export function nameSpellings(name: string): string[] {
-  return [...new Set([foldIscsiName(name), name])]
+  return [...new Set([name.toLowerCase(), name])]
 }
 
 /**

@@ -8,17 +8,9 @@ import {examine} from '../../src/doctor.js'
 import type {IetDriver} from '../../src/targets/iet.js'
 import {IetControl, request} from '../../src/targets/iet-control.js'
 import type {ExportSpec} from '../../src/types.js'
+import {refusal} from '../contract/initiators.js'
 import {temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
-import {
-  back,
-  failure,
-  makeForeign,
-  makeTargetNamed,
-  nextOf,
-  openedIet,
-  setUpIet,
-  startDouble,
-} from '../fixtures/iet-driver.js'
+import {back, makeForeign, makeTargetNamed, nextOf, openedIet, setUpIet, startDouble} from '../fixtures/iet-driver.js'
 import {LogLines, Node} from '../fixtures/node.js'
 import {scrape} from '../fixtures/scrape.js'
 import {type Iet, ietPrograms} from '../lab/iet.js'
@@ -273,7 +265,7 @@ lab('a stale number that somebody else has now is mended once it is free again',
   const foreign = 'iqn.2001-04.com.example:one'
   t.is(await makeForeign({iqn: foreign, path: spec.volume.path}), tid)
   await driver.unexport(spec.iqn)
-  const refused = await failure(driver.export(spec))
+  const refused = await refusal(driver.export(spec))
   t.is(refused.code, 'TARGET_FAILED', refused.message)
   t.regex(refused.message, new RegExp(`another target has its number ${tid}`))
   t.deepEqual(await kernelNames(iet), [foreign], 'that one is not touched')

@@ -10,9 +10,10 @@ import {freePort} from '../../src/sandbox/ports.js'
 import {IetDriver} from '../../src/targets/iet.js'
 import {call, IetControl, request} from '../../src/targets/iet-control.js'
 import type {ExportSpec, Portal} from '../../src/types.js'
+import {refusal} from '../contract/initiators.js'
 import {targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {lunpath} from '../fixtures/cli.js'
-import {back, failure, makeForeign, openedIet, setUpIet, startDouble} from '../fixtures/iet-driver.js'
+import {back, makeForeign, openedIet, setUpIet, startDouble} from '../fixtures/iet-driver.js'
 import {startIetNode} from '../fixtures/iet-node.js'
 import {Node} from '../fixtures/node.js'
 import {scrape} from '../fixtures/scrape.js'
@@ -165,7 +166,7 @@ lab('a volume has its id as ScsiId and serial, and the mode that was asked for',
   }
   const uneven = await volumeSpec(directory)
   uneven.volume.sizeBytes = 512
-  t.is((await failure(driver.export(uneven))).code, 'SIZE_INVALID')
+  t.is((await refusal(driver.export(uneven))).code, 'SIZE_INVALID')
 })
 
 lab(
@@ -214,7 +215,7 @@ lab(
     ]
     for (const change of refused) {
       const other = await volumeSpec(directory, change)
-      t.is((await failure(next.export(other))).code, 'UNSUPPORTED', JSON.stringify(change))
+      t.is((await refusal(next.export(other))).code, 'UNSUPPORTED', JSON.stringify(change))
     }
     t.is((await worth(iet)).length, 2)
   },
@@ -241,11 +242,11 @@ lab('an export with nullio is recorded, listed, put back by the next daemon, and
   const {samples} = await scrape(node.metricsPort)
   t.is(samples.find(({name}) => name === 'iscsi_lun_info')?.labels.backstore, 'none')
 
-  const attached = await failure(node.api.call('POST', '/attachments', {volume: 'bare', domain: 'test'}))
+  const attached = await refusal(node.api.call('POST', '/attachments', {volume: 'bare', domain: 'test'}))
   t.is(attached.code, 'UNSUPPORTED', attached.message)
   t.regex(attached.message, /nullio/)
   t.deepEqual(await node.api.call('GET', '/attachments'), [])
-  const onFile = await failure(node.api.call('POST', '/exports', {sizeBytes: 16 * mebibyte, ioType: 'blockio'}))
+  const onFile = await refusal(node.api.call('POST', '/exports', {sizeBytes: 16 * mebibyte, ioType: 'blockio'}))
   t.is(onFile.code, 'UNSUPPORTED', onFile.message)
   t.is((await node.api.call<unknown[]>('GET', '/volumes')).length, 1, 'what was made for it is gone')
 
@@ -284,7 +285,7 @@ lab('rules let in whom they name; CHAP and its secrets are asked for; nobody els
   }
   for (const address of ['0.0.0.0', '0.0.0.0/4', '::', '::/96']) {
     const spec = await volumeSpec(directory, {access: {addresses: [address], names: []}})
-    t.is((await failure(driver.export(spec))).code, 'UNSUPPORTED', address)
+    t.is((await refusal(driver.export(spec))).code, 'UNSUPPORTED', address)
   }
   const secured = await volumeSpec(directory, {auth})
   await driver.export(secured)
@@ -359,18 +360,18 @@ lab('initiators.allow: others’ lines, mode and owner stay; without a file othe
   t.is(await readFile(allowFile(iet), 'utf8'), `${theirs}\n`)
 
   const names = Array.from({length: 200}, (_, i) => `iqn.2026-01.io.lunpath.test:${'x'.repeat(40)}${i}`)
-  const error = await failure(driver.export({...one, access: {addresses: [], names}}))
+  const error = await refusal(driver.export({...one, access: {addresses: [], names}}))
   t.is(error.code, 'UNSUPPORTED')
   t.regex(error.message, /8191 bytes/)
   await writeFile(join(iet.configDir, 'initiators.deny'), '')
-  t.regex((await failure(driver.export(one))).message, /initiators\.deny is there/)
+  t.regex((await refusal(driver.export(one))).message, /initiators\.deny is there/)
 })
 
 lab('without the access files rules are refused, and nothing is written', async t => {
   const {driver, directory, iet} = await setUpIet(t, {accessFiles: false})
   t.like(new IetDriver({portals: [], accessFiles: false}).supports, {accessRules: false, addressRules: false})
   for (const access of [byName, {addresses: ['192.0.2.1'], names: []}, {addresses: [], names: []}]) {
-    t.is((await failure(driver.export(await volumeSpec(directory, {access})))).code, 'UNSUPPORTED')
+    t.is((await refusal(driver.export(await volumeSpec(directory, {access})))).code, 'UNSUPPORTED')
   }
   const spec = await volumeSpec(directory, {auth})
   await driver.export(spec)
@@ -412,7 +413,7 @@ lab(
       Nonsense: 1,
       HeaderDigest: 'MD5',
     })) {
-      t.is((await failure(driver.setParameters(spec.iqn, {[key]: value}))).code, 'INVALID_ARGUMENT', key)
+      t.is((await refusal(driver.setParameters(spec.iqn, {[key]: value}))).code, 'INVALID_ARGUMENT', key)
     }
     const sid = 0xfedc_ba98_7654_3210n
     await iet.addSession(target!.tid, {sid, initiator})
@@ -445,12 +446,12 @@ lab('sessions: 64-bit numbers, IPv6, an end over the socket, TARGET_IN_USE with 
     () => driver.export({...spec, readOnly: true}),
     () => driver.export({...spec, auth}),
   ]) {
-    const error = await failure(action())
+    const error = await refusal(action())
     t.is(error.code, 'TARGET_IN_USE')
     t.deepEqual(error.info.initiators, [initiator])
   }
   t.is(await readFile(allowFile(iet), 'utf8'), before)
-  t.is((await failure(driver.deleteSession(spec.iqn, '5'))).code, 'NOT_FOUND')
+  t.is((await refusal(driver.deleteSession(spec.iqn, '5'))).code, 'NOT_FOUND')
   await driver.deleteSession(spec.iqn, String(sid))
   t.deepEqual(await driver.sessions(), [])
   await iet.addSession(tid, {sid: 7n, initiator})
@@ -627,7 +628,7 @@ lab('a call that hangs is told as such at its deadline, and the rest goes on', a
   const [stuck, later] = [await volumeSpec(directory), await volumeSpec(directory)]
   await iet.hangNext('ADD_VOLUME')
   const began = performance.now()
-  const error = await failure(driver.export(stuck))
+  const error = await refusal(driver.export(stuck))
   t.is(error.code, 'TIMEOUT', error.message)
   t.true(performance.now() - began < 20_000)
   await iet.resume()
@@ -697,7 +698,7 @@ for (const version of ['1.4.18', '1.4.19'] as const) {
     const refused = async () => {
       const driver = new IetDriver({portals: [], procDirectory: iet.procDir, accessDirectories: [iet.configDir]})
       t.teardown(() => driver.close())
-      const error = await failure(driver.open())
+      const error = await refusal(driver.open())
       t.is(error.code, 'UNSUPPORTED', error.message)
       t.regex(error.message, /1\.4\.20/)
     }
@@ -713,13 +714,13 @@ lab('no ietd and no module are told apart, with what to do', async t => {
   const options = {portals: [], procDirectory: iet.procDir, accessDirectories: [iet.configDir]}
   const alone = new IetDriver(options)
   t.teardown(() => alone.close())
-  const error = await failure(alone.open())
+  const error = await refusal(alone.open())
   t.is(error.code, 'TARGET_UNAVAILABLE')
   t.regex(error.message, /no ietd listens: start it/)
   await iet.startDaemon()
   const blind = new IetDriver({...options, procDirectory: '/proc/net/iet'})
   t.teardown(() => blind.close())
-  t.regex((await failure(blind.open())).message, /modprobe iscsi_trgt/)
+  t.regex((await refusal(blind.open())).message, /modprobe iscsi_trgt/)
 })
 
 lab('without the right to ptrace all goes over the socket; an ordinary user is told', async t => {

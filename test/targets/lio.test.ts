@@ -5,7 +5,6 @@ import {createServer} from 'node:net'
 import {join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
 import {examine} from '../../src/doctor.js'
-import {StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {formatPortal, parsePortal} from '../../src/iqn.js'
@@ -14,6 +13,7 @@ import {Configfs, configfsRoot} from '../../src/targets/configfs.js'
 import {LioDriver, type LioOptions} from '../../src/targets/lio.js'
 import {bodyOperations, lioWwid, openingOperations} from '../../src/targets/lio-spec.js'
 import type {Export, ExportSpec, Portal} from '../../src/types.js'
+import {refusal} from '../contract/initiators.js'
 import type {Discover, Login} from '../contract/libiscsi-tools.js'
 import {stayLoggedIn, targetContract, temporaryDirectory, until, volumeSpec} from '../contract/targets.js'
 import {Node} from '../fixtures/node.js'
@@ -78,16 +78,6 @@ async function setUp(t: ExecutionContext, options: Partial<LioOptions> = {}) {
   const driver = await opened(t, {portals: [portal], ...options})
   await driver.restore([])
   return {directory, portal, driver}
-}
-
-async function failure(action: Promise<unknown>): Promise<StorageError> {
-  try {
-    await action
-  } catch (error) {
-    if (error instanceof StorageError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
 }
 
 lab('an export is torn down from each half-made state, and completed from each', async t => {
@@ -173,27 +163,27 @@ lab('what cannot be a volume is refused in words, and nothing stays', async t =>
   const {driver, directory} = await setUp(t)
   const spec = await volumeSpec(directory)
   const given = (change: Partial<ExportSpec['volume']>) => ({...spec, volume: {...spec.volume, ...change}})
-  const refusal = async (change: Partial<ExportSpec['volume']>) => {
-    const error = await failure(driver.export(given(change)))
+  const messageOf = async (change: Partial<ExportSpec['volume']>) => {
+    const error = await refusal(driver.export(given(change)))
     t.is(error.code, 'TARGET_FAILED')
     t.deepEqual(await present(), [])
     return error.message
   }
   const absent = join(directory, 'absent.img')
-  t.regex(await refusal({path: absent}), /ENOENT/)
+  t.regex(await messageOf({path: absent}), /ENOENT/)
   await t.throwsAsync(access(absent), {code: 'ENOENT'}, 'LIO has not made it')
-  t.regex(await refusal({path: directory}), /no regular file/)
-  t.regex(await refusal({kind: 'block'}), /no block device/)
-  t.regex(await refusal({sizeBytes: 32 * mebibyte}), /has 16777216 bytes, the volume 33554432/)
+  t.regex(await messageOf({path: directory}), /no regular file/)
+  t.regex(await messageOf({kind: 'block'}), /no block device/)
+  t.regex(await messageOf({sizeBytes: 32 * mebibyte}), /has 16777216 bytes, the volume 33554432/)
   await run('mke2fs', ['-q', '/dev/vda'])
   await mkdir(join(directory, 'mounted'))
   await run('mount', ['/dev/vda', join(directory, 'mounted')])
   t.teardown(() => run('umount', ['/dev/vda']).catch(() => undefined))
-  t.regex(await refusal({kind: 'block', path: '/dev/vda'}), /it is mounted, exported already, or held/)
+  t.regex(await messageOf({kind: 'block', path: '/dev/vda'}), /it is mounted, exported already, or held/)
   await run('umount', ['/dev/vda'])
-  t.is((await failure(driver.export(given({path: `${directory}/${'x'.repeat(250)}`})))).code, 'NAME_INVALID')
+  t.is((await refusal(driver.export(given({path: `${directory}/${'x'.repeat(250)}`})))).code, 'NAME_INVALID')
   const none = {incoming: {user: 'guest', secret: 'NULL-is-no-secret'}}
-  t.is((await failure(driver.export({...spec, auth: none}))).code, 'INVALID_ARGUMENT')
+  t.is((await refusal(driver.export({...spec, auth: none}))).code, 'INVALID_ARGUMENT')
 })
 
 lab('write-through unless write-back was asked for', async t => {
@@ -229,13 +219,13 @@ lab('a portal that a process holds is PORTAL_IN_USE and names it, at the start a
   const server = createServer().listen(portal.port, portal.address)
   await once(server, 'listening')
   t.teardown(() => server.close())
-  const error = await failure(driver.export(await volumeSpec(directory)))
+  const error = await refusal(driver.export(await volumeSpec(directory)))
   t.is(error.code, 'PORTAL_IN_USE', `${error.message} ${JSON.stringify(error.info)}`)
   t.like(error.info, {pid: process.pid, portal: formatPortal(portal)})
   t.deepEqual(await present(), [])
   const late = new LioDriver({portals: [portal]})
   t.teardown(() => late.close())
-  t.is((await failure(late.open())).code, 'PORTAL_IN_USE')
+  t.is((await refusal(late.open())).code, 'PORTAL_IN_USE')
 })
 
 lab('counters miss nothing of a session and count nothing twice', async t => {
@@ -303,7 +293,7 @@ lab('the next driver adopts what is there, sessions included; a half-made target
   await t.throwsAsync(login({portal, iqn: changed.iqn, initiator, auth}), undefined, 'the old secret')
   t.is((await login({portal, iqn: half.iqn, initiator})).serial, half.volume.id)
   t.is(reader.exitCode, null)
-  const error = await failure(new LioDriver({portals: []}).export(used))
+  const error = await refusal(new LioDriver({portals: []}).export(used))
   t.is(error.code, 'TARGET_UNAVAILABLE')
   await inUse.close()
   await second.close()
@@ -311,7 +301,7 @@ lab('the next driver adopts what is there, sessions included; a half-made target
   // Another secret under a session is refused, and the session goes on.
   const third = await opened(t, {portals: [portal]})
   const session = await libiscsi.connect({portal, iqn: secured.iqn, lun: 1, initiatorName: initiator, auth})
-  const refused = await failure(third.restore([{...secured, auth: fresh}]))
+  const refused = await refusal(third.restore([{...secured, auth: fresh}]))
   t.like(refused.info.failed, [{iqn: secured.iqn, code: 'TARGET_IN_USE'}])
   t.is((await session.read(0, 512)).length, 512)
   await session.close()
@@ -381,7 +371,7 @@ lab('after a reboot the daemon puts everything back: names, serials, LUNs, CHAP'
     await post({sizeBytes: 32 * mebibyte, access: {names: [initiator]}, readOnly: true}),
     await post({sizeBytes: 16 * mebibyte, access: {addresses: ['ALL']}}),
   ]
-  const error = await failure(post({sizeBytes: 16 * mebibyte, access: {addresses: ['10.0.0.0/8']}}))
+  const error = await refusal(post({sizeBytes: 16 * mebibyte, access: {addresses: ['10.0.0.0/8']}}))
   t.is(error.code, 'UNSUPPORTED')
   const portal = parsePortal(node.portal)
   const look = (t2 = made) =>
