@@ -128,7 +128,8 @@ export class LioDriver implements TargetDriver {
 
   async restore(specs: ExportSpec[]): Promise<void> {
     this.#requireOpen()
-    const failed = await this.#putInPlace(specs.filter(({iqn}) => !this.#entries.has(iqn)))
+    const isNew = ({iqn}: ExportSpec) => !this.#entries.has(iqn)
+    const failed = await this.#putInPlace(specs.filter(isNew), isNew)
     refuseUnrestored(failed, specs.length)
   }
 
@@ -440,28 +441,32 @@ export class LioDriver implements TargetDriver {
 
   // ---- all exports: after open(), and when somebody has taken them away ----
 
-  /** All targets first, then their portals. Returns what could not be put in place. */
-  async #putInPlace(specs: ExportSpec[]): Promise<{iqn: string; code: string; message: string}[]> {
+  /**
+   * All targets first, then their portals. Each is worked on in its turn, and only while `isWanted`: what a request has ended
+   * or changed since is that request's. Returns what could not be put in place.
+   */
+  async #putInPlace(
+    specs: ExportSpec[],
+    isWanted: (spec: ExportSpec) => boolean,
+  ): Promise<{iqn: string; code: string; message: string}[]> {
     const failed: {iqn: string; code: string; message: string}[] = []
-    const attempt = async (spec: ExportSpec, task: () => Promise<void>) => {
-      try {
-        await this.#queue.run(spec.iqn, task)
-        return true
-      } catch (error) {
+    const isInPlace = (spec: ExportSpec) => this.#entries.get(spec.iqn) === spec
+    const attempt = (spec: ExportSpec, task: () => Promise<void>) =>
+      this.#queue.run(spec.iqn, task).catch(error => {
         if (!(error instanceof StorageError)) throw error
         failed.push({iqn: spec.iqn, code: error.code, message: error.message})
-        this.#entries.delete(spec.iqn)
-        return false
-      }
-    }
+        if (isInPlace(spec)) this.#entries.delete(spec.iqn)
+      })
     const place = async (spec: ExportSpec) => {
+      if (!isWanted(spec)) return
       checkLioSpec(spec)
       await this.#place(spec, {open: false})
     }
-    const placed = await Promise.all(specs.map(spec => attempt(spec, () => place(spec))))
-    await Promise.all(
-      specs.filter((_, index) => placed[index]).map(spec => attempt(spec, () => this.#openPortals(spec))),
-    )
+    const open = async (spec: ExportSpec) => {
+      if (isInPlace(spec)) await this.#openPortals(spec)
+    }
+    await Promise.all(specs.map(spec => attempt(spec, () => place(spec))))
+    await Promise.all(specs.map(spec => attempt(spec, () => open(spec))))
     return failed
   }
 
@@ -500,9 +505,10 @@ export class LioDriver implements TargetDriver {
     if (gone.length === 0) return this.#lookInside()
     this.#tellLost({message: 'targets were removed by somebody else', exports: gone.map(({iqn}) => iqn)})
     await prepareKernel()
-    const failed = await this.#putInPlace(gone)
+    const isWanted = (spec: ExportSpec) => this.#entries.get(spec.iqn) === spec
+    const failed = await this.#putInPlace(gone, isWanted)
     this.#isLost = false
-    const facts = {exports: gone.length - failed.length, failed, durationMs: performance.now() - began}
+    const facts = {exports: gone.filter(isWanted).length, failed, durationMs: performance.now() - began}
     this.#events.emit('restarted', facts)
   }
 

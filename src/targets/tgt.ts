@@ -937,8 +937,13 @@ export class TgtDriver implements TargetDriver {
       await run(unbound.flatMap(({entry, rules}) => rules.map(rule => [request.bind(entry.tid!, rule)])))
       this.#events.emit('mended', {rules: unbound.map(({entry}) => entry.spec.iqn)})
     }
-    if (gone.length === 0 || this.#recovery !== undefined) return
-    this.#recovery = this.#putBack(gone).finally(() => {
+    // A look has several exchanges, between which requests may have ended an export, or be at work on it.
+    const lost = gone.filter(entry => {
+      const {iqn} = entry.spec
+      return this.#entries.get(iqn) === entry && !this.#queue.busy(iqn)
+    })
+    if (lost.length === 0 || this.#recovery !== undefined) return
+    this.#recovery = this.#putBack(lost).finally(() => {
       this.#recovery = undefined
     })
     await this.#recovery

@@ -322,6 +322,37 @@ lab('targets that somebody took away are put back while the driver runs', async 
   t.like(await login({portal, iqn: spec.iqn, initiator, auth}), {serial: made.serial, wwid: made.wwid})
 })
 
+lab('what is unexported or changed while targets come back stays so', async t => {
+  const {directory, driver} = await setUp(t)
+  const awake = setInterval(() => undefined, 1_000)
+  t.teardown(() => clearInterval(awake))
+  const specs = await Promise.all(Array.from({length: 3}, () => volumeSpec(directory)))
+  const [kept, ended, changed] = specs as [ExportSpec, ExportSpec, ExportSpec]
+  for (const spec of specs) await driver.export(spec)
+  const to = {...changed, readOnly: true}
+  let requests: Promise<unknown> = Promise.resolve()
+  const lost = new Promise<void>(resolve =>
+    driver.on('lost', () => {
+      requests = Promise.all([driver.unexport(ended.iqn), driver.export(to)])
+      resolve()
+    }),
+  )
+  const back = new Promise<Record<string, unknown>>(resolve => driver.on('restarted', resolve))
+  await wipe()
+  await lost
+  await requests
+  t.like(await back, {exports: 1, failed: []})
+  const names = (await driver.list()).map(({iqn, luns}) => [iqn, luns[0]!.readOnly])
+  t.deepEqual(
+    new Map(names as [string, boolean][]),
+    new Map([
+      [kept.iqn, false],
+      [changed.iqn, true],
+    ]),
+  )
+  t.false(driver.isInPlace(ended.iqn))
+})
+
 lab('what somebody took out of a target is put back: a portal, a rule, its LUN, its being enabled', async t => {
   const {driver, directory, portal} = await setUp(t)
   const awake = setInterval(() => undefined, 1_000)
