@@ -48,7 +48,7 @@ class IscsiEngine : public LibiscsiEngine {
  private:
   bool is_libiscsi() const { return !fallback_reason_.empty(); }
   bool Send();
-  bool Receive();
+  bool Receive(int flags);
   bool Wait(uint64_t ns);
   bool Lost(Error error);
 
