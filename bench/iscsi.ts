@@ -1,3 +1,4 @@
+import {readFile} from 'node:fs/promises'
 import type {NativeIscsiEngine} from '../src/bench/native.js'
 import {makeLun} from '../test/fixtures/lun-by-hand.js'
 import {startTgtd} from '../test/fixtures/tgtd-by-hand.js'
@@ -37,8 +38,8 @@ function perfProgram(url: string, bs: number): Program {
 }
 
 /** A LUN of 64 MiB on a tgtd of our own, and what our program needs to go there. */
-async function lunOnTgtd(release: Release) {
-  const tgtd = await startTgtd()
+async function lunOnTgtd(release: Release, enter: readonly string[] = []) {
+  const tgtd = await startTgtd({enter})
   release(() => tgtd.stop())
   const lun = await makeLun(tgtd, 1)
   release(() => lun.remove())
@@ -64,15 +65,29 @@ export async function iscsiComparison(
   return {ours: measured(ours, figure), other: measured(other, figure), otherName: 'iscsi-perf'}
 }
 
-/** Random writes of `bs` bytes over loopback to a tgtd of our own, by PDUs of our own and through libiscsi. */
+/** taskset(1) for one of the processors that this process may use. */
+async function onOneProcessor(): Promise<string[]> {
+  const status = await readFile('/proc/self/status', 'utf8')
+  const [, last] = /^Cpus_allowed_list:.*?(\d+)$/m.exec(status) ?? []
+  if (last === undefined) throw new Error('/proc/self/status does not say which processors there are')
+  return ['taskset', '-c', last]
+}
+
+/**
+ * Random writes of `bs` bytes over loopback to a tgtd of our own, by PDUs of our own and through libiscsi. Where tgtd has a
+ * processor of its own, answers come one by one and each finds a client that sleeps: the shorter its own way, the more often
+ * it sleeps, and a wake-up costs more than a command. With `sharedProcessor` the two take turns.
+ */
 export async function iscsiWriteComparison(
-  {figure, bs}: {figure: IscsiFigure; bs: number},
+  {figure, bs, sharedProcessor}: {figure: IscsiFigure; bs: number; sharedProcessor: boolean},
   release: Release,
 ): Promise<Comparison> {
-  const {where} = await lunOnTgtd(release)
-  const program = await buildEngine()
+  const enter = sharedProcessor ? await onOneProcessor() : []
+  const {where} = await lunOnTgtd(release, enter)
+  const [program, ...prefix] = [...enter, await buildEngine()]
+  const depth = ['--iodepth', `${iodepth}`, '--bs', `${bs}`, '--rw', 'write']
   const through = (engine: NativeIscsiEngine) =>
-    ourProgram(program, ['--engine', engine, ...where, '--iodepth', `${iodepth}`, '--bs', `${bs}`, '--rw', 'write'])
+    ourProgram(program!, [...prefix, '--engine', engine, ...where, ...depth])
   const [ours, other] = [through('iscsi'), through('libiscsi')]
   return {ours: measured(ours, figure), other: measured(other, figure), otherName: 'libiscsi in the same engine'}
 }
