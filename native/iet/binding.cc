@@ -62,7 +62,8 @@ Message ToMessage(const Napi::Array& array) {
                   .secret = {},
                   .direction = array.Get(10u).As<Napi::Number>().Uint32Value(),
                   .most = array.Get(11u).As<Napi::Number>().Uint32Value(),
-                  .parameters = std::move(fields.parameters)};
+                  .parameters = std::move(fields.parameters),
+                  .wanted = array.Get(12u).As<Napi::Number>().Int32Value()};
   message.secret = ToSecret(array.Get(9u));
   return message;
 }

@@ -207,7 +207,7 @@ Outcome Exchange(const std::string& name, const std::vector<std::vector<Message>
         return outcome;
       }
       answers.push_back(std::move(answer.value()));
-      if (answers.back().error != 0) break;
+      if (answers.back().error != message.wanted) break;
     }
   }
   return outcome;

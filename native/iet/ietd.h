@@ -37,6 +37,7 @@ struct Message {
   uint32_t direction = 0;   // of accounts: 0 incoming, 1 outgoing
   uint32_t most = 0;        // of kAccountList: names that there is room for
   Parameters parameters{};  // of kTargetUpdate; of the two that show, the type alone
+  int wanted = 0;           // the errno with which its sequence goes on; 0 is success
 };
 
 struct Answer {
@@ -47,18 +48,19 @@ struct Answer {
   std::vector<std::string> names{};  // of kAccountList
 };
 
-// What became of sequences of requests or calls: answers[i] holds those to sequence i, up to and with its first error.
+// What became of sequences of requests or calls: answers[i] holds those to sequence i, up to and with its first error,
+// or the first answer that is not the one that was wanted.
 struct Outcome {
   std::vector<std::vector<Answer>> answers;
   pid_t pid = 0;                 // of the ietd that answered, as SO_PEERCRED tells it; 0 where none did
   std::optional<Error> failure;  // why it broke off: all before this point was answered
 };
 
-// Sends each sequence's messages in order, a connection for each, the next one after the answer. An error that ietd
-// answers ends its sequence, not the ones after it. A failure of the exchange ends everything: nobody there
-// (ECONNREFUSED), ETIMEDOUT at `deadline`, IET_CLOSED, IET_PROTOCOL for an answer that is none; and IET_RESTARTED where
-// `expected_pid` is not 0 and another process listens now. The message in hand at a failure may or may not have taken
-// effect. `name` is that of the abstract socket, without its leading NUL.
+// Sends each sequence's messages in order, a connection for each, the next one after the answer. An answer
+// that is not the one that was wanted ends its sequence, not the ones after it. A failure of the exchange ends
+// everything: nobody there (ECONNREFUSED), ETIMEDOUT at `deadline`, IET_CLOSED, IET_PROTOCOL for an answer that is
+// none; and IET_RESTARTED where `expected_pid` is not 0 and another process listens now. The message in hand at a
+// failure may or may not have taken effect. `name` is that of the abstract socket, without its leading NUL.
 Outcome Exchange(const std::string& name, const std::vector<std::vector<Message>>& sequences,
                  Clock::time_point deadline, pid_t expected_pid);
 

@@ -1,4 +1,4 @@
-import {randomBytes} from 'node:crypto'
+import {randomUUID} from 'node:crypto'
 import {readFile, realpath, rm, stat} from 'node:fs/promises'
 import {isIP, isIPv6} from 'node:net'
 import {join} from 'node:path'
@@ -302,7 +302,7 @@ function ruleLine(iqn: string, rule: Rule): string {
   const entries =
     rule === 'closed' ? [] : [...rule.addresses.map(addressEntry), ...rule.names.flatMap(nameSpellings).map(nameEntry)]
   // Nobody can have that name: ietd has no word for nobody, and a target without a line may have one for ALL.
-  const closed = `${closedPrefix}${randomBytes(16).toString('hex')}`
+  const closed = `${closedPrefix}${randomUUID()}`
   const line = `${iqn} ${[...new Set(entries.length === 0 ? [closed] : entries)].join(', ')}`
   if (Buffer.byteLength(line) + 1 > maxLineBytes) {
     throw new StorageError(

@@ -54,6 +54,8 @@ interface Fields {
   /** A bit for each key that is meant. */
   partial?: number
   values?: number[]
+  /** The errno with which its sequence goes on; default 0, success. */
+  wanted?: number
 }
 
 /** A request to ietd over its socket. */
@@ -76,7 +78,7 @@ export interface IetAnswer {
 }
 
 export interface IetOutcome {
-  /** Answers by sequence, up to and with each sequence's first error. Shorter than asked where it broke off. */
+  /** Answers by sequence, up to and with each sequence's first one that was not wanted, an error as a rule. Shorter than asked where it broke off. */
   answers: IetAnswer[][]
   /** Process that listens at the socket. */
   pid: number
@@ -84,8 +86,11 @@ export interface IetOutcome {
   failure?: Error & {code: string}
 }
 
-/** kind, tid, sid, cid, lun, text, type, partial, values, secret, direction, most; calls have the first nine. */
-type NativeFields = [number, number, bigint, number, number, string, number, number, number[], string, number, number]
+/** kind, tid, sid, cid, lun, text, type, partial, values, secret, direction, most, wanted; calls have the first nine. */
+type NativeFields = [
+  ...[number, number, bigint, number, number, string, number, number, number[]],
+  ...[string, number, number, number],
+]
 type NativeAnswer = [number, number, number[], string[]]
 type NativeOutcome = [number, NativeAnswer[][], (Error & {code: string})?]
 
@@ -119,6 +124,11 @@ export const request = {
   /** `ADDRESS[:PORT]`; an empty one ends the redirection. */
   redirect: (tid: number, to: string) =>
     socket({kind: Command.targetRedirect, tid, text: checked(to, maxRedirectBytes)}),
+  /**
+   * Whether ietd knows a number; its sequence goes on where it does not, with ENOENT. Of numbers alone that the kernel has not: the
+   * question is a redirection to nowhere, which ends one that is set.
+   */
+  isKnown: (tid: number) => socket({kind: Command.targetRedirect, tid, wanted: enoent}),
   newAccount: (tid: number, direction: AccountDirection, user: string, secret: string) =>
     socket({
       kind: Command.accountNew,
@@ -202,6 +212,7 @@ export interface IetWay {
 /** A failure that says that the device cannot be had, and that nothing was called. */
 const deviceIsNotToBeHad = ['ENOSYS', 'EPERM', 'EACCES', 'EINVAL', 'IET_NO_DEVICE', 'IET_NO_OWNER']
 
+const enoent = 2
 const enosys = 38
 const stopEveryMs = 100
 const stopForMs = 1_000
@@ -232,7 +243,7 @@ export class IetControl {
   }
 
   /**
-   * Sends sequences of requests; a sequence ends at its first error, the others go on. Never rejects for what ietd or the
+   * Sends sequences of requests; a sequence ends at its first answer that is not wanted, the others go on. Never rejects for what ietd or the
    * socket did. `timeoutMs` counts from now, the wait for earlier requests included. With `expectedPid` ≠ 0 nothing is
    * sent to another process than that.
    */
@@ -368,7 +379,7 @@ function stuck(timeoutMs: number): Error & {code: string} {
 
 function toNative(fields: Fields): NativeFields {
   const {kind, tid = 0, sid = 0n, cid = 0, lun = 0, text = '', type = 'session', partial = 0, values = []} = fields
-  const {secret = '', direction = 'incoming', most = 0} = fields
+  const {secret = '', direction = 'incoming', most = 0, wanted = 0} = fields
   return [
     kind,
     tid,
@@ -382,6 +393,7 @@ function toNative(fields: Fields): NativeFields {
     secret,
     direction === 'incoming' ? 0 : 1,
     most,
+    wanted,
   ]
 }
 

@@ -1,4 +1,4 @@
-import {call, request} from './iet-control.js'
+import {call, type IetAnswer, request} from './iet-control.js'
 import {errno, errnoFact, type Link, refusal, type TargetKey} from './iet-link.js'
 import type {IetSessions} from './iet-sessions.js'
 
@@ -55,19 +55,16 @@ export class IetNumbers {
     }
   }
 
-  /**
-   * Those of these numbers that ietd knows, under whatever name. To be asked of numbers alone that the kernel has not: the
-   * question is a redirection to nowhere, which ends one that is set.
-   */
+  /** Those of these numbers, which the kernel has not, that ietd knows, under whatever name. */
   async known(link: Link, tids: number[]): Promise<Set<number>> {
-    const answers = await link.exchange(tids.map(tid => [request.redirect(tid, '')]))
-    const known = tids.filter((tid, index) => {
-      const {error} = answers[index]![0]!
-      if (error !== 0 && error !== errno.enoent)
-        throw refusal(error, {op: 'target.export', what: 'the question', iqn: `tid ${tid}`})
-      return error === 0
-    })
-    return new Set(known)
+    const answers = await link.exchange(tids.map(tid => [request.isKnown(tid)]))
+    return new Set(tids.filter((tid, index) => this.isKnown(tid, answers[index]![0]!)))
+  }
+
+  /** What the answer to request.isKnown() says. */
+  isKnown(tid: number, {error}: IetAnswer): boolean {
+    if (error === 0 || error === errno.enoent) return error === 0
+    throw refusal(error, {op: 'target.export', what: 'the question', iqn: `tid ${tid}`})
   }
 
   /** The number under which ietd lists that name although the kernel does not have it, as far as that is known; else 0. */

@@ -63,7 +63,7 @@ const maxU64 = 0xffffffffffffffffn
 const maxLun = 0x3fff
 const maxNameBytes = 255
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-const control = /[\u0000-\u001f\u007f]/
+const control = /[\u0000-\u0008\u000a-\u001f\u007f]|[^\t]\t/
 
 const targetLine = /^tid:(0|[1-9]\d{0,9}) name:(.+)$/
 const volumeLine =
@@ -87,7 +87,7 @@ class Reader {
   *[Symbol.iterator](): Generator<string> {
     for (const line of this.#lines) {
       this.#at++
-      if (control.test(line.replace(/^\t*/, ''))) this.refuse('has a control character')
+      if (control.test(line)) this.refuse('has a control character')
       yield line
     }
   }

@@ -154,18 +154,17 @@ export class IetTargets {
     {iqn, tid: wantedTid}: TargetKey,
     auth: ChapAuth | undefined,
   ): Promise<{tid: number; hasAccounts: boolean}> {
-    const isKnown = async () => wantedTid !== 0 && (await this.numbers.known(link, [wantedTid])).has(wantedTid)
-    const [free, isStale] = await Promise.all([
-      wantedTid === 0 ? this.numbers.free(link) : wantedTid,
-      isKnown(),
-      this.allow([[iqn, 'closed']]),
-    ])
-    // Where it cannot be given up, another number is as good, unless it is this very name that ietd lists.
-    let tid = isStale && (await this.numbers.mend(link, {iqn, tid: wantedTid})) ? 0 : free
+    await this.allow([[iqn, 'closed']])
+    let tid = wantedTid || this.numbers.next()
     for (let left = attempts; left > 0; left--) {
-      tid ||= await this.numbers.free(link)
-      const sequence = [request.newTarget(tid, iqn), ...accountRequests(tid, auth)]
-      const [[made, ...answers] = []] = await link.exchange([sequence])
+      const sequence = [request.isKnown(tid), request.newTarget(tid, iqn), ...accountRequests(tid, auth)]
+      const [[asked, made, ...answers] = []] = await link.exchange([sequence])
+      if (this.numbers.isKnown(tid, asked!)) {
+        // Where it cannot be given up, another number is as good, unless it is this very name that ietd lists.
+        const isGivenUp = tid === wantedTid && !(await this.numbers.mend(link, {iqn, tid}))
+        if (!isGivenUp) tid = await this.numbers.free(link)
+        continue
+      }
       const {error} = made!
       if (error === 0) return {tid, hasAccounts: hasAnswered(answers, auth)}
       if (error !== errno.eexist && error !== errno.einval)
@@ -177,7 +176,7 @@ export class IetTargets {
       if (present) throw this.#notOurs(iqn, present)
       if (error === errno.einval) await this.#mendName(link, iqn, targets)
       // Somebody else has that number now.
-      else tid = 0
+      else tid = this.numbers.next()
     }
     throw new StorageError('TARGET_FAILED', `IET has given the numbers of ${attempts} tries for ${iqn} to others`, {
       op: 'target.export',
