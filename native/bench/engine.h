@@ -23,10 +23,12 @@ struct DeviceFacts {
   uint32_t block_bytes = 1;  // what offsets and sizes must be multiples of
 };
 
-// One I/O, or what is left of it after an answer that was short.
+// One I/O, or what is left of it after an answer that was short. A flush is of the whole device or file: it has no
+// bytes and no place, and its answer is 0.
 struct Request {
   uint32_t slot;
   Direction direction;
+  bool data_only = false;  // of a flush: as fdatasync(2), where there is a difference
   uint32_t bytes;
   uint64_t offset;
   uint8_t* data;

@@ -1,5 +1,5 @@
-// Reads and writes of a path through the kernel's older asynchronous I/O (io_submit(2)), by its system calls. Where the
-// file is not opened with O_DIRECT, io_submit() does the I/O itself.
+// Reads, writes and flushes of a path through the kernel's older asynchronous I/O (io_submit(2)), by its system calls.
+// Where the file is not opened with O_DIRECT, io_submit() does the I/O itself.
 #pragma once
 
 #include <linux/aio_abi.h>
@@ -47,12 +47,17 @@ class AioEngine {
     iocb& block = blocks_[request.slot];
     block = iocb{};
     block.aio_data = request.slot;
-    block.aio_lio_opcode = request.direction == Direction::kRead ? IOCB_CMD_PREAD : IOCB_CMD_PWRITE;
     block.aio_fildes = static_cast<uint32_t>(target_->fd());
+    queued_[count_++] = &block;
+    if (request.direction == Direction::kFlush) [[unlikely]] {
+      // Since Linux 4.18; all else of it must be 0 (fs/aio.c, aio_fsync).
+      block.aio_lio_opcode = request.data_only ? IOCB_CMD_FDSYNC : IOCB_CMD_FSYNC;
+      return;
+    }
+    block.aio_lio_opcode = request.direction == Direction::kRead ? IOCB_CMD_PREAD : IOCB_CMD_PWRITE;
     block.aio_buf = reinterpret_cast<uint64_t>(request.data);
     block.aio_nbytes = request.bytes;
     block.aio_offset = static_cast<int64_t>(request.offset);
-    queued_[count_++] = &block;
   }
 
   bool Exchange(bool wait, uint64_t deadline) {

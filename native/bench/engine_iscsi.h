@@ -1,5 +1,5 @@
-// Reads and writes of a logical unit over iSCSI by PDUs of our own (iscsi/data_path.h), over a connection that libiscsi
-// has logged in: libiscsi takes a system call for each command, each header and each segment of data.
+// Reads, writes and flushes of a logical unit over iSCSI by PDUs of our own (iscsi/data_path.h), over a connection that
+// libiscsi has logged in: libiscsi takes a system call for each command, each header and each segment of data.
 #pragma once
 
 #include <optional>
@@ -27,8 +27,10 @@ class IscsiEngine : public LibiscsiEngine {
       LibiscsiEngine::Queue(request);
     } else if (request.direction == Direction::kWrite) {
       path_->Write(request.slot, request.offset, request.bytes, request.data);
-    } else {
+    } else if (request.direction == Direction::kRead) {
       path_->Read(request.slot, request.offset, request.bytes, request.data);
+    } else {
+      path_->Flush(request.slot);
     }
   }
   bool Exchange(bool wait, uint64_t deadline);

@@ -20,7 +20,7 @@ struct LibiscsiEngine::Slot {
   LibiscsiEngine* engine;
   uint32_t index;
   uint32_t bytes;
-  bool is_trim;
+  bool has_residual;
   scsi_task* task;
   scsi_iovec iov;
 };
@@ -50,8 +50,8 @@ void LibiscsiEngine::OnAnswer(iscsi_context*, int status, void*, void* opaque) {
     result = iscsi::SenseOutcome(static_cast<int>(task->sense.key), task->sense.ascq);
   } else if (status != SCSI_STATUS_GOOD) {
     result = iscsi::StatusOutcome(status);
-  } else if (slot.is_trim) {
-    // Its residual is that of the list of ranges, which tgtd never counts as taken.
+  } else if (!slot.has_residual) {
+    // That of a discard is of the list of ranges, which tgtd never counts as taken.
   } else if (task->residual_status == SCSI_RESIDUAL_UNDERFLOW && task->residual < slot.bytes) {
     result -= static_cast<int64_t>(task->residual);
   } else if (task->residual_status != SCSI_RESIDUAL_NO_RESIDUAL) {
@@ -66,7 +66,7 @@ void LibiscsiEngine::Queue(const Request& request) {
   slot = {.engine = this,
           .index = request.slot,
           .bytes = request.bytes,
-          .is_trim = request.direction == Direction::kTrim,
+          .has_residual = request.direction == Direction::kRead || request.direction == Direction::kWrite,
           .task = nullptr,
           .iov = {.iov_base = request.data, .iov_len = request.bytes}};
   iscsi_context* context = session_.context();
@@ -93,6 +93,10 @@ void LibiscsiEngine::Queue(const Request& request) {
       slot.task = iscsi_unmap_task(context, lun, 0, 0, &range, 1, OnAnswer, &slot);
       break;
     }
+    case Direction::kFlush:
+      // No blocks: up to the last one (SBC-4, 5.30). It is answered when all is on the medium.
+      slot.task = iscsi_synchronizecache10_task(context, lun, 0, 0, 0, 0, OnAnswer, &slot);
+      break;
   }
   if (!slot.task) lost_ = true;
   ++queued_;

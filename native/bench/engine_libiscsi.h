@@ -1,4 +1,4 @@
-// Reads, writes and discards of a logical unit through libiscsi, without the kernel's initiator.
+// Reads, writes, discards and flushes of a logical unit through libiscsi, without the kernel's initiator.
 #pragma once
 
 #include <vector>

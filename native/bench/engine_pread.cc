@@ -72,6 +72,9 @@ int64_t PreadEngine::Perform(int fd, const Request& request) {
     case Direction::kTrim:
       result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, request.bytes);
       break;
+    case Direction::kFlush:
+      result = request.data_only ? fdatasync(fd) : fsync(fd);
+      break;
   }
   return result < 0 ? -errno : result;
 }

@@ -1,5 +1,5 @@
-// Reads, writes and discards of a path by pread(2), pwrite(2) and fallocate(2): one I/O at a time on the worker's own
-// thread, several on a thread each.
+// Reads, writes, discards and flushes of a path by pread(2), pwrite(2), fallocate(2) and fsync(2): one I/O at a time on
+// the worker's own thread, several on a thread each.
 #pragma once
 
 #include <memory>

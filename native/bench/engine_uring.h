@@ -1,4 +1,4 @@
-// Reads, writes and discards of a path through io_uring.
+// Reads, writes, discards and flushes of a path through io_uring.
 #pragma once
 
 #include <fcntl.h>
@@ -48,10 +48,15 @@ class UringEngine {
     entry->flags = fixed_file_ ? IOSQE_FIXED_FILE : 0;
     entry->off = request.offset;
     entry->user_data = request.slot;
-    if (request.direction == Direction::kTrim) [[unlikely]] {
-      entry->opcode = IORING_OP_FALLOCATE;
-      entry->addr = request.bytes;
-      entry->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    if (request.direction > Direction::kWrite) [[unlikely]] {
+      if (request.direction == Direction::kTrim) {
+        entry->opcode = IORING_OP_FALLOCATE;
+        entry->addr = request.bytes;
+        entry->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+      } else {
+        entry->opcode = IORING_OP_FSYNC;
+        entry->fsync_flags = request.data_only ? IORING_FSYNC_DATASYNC : 0;
+      }
       return;
     }
     const bool read = request.direction == Direction::kRead;

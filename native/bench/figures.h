@@ -64,9 +64,10 @@ struct Figures {
       if (direction) direction->response = direction->service;
     }
   }
+  // Flushes are none.
   uint64_t ios() const {
     uint64_t sum = 0;
-    for (const auto& direction : directions) sum += direction ? direction->service.count() : 0;
+    for (Direction direction : kMixed) sum += directions[direction] ? directions[direction]->service.count() : 0;
     return sum;
   }
 };
@@ -86,7 +87,7 @@ class ErrorTally {
   void Add(Direction direction, int64_t result, uint64_t offset, const Error& error) {
     Entry& entry = entries_[{direction, result}];
     if (entry.count++ == 0) entry.error = error;
-    if (entry.first_offsets.size() < kFirst) entry.first_offsets.push_back(offset);
+    if (direction != Direction::kFlush && entry.first_offsets.size() < kFirst) entry.first_offsets.push_back(offset);
   }
   void Merge(const ErrorTally& other) {
     for (const auto& [key, theirs] : other.entries_) {

@@ -12,12 +12,14 @@
 
 namespace lunpath::bench {
 
-enum class Direction : uint8_t { kRead, kWrite, kTrim };
-inline constexpr size_t kDirections = 3;
-inline constexpr std::array kEachDirection{Direction::kRead, Direction::kWrite, Direction::kTrim};
+// What an I/O does. A flush moves nothing, is in no mix, and is counted apart: it comes after so many writes.
+enum class Direction : uint8_t { kRead, kWrite, kTrim, kFlush };
+inline constexpr size_t kDirections = 4;
+inline constexpr std::array kMixed{Direction::kRead, Direction::kWrite, Direction::kTrim};
+inline constexpr std::array kEachDirection{Direction::kRead, Direction::kWrite, Direction::kTrim, Direction::kFlush};
 
 constexpr const char* NameOf(Direction direction) {
-  constexpr std::array names{"read", "write", "trim"};
+  constexpr std::array names{"read", "write", "trim", "flush"};
   return names[static_cast<size_t>(direction)];
 }
 
@@ -77,6 +79,9 @@ struct TargetSpec {
   uint64_t stop_bytes = 0;
   uint64_t stop_percent = 0;  // of its range
   uint64_t stop_ios = 0;
+  // After so many writes of a thread a flush follows; 0: none. Of two that are due at once the first is done.
+  uint64_t fsync = 0;
+  uint64_t fdatasync = 0;
   Pace pace = Pace::kClosed;
   double iops = 0;  // of all threads together
   uint64_t think_ns = 0;
@@ -88,7 +93,8 @@ struct TargetSpec {
   uint64_t expected_size = 0;
 
   bool bounded() const { return stop_bytes > 0 || stop_percent > 0 || stop_ios > 0; }
-  bool Has(Direction direction) const { return mix[direction] > 0; }
+  bool flushes() const { return fsync > 0 || fdatasync > 0; }
+  bool Has(Direction direction) const { return direction == Direction::kFlush ? flushes() : mix[direction] > 0; }
   bool writes() const { return Has(Direction::kWrite) || Has(Direction::kTrim); }
   uint32_t LargestBlock() const;
   uint32_t SmallestBlock() const;

@@ -87,7 +87,7 @@ TargetSpec ToTarget(const Napi::Object& js) {
   target.engine = ToEngine(device);
   const Napi::Object mix = Child(js, "mix");
   const Napi::Object sizes = Child(js, "blockSizes");
-  for (Direction direction : kEachDirection) {
+  for (Direction direction : kMixed) {
     target.mix[direction] = Double(mix, NameOf(direction));
     if (target.Has(direction)) target.block_sizes[direction] = ToBlockSizes(sizes.Get(NameOf(direction)));
   }
@@ -110,6 +110,9 @@ TargetSpec ToTarget(const Napi::Object& js) {
   target.stop_bytes = U64(stop, "bytes");
   target.stop_percent = U64(stop, "percent");
   target.stop_ios = U64(stop, "ios");
+  const Napi::Object flush_after = Child(js, "flushAfter");
+  target.fsync = U64(flush_after, "fsync");
+  target.fdatasync = U64(flush_after, "fdatasync");
   const Napi::Object rate = Child(js, "rate");
   target.pace =
       OneOf<Pace>(rate, "kind", {{"closed", Pace::kClosed}, {"fixed", Pace::kFixed}, {"poisson", Pace::kPoisson}});

@@ -79,6 +79,11 @@ class Loop final : public Worker {
     Direction direction;
   };
 
+  struct DueFlush {
+    uint64_t since;
+    bool data_only;
+  };
+
   Status GetReady() {
     auto device = engine_.Open();
     if (!device.ok()) return device.error();
@@ -113,6 +118,7 @@ class Loop final : public Worker {
     free_.resize(spec_.iodepth);
     for (uint32_t i = 0; i < spec_.iodepth; ++i) free_[i] = spec_.iodepth - 1 - i;
     free_count_ = spec_.iodepth;
+    if (spec_.flushes()) data_only_.resize(spec_.iodepth);
     counts.ramp = counts.run = Figures(spec_);
     counts.verify_reads.directions[Direction::kRead].emplace();
     clockid_t cpu_clock;
@@ -271,6 +277,8 @@ class Loop final : public Worker {
         issuing_ = false;
         return kNever;
       }
+      if (due_flush_ && free_count_ > 0) [[unlikely]]
+        StartFlush(now);
       if (*due > now) return *due;
       if (free_count_ == 0) {
         open_loop_->Blocked(now, &counts.open_loop);
@@ -309,22 +317,48 @@ class Loop final : public Worker {
 
   // False: not now, since an I/O for the same block is in flight and will be answered.
   bool Submit(uint64_t intended, uint64_t now) {
-    if (!verifier_) [[likely]] {
+    if (is_plain_) [[likely]] {
       Start(workload_->Next(), intended, now);
       return true;
     }
-    return SubmitVerified(intended, now);
+    return SubmitWithCare(intended, now);
   }
 
-  [[gnu::noinline]] bool SubmitVerified(uint64_t intended, uint64_t now) {
-    if (!held_back_) held_back_ = workload_->Next();
-    if (held_back_->direction == Direction::kWrite && !verifier_->HasRoom(held_back_->offset)) [[unlikely]] {
-      FailForRoom();
-      return false;
+  [[gnu::noinline]] bool SubmitWithCare(uint64_t intended, uint64_t now) {
+    // As fio: a flush that is due goes before the next I/O, and waits for none that is in flight.
+    if (due_flush_) {
+      StartFlush(now);
+      return true;
     }
-    if (!verifier_->Lock(held_back_->offset)) return false;
-    Start(*std::exchange(held_back_, std::nullopt), intended, now);
+    if (!held_back_) held_back_ = workload_->Next();
+    if (verifier_) {
+      if (held_back_->direction == Direction::kWrite && !verifier_->HasRoom(held_back_->offset)) [[unlikely]] {
+        FailForRoom();
+        return false;
+      }
+      if (!verifier_->Lock(held_back_->offset)) return false;
+    }
+    const Workload::Io io = *std::exchange(held_back_, std::nullopt);
+    Start(io, intended, now);
+    if (io.direction == Direction::kWrite) NoteWrite(now);
     return true;
+  }
+
+  void NoteWrite(uint64_t now) {
+    ++writes_;
+    const bool all = spec_.fsync > 0 && writes_ % spec_.fsync == 0;
+    const bool data = spec_.fdatasync > 0 && writes_ % spec_.fdatasync == 0;
+    if (all || data) due_flush_ = DueFlush{.since = now, .data_only = !all};
+  }
+
+  [[gnu::noinline]] void StartFlush(uint64_t now) {
+    const DueFlush due = *std::exchange(due_flush_, std::nullopt);
+    const uint32_t index = free_[--free_count_];
+    slots_[index] = {
+        .submitted = now, .intended = due.since, .offset = 0, .bytes = 0, .done = 0, .direction = Direction::kFlush};
+    data_only_[index] = due.data_only;
+    if (counts.in_flight++ == 0) counts.last_progress_ns = now;
+    QueueFlush(index);
   }
 
   void Start(const Workload::Io& io, uint64_t intended, uint64_t now) {
@@ -351,6 +385,15 @@ class Loop final : public Worker {
                    .data = buffers_[index] + slot.done});
   }
 
+  void QueueFlush(uint32_t index) {
+    engine_.Queue({.slot = index,
+                   .direction = Direction::kFlush,
+                   .data_only = data_only_[index],
+                   .bytes = 0,
+                   .offset = 0,
+                   .data = nullptr});
+  }
+
   [[gnu::always_inline]] void Complete(uint32_t index, int64_t result, uint64_t now) {
     Slot& slot = slots_[index];
     // How much was discarded is in no answer.
@@ -368,8 +411,8 @@ class Loop final : public Worker {
         counts.first_completion_ns = now;
       counts.last_completion_ns = now;
     }
-    if (verifier_) verifier_->Unlock(slot.offset);
-    if (spec_.think_ns > 0 && ++since_think_ >= spec_.think_blocks) {
+    if (verifier_ && slot.direction != Direction::kFlush) verifier_->Unlock(slot.offset);
+    if (spec_.think_ns > 0 && slot.direction != Direction::kFlush && ++since_think_ >= spec_.think_blocks) {
       since_think_ = 0;
       think_until_ = now + spec_.think_ns;
     }
@@ -388,7 +431,11 @@ class Loop final : public Worker {
       return false;
     }
     if ((result == -EAGAIN || result == -EINTR) && !stopping) {
-      Queue(index);
+      if (slot.direction == Direction::kFlush) {
+        QueueFlush(index);
+      } else {
+        Queue(index);
+      }
       return false;
     }
     if (verifier_ && slot.direction == Direction::kWrite) verifier_->Unknown(slot.offset);
@@ -429,7 +476,7 @@ class Loop final : public Worker {
     const Slot& slot = slots_[index];
     if (slot.direction == Direction::kWrite) {
       verifier_->Written(slot.offset);
-    } else if (verifier_->Knows(slot.offset)) {
+    } else if (slot.direction == Direction::kRead && verifier_->Knows(slot.offset)) {
       ++counts.verify.verified;
       const auto wrong = verifier_->Check(buffers_[index], slot.offset);
       if (!wrong) return;
@@ -445,13 +492,16 @@ class Loop final : public Worker {
   const TargetSpec& spec_;
   const Clock& clock_ = Clock::Get();
   const bool open_ = spec_.pace != Pace::kClosed;
-  Buffers buffers_;  // before the engine: it goes after it
+  const bool is_plain_ = !spec_.verify && !spec_.flushes();  // nothing but the workload decides what is next
+  Buffers buffers_;                                          // before the engine: it goes after it
   E engine_;
   Range range_;
   std::optional<Workload> workload_;
   std::optional<OpenLoop> open_loop_;
   std::optional<Verifier> verifier_;
   std::optional<Workload::Io> held_back_;
+  std::optional<DueFlush> due_flush_;
+  std::vector<bool> data_only_;  // of each slot that has a flush
   std::optional<Error> thrown_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
@@ -467,6 +517,7 @@ class Loop final : public Worker {
   PerDirection<DirectionFigures*> figures_{};
   uint64_t* errors_ = nullptr;
   uint64_t failures_ = 0;
+  uint64_t writes_ = 0;
   uint64_t think_until_ = 0;
   uint32_t since_think_ = 0;
   uint64_t read_back_at_ = 0;

@@ -3,7 +3,7 @@
 //   lunpath-bench --engine io_uring|libaio|pread|auto|null|iscsi|libiscsi [--path PATH] [--size BYTES]
 //                 [--rw read|write] [--portal ADDRESS:PORT --target IQN --lun N] [--bs BYTES] [--iodepth N]
 //                 [--numjobs N] [--runtime-ms N] [--ramp-ms N] [--rate IOPS] [--poisson] [--direct] [--random 0|1]
-//                 [--verify] [--stuck-ms N]
+//                 [--verify] [--fsync N] [--fdatasync N] [--stuck-ms N]
 //                 [--sample-ms N] [--seed N] [--cancel-after-ms N] [--repeat N]
 #include <condition_variable>
 #include <cstdio>
@@ -72,6 +72,8 @@ std::optional<JobSpec> ToJob(const Flags& flags) {
   target.numjobs = static_cast<uint32_t>(flags.Number("--numjobs", 1));
   target.iops = static_cast<double>(flags.Number("--rate", 0));
   if (target.iops > 0) target.pace = flags.Number("--poisson", 0) != 0 ? Pace::kPoisson : Pace::kFixed;
+  target.fsync = flags.Number("--fsync", 0);
+  target.fdatasync = flags.Number("--fdatasync", 0);
   target.verify = flags.Number("--verify", 0) != 0;
   target.errors_allowed = UINT64_MAX;
   JobSpec job;
@@ -87,7 +89,8 @@ std::optional<JobSpec> ToJob(const Flags& flags) {
 void Print(const Report& report) {
   Histogram all;
   Histogram response;
-  for (const auto& figures : report.total.directions) {
+  for (Direction direction : kMixed) {
+    const auto& figures = report.total.directions[direction];
     if (!figures) continue;
     all.Merge(figures->service);
     response.Merge(figures->response);

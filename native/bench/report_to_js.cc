@@ -46,20 +46,30 @@ Napi::Array Array(Napi::Env env, const List& list, ToElement to_element) {
   return js;
 }
 
+Napi::Object ToJs(Napi::Env env, const Histogram& service, const Histogram& response) {
+  Napi::Object js = Napi::Object::New(env);
+  js.Set("service", HistogramObject::From(env, service));
+  js.Set("response", HistogramObject::From(env, response));
+  return js;
+}
+
 void SetFigures(Napi::Env env, Napi::Object js, const Figures& figures) {
   Napi::Object directions = Napi::Object::New(env);
-  for (Direction direction : kEachDirection) {
+  for (Direction direction : kMixed) {
     const auto& one = figures.directions[direction];
     if (!one) continue;
-    Napi::Object of_direction = Napi::Object::New(env);
+    Napi::Object of_direction = ToJs(env, one->service, one->response);
     of_direction.Set("ios", Number(env, one->service.count()));
     of_direction.Set("bytes", Number(env, one->bytes));
     of_direction.Set("shortIos", Number(env, one->short_ios));
-    of_direction.Set("service", HistogramObject::From(env, one->service));
-    of_direction.Set("response", HistogramObject::From(env, one->response));
     directions.Set(NameOf(direction), of_direction);
   }
   js.Set("directions", directions);
+  if (const auto& flushes = figures.directions[Direction::kFlush]) {
+    Napi::Object of_flushes = ToJs(env, flushes->service, flushes->response);
+    of_flushes.Set("count", Number(env, flushes->service.count()));
+    js.Set("flush", of_flushes);
+  }
   js.Set("errors", Number(env, figures.errors));
 }
 

@@ -38,7 +38,7 @@ class Workload {
         pareto_(places_, spec.pattern == Pattern::kPareto ? spec.pattern_parameter : 0.5),
         scatter_(places_) {
     double up_to = 0;
-    for (Direction direction : kEachDirection) {
+    for (Direction direction : kMixed) {
       up_to += spec.mix[direction];
       if (spec.Has(direction)) only_ = direction;
       direction_below_[direction] = ToThreshold(up_to);
@@ -70,7 +70,7 @@ class Workload {
 
   Direction DrawDirection() {
     const uint64_t drawn = random_.Next();
-    for (Direction direction : kEachDirection) {
+    for (Direction direction : kMixed) {
       if (drawn < direction_below_[direction]) return direction;
     }
     return only_;

@@ -26,6 +26,7 @@ constexpr uint8_t kRead10 = 0x28;
 constexpr uint8_t kRead16 = 0x88;
 constexpr uint8_t kWrite10 = 0x2a;
 constexpr uint8_t kWrite16 = 0x8a;
+constexpr uint8_t kSynchronizeCache10 = 0x35;
 constexpr uint8_t kGood = 0x00;
 constexpr uint8_t kCheckCondition = 0x02;
 
@@ -78,6 +79,12 @@ void DataPath::Write(uint32_t index, uint64_t offset, uint32_t bytes, const uint
   slots_[index].from = data;
   slots_[index].offset = offset;
   slots_[index].bytes = bytes;
+  Start(index);
+}
+
+void DataPath::Flush(uint32_t index) {
+  slots_[index] = {};
+  slots_[index].flushes = true;
   Start(index);
 }
 
@@ -135,7 +142,8 @@ void DataPath::Send(uint32_t index) {
   slot.tag = numbers_.cmd_sn << 16 | index;
   uint8_t* header = AppendRequest(kCommand, slot.tag);
   ++numbers_.cmd_sn;
-  header[1] = static_cast<uint8_t>((unsolicited > 0 ? 0 : kFinal) | (slot.from ? kWrite : kRead) | kSimple);
+  const uint8_t moves = slot.flushes ? 0 : slot.from ? kWrite : kRead;
+  header[1] = static_cast<uint8_t>((unsolicited > 0 ? 0 : kFinal) | moves | kSimple);
   PutBe24(header + 5, immediate);
   PutLun(header);
   PutBe32(header + 20, slot.bytes);
@@ -150,6 +158,11 @@ void DataPath::PutLun(uint8_t* header) const {
 }
 
 void DataPath::FillCdb(const Slot& slot, uint8_t* cdb) const {
+  if (slot.flushes) {
+    // From block 0, and no number of them: up to the last (SBC-4, 5.30). Without IMMED it is answered when it is done.
+    cdb[0] = kSynchronizeCache10;
+    return;
+  }
   const uint64_t block = slot.offset / params_.block_bytes;
   const uint32_t blocks = slot.bytes / params_.block_bytes;
   if (params_.long_commands) {
@@ -261,7 +274,7 @@ DataPath::Slot* DataPath::Find(const uint8_t* header) {
   const uint32_t index = tag & 0xffff;
   if (index >= slots_.size()) return nullptr;
   Slot& slot = slots_[index];
-  const bool in_flight = (slot.into || slot.from) && !slot.is_answered;
+  const bool in_flight = (slot.into || slot.from || slot.flushes) && !slot.is_answered;
   return in_flight && slot.tag == tag ? &slot : nullptr;
 }
 
@@ -372,6 +385,8 @@ bool DataPath::Finish(Slot* slot, const uint8_t* header) {
 }
 
 bool DataPath::FinishGood(const uint8_t* header, const Slot& slot, int64_t* outcome) {
+  // It has no data of which any could be missing.
+  if (slot.flushes) return true;
   const uint32_t missing = header[1] & kUnderflow ? Be32(header + 44) : 0;
   if (slot.into && (missing > slot.bytes || slot.moved != slot.bytes - missing)) {
     return Fail("says of a command that all its data was sent, and sent another number of bytes");
@@ -389,6 +404,7 @@ void DataPath::Complete(Slot* slot) {
   done_.push_back({.slot = IndexOf(slot), .outcome = slot->outcome});
   slot->into = nullptr;
   slot->from = nullptr;
+  slot->flushes = false;
 }
 
 bool DataPath::Fail(const std::string& what, const char* code) {

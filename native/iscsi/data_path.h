@@ -49,6 +49,8 @@ class DataPath {
   void Read(uint32_t slot, uint64_t offset, uint32_t bytes, uint8_t* data);
   // A WRITE of whole blocks, likewise: nothing reads `data` once it is done.
   void Write(uint32_t slot, uint64_t offset, uint32_t bytes, const uint8_t* data);
+  // A SYNCHRONIZE CACHE of all blocks, whose outcome is 0.
+  void Flush(uint32_t slot);
   // The last request, while no command is in flight.
   void LogOut();
   bool logged_out() const { return logged_out_; }
@@ -71,7 +73,8 @@ class DataPath {
  private:
   struct Slot {
     uint8_t* into;        // of a READ
-    const uint8_t* from;  // of a WRITE; both null: no command
+    const uint8_t* from;  // of a WRITE
+    bool flushes;         // of neither; false: no command
     uint64_t offset;
     uint32_t bytes;
     uint32_t moved;   // data that has come in, or that is queued or sent

@@ -37,12 +37,31 @@ export interface Comparison {
   leftOut: number
 }
 
-const metrics: {metric: string; unit: string; better: 'higher' | 'lower'; of: (result: BenchResult) => number}[] = [
+interface Metric {
+  metric: string
+  unit: string
+  better: 'higher' | 'lower'
+  of: (result: BenchResult) => number
+  /** Whether a result has it; default: each has. */
+  has?: (result: BenchResult) => boolean
+}
+
+const hasFlushes = ({total}: BenchResult) => (total.flush?.count ?? 0) > 0
+
+const metrics: Metric[] = [
   {metric: 'IOPS', unit: '1/s', better: 'higher', of: ({total}) => total.iops},
   {metric: 'latency mean', unit: 'ns', better: 'lower', of: ({total}) => total.latency.meanNs},
   {metric: 'latency p50', unit: 'ns', better: 'lower', of: ({total}) => total.latency.p50Ns},
   {metric: 'latency p99', unit: 'ns', better: 'lower', of: ({total}) => total.latency.p99Ns},
   {metric: 'latency p99.9', unit: 'ns', better: 'lower', of: ({total}) => total.latency.p999Ns},
+  {
+    metric: 'flush mean',
+    unit: 'ns',
+    better: 'lower',
+    of: ({total}) => total.flush!.latency.meanNs,
+    has: hasFlushes,
+  },
+  {metric: 'flush p99', unit: 'ns', better: 'lower', of: ({total}) => total.flush!.latency.p99Ns, has: hasFlushes},
   {metric: 'CPU per I/O', unit: 'ns', better: 'lower', of: ({cpu}) => cpu.nsPerIo},
 ]
 
@@ -53,18 +72,19 @@ const metrics: {metric: string; unit: string; better: 'higher' | 'lower'; of: (r
 export function compare(a: BenchResult[], b: BenchResult[], level = 0.05): Comparison {
   const finished = (results: BenchResult[]) => results.filter(({state}) => state === 'finished')
   const [left, right] = [finished(a), finished(b)]
+  const inAll = metrics.filter(({has = () => true}) => [...left, ...right].every(has))
   return {
     schema: 2,
     kind: 'comparison',
     level,
-    metrics: left.length > 0 && right.length > 0 ? metrics.map(one => compareMetric(one, left, right, level)) : [],
+    metrics: left.length > 0 && right.length > 0 ? inAll.map(one => compareMetric(one, left, right, level)) : [],
     differences: left.length > 0 && right.length > 0 ? differencesOf(left, right) : [],
     leftOut: a.length + b.length - left.length - right.length,
   }
 }
 
 function compareMetric(
-  {metric, unit, better, of}: (typeof metrics)[number],
+  {metric, unit, better, of}: Metric,
   left: BenchResult[],
   right: BenchResult[],
   level: number,

@@ -104,6 +104,7 @@ function targetsOf(job: FioJob, fallback: Fallback): TargetSpec[] {
   spec.numjobs = numjobs
   chooseEnd(job, spec)
   chooseRate(job, spec)
+  chooseFlushes(job, spec)
   if (eachHas > 1) divide(job, spec, eachHas)
   checkWorkload(job, spec)
   if (!job.direct && job.invalidate && things.some(({filename}) => filename !== undefined))
@@ -215,6 +216,26 @@ function chooseRate({rateIops, rateBytes, section, notes}: FioJob, spec: TargetS
   notes.add(`${option.key} is open loop in lunpath: I/Os are due at their time, also where the device is late`)
 }
 
+/**
+ * fio 3.33 flushes before an I/O where the number of writes is a multiple and the I/O that ended last is no flush. So it
+ * flushes again after a read, and as long as a flush is in flight.
+ */
+function chooseFlushes({engine, notes}: FioJob, spec: TargetSpec): void {
+  const words = (['fsync', 'fdatasync'] as const).filter(word => spec[word] !== undefined)
+  if (words.length === 0) return
+  const [said, rw] = [words.map(word => `${word}=${spec[word]}`).join(' and '), spec.rw!]
+  if (!/write|rw/.test(rw)) {
+    for (const word of words) delete spec[word]
+    notes.add(`${said} ${words.length > 1 ? 'have' : 'has'} no effect: rw=${rw} does not write, as in fio`)
+    return
+  }
+  const isQueued = engine === 'io_uring' || engine === 'libiscsi'
+  if (/rw$|readwrite/.test(rw) || (isQueued && (spec.iodepth ?? 1) > 1))
+    notes.add(
+      `${said}: lunpath flushes once each time; fio 3.33 repeats a flush after a read that follows it, and while it is in flight`,
+    )
+}
+
 /** Several files for a thread of fio's: it goes round them, with iodepth I/Os in flight in all. */
 function divide({section, notes}: FioJob, spec: TargetSpec, files: number): void {
   const {iodepth = 1, numjobs = 1} = spec
@@ -229,6 +250,8 @@ function divide({section, notes}: FioJob, spec: TargetSpec, files: number): void
   if (typeof spec.io_size === 'number') spec.io_size = blocksOf(spec.io_size / files)
   if (spec.number_ios !== undefined) spec.number_ios = Math.ceil(spec.number_ios / files)
   if (spec.rate_iops !== undefined) spec.rate_iops /= files
+  if (spec.fsync !== undefined || spec.fdatasync !== undefined)
+    notes.add(`[${section.name}] has ${files} files: lunpath counts the writes that a flush follows for each by itself`)
   notes.add(
     `[${section.name}] has ${files} files: fio goes round them with ${iodepth} I/Os in flight; lunpath has ${iodepth / files} on each, and ${files * numjobs} threads`,
   )

@@ -212,6 +212,12 @@ const readers: Record<string, Read> = {
   thinktime_blocks: (job, option) => {
     job.spec.thinktime_blocks = whole(option)
   },
+  fsync: (job, option) => {
+    if (whole(option) > 0) job.spec.fsync = whole(option)
+  },
+  fdatasync: (job, option) => {
+    if (whole(option) > 0) job.spec.fdatasync = whole(option)
+  },
   verify: (job, option) => {
     const kind = textOf(option)
     if (!['0', 'none', 'crc32c', 'crc32c-intel'].includes(kind))

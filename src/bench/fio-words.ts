@@ -119,8 +119,6 @@ export const withoutEffect: Record<string, string[]> = {
 
 /** Values with which an option says nothing; any other value of it is refused. */
 export const neutral: Record<string, string[]> = {
-  fsync: ['0'],
-  fdatasync: ['0'],
   end_fsync: ['0'],
   fsync_on_close: ['0'],
   sync_file_range: ['0'],
@@ -169,8 +167,8 @@ export const neutral: Record<string, string[]> = {
 
 /** Why some options that people use are refused, and what there is in their place. */
 export const refusals: Record<string, string> = {
-  fsync: 'lunpath has no flushes among its I/Os',
-  fdatasync: 'lunpath has no flushes among its I/Os',
+  end_fsync: 'lunpath flushes between writes (fsync=N), not after the last one',
+  fsync_on_close: 'lunpath flushes between writes (fsync=N), not after the last one',
   steadystate: 'use lunpath bench --until-steady',
   steadystate_duration: 'use lunpath bench --until-steady',
   steadystate_ramp_time: 'use lunpath bench --until-steady',

@@ -37,6 +37,11 @@ export const workloadFields = {
     'Bytes, or percent of its range, after which a thread ends; default: it goes on to the end of the runtime.',
   ),
   number_ios: optional(Type.Integer({minimum: 1}), 'I/Os after which a thread ends; default: none.'),
+  fsync: optional(
+    Type.Integer({minimum: 0}),
+    'Writes of a thread after each of which a flush follows (of a volume SYNCHRONIZE CACHE); default 0: none.',
+  ),
+  fdatasync: optional(Type.Integer({minimum: 0}), 'The same, without the metadata of a file; default 0: none.'),
   random_distribution: optional(Type.String(), 'random (uniform), zipf:THETA or pareto:H; default random.'),
   rate_iops: optional(
     Type.Number({exclusiveMinimum: 0}),

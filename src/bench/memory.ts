@@ -2,7 +2,7 @@ import {readFile} from 'node:fs/promises'
 import {join, relative} from 'node:path'
 import {formatSize} from '../size.js'
 import type {NativeJob, NativeTarget} from './native.js'
-import {invalid} from './workload.js'
+import {flushes, invalid} from './workload.js'
 
 /** What a run takes, in bytes. */
 export interface MemoryNeed {
@@ -35,7 +35,7 @@ export function memoryNeed({targets}: Pick<NativeJob, 'targets'>, sizes: readonl
   let [buffersBytes, otherBytes, tablesBytes] = [0, 0, 0]
   for (const [index, target] of targets.entries()) {
     const {iodepth, numjobs, mix, verify} = target
-    const directions = Object.values(mix).filter(percent => percent > 0).length
+    const directions = Object.values(mix).filter(percent => percent > 0).length + (flushes(target) ? 1 : 0)
     buffersBytes += numjobs * iodepth * Math.ceil(largestBlock(target) / pageBytes) * pageBytes
     // Of ramp and runtime two histograms for each direction; two for reading back.
     const ofThread = threadBytes + iodepth * slotBytes + (4 * directions + 2) * histogramBytes

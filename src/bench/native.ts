@@ -93,6 +93,11 @@ export interface NativeTarget {
    * After so many bytes, percents of its range or I/Os a thread ends, whichever comes first, the ramp not counted. 0: none.
    */
   stop: {bytes: number; percent: number; ios: number}
+  /**
+   * After so many writes of a thread a flush follows, before its next I/O and beside those that are in flight; 0: none.
+   * `fdatasync` leaves out the metadata of a file; over iSCSI both are SYNCHRONIZE CACHE (10). Where both are due, fsync is done.
+   */
+  flushAfter: {fsync: number; fdatasync: number}
   rate: NativeRate
   /** A pause of `us` microseconds after each `blocks` I/Os of a thread, in closed loop; us 0: none. */
   thinkTime: {us: number; blocks: number}
@@ -164,21 +169,32 @@ export interface NativeDirectionFigures {
   response: Histogram
 }
 
+/** Flushes that were answered without an error. They are no I/Os of a direction. */
+export interface NativeFlushFigures {
+  count: number
+  /** Submitted to completed. */
+  service: Histogram
+  /** From the moment at which it was due. The same as `service` in closed loop. */
+  response: Histogram
+}
+
 export interface NativeErrorCount {
-  direction: NativeDirection
+  direction: NativeDirection | 'flush'
   /** An errno's name, or SCSI_SENSE, SCSI_STATUS. */
   code: string
   /** The errno; for SCSI_SENSE sense key << 16 | ASC << 8 | ASCQ. */
   number: number
   count: number
-  /** Offsets in bytes of the first 16. */
+  /** Offsets in bytes of the first 16; none of flushes, which are of all. */
   firstOffsets: number[]
 }
 
 export interface NativeFigures {
   /** Those that the mix has. */
   directions: Partial<Record<NativeDirection, NativeDirectionFigures>>
-  /** I/Os answered with an error; they are in no direction's figures. */
+  /** Where the job flushes. */
+  flush?: NativeFlushFigures
+  /** I/Os and flushes answered with an error; they are in no direction's figures. */
   errors: number
 }
 

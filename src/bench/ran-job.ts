@@ -25,13 +25,15 @@ export interface RanJob {
   rate_process?: 'linear' | 'poisson'
   thinktime?: number
   thinktime_blocks?: number
+  fsync?: number
+  fdatasync?: number
   verify: NativeTarget['verify']
   continue_on_error: 'all' | 'none'
   max_errors?: number
 }
 
 export function ranJob(rw: Pattern, settled: NativeTarget, report: NativeTargetReport): RanJob {
-  const {mix, device, rate, thinkTime, onError, iodepth, numjobs, verify} = settled
+  const {mix, device, rate, thinkTime, flushAfter, onError, iodepth, numjobs, verify} = settled
   return {
     rw,
     ...(mix.read > 0 && mix.read < 100 ? {rwmixread: mix.read} : {}),
@@ -47,6 +49,8 @@ export function ranJob(rw: Pattern, settled: NativeTarget, report: NativeTargetR
       ? {}
       : {rate_iops: rate.iops, rate_process: rate.kind === 'fixed' ? ('linear' as const) : rate.kind}),
     ...(thinkTime.us > 0 ? {thinktime: thinkTime.us, thinktime_blocks: thinkTime.blocks} : {}),
+    ...(flushAfter.fsync > 0 ? {fsync: flushAfter.fsync} : {}),
+    ...(flushAfter.fdatasync > 0 ? {fdatasync: flushAfter.fdatasync} : {}),
     verify,
     continue_on_error: onError.kind === 'stop' ? 'none' : 'all',
     ...(onError.kind === 'limit' ? {max_errors: onError.count} : {}),

@@ -40,7 +40,7 @@ function fioJob(target: TargetResult, index: number, result: BenchResult): objec
     elapsed: Math.ceil(elapsedSeconds + rampSeconds),
     'job options': fioOptions(target),
     ...Object.fromEntries(directions.map(name => [name, fioDirection(target.directions[name], runtimeMs)])),
-    sync: {total_ios: 0, lat_ns: fioLatency(empty, false)},
+    sync: {total_ios: target.flush?.count ?? 0, lat_ns: fioLatency(target.flush?.histogram ?? empty, true)},
     job_runtime: runtimeMs,
     usr_cpu: elapsedSeconds > 0 ? (busyNs / 1e9 / elapsedSeconds) * 100 : 0,
     sys_cpu: 0,

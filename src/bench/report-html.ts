@@ -92,15 +92,20 @@ export function htmlSteady(steady: SteadyReport): string {
 /** Percentiles on the scale on which each further nine takes the same room. */
 function percentileChart(targets: TargetResult[]): string {
   const lines = targets.flatMap(target =>
-    Object.entries(target.directions).map(([direction, {histogram}]): Line => {
-      const data = mergeData([histogram])
-      const nines = Math.log10(Math.max(10, countOf(data)))
-      const shares = Array.from({length: 101}, (_, index) => (index / 100) * Math.min(5, nines))
-      return {
-        name: targets.length === 1 ? direction : `${target.name}: ${direction}`,
-        points: shares.map(share => ({x: 10 ** share, y: percentileOf(data, Math.max(0.1, 100 - 100 / 10 ** share))})),
-      }
-    }),
+    Object.entries({...target.directions, ...(target.flush ? {flush: target.flush} : {})}).map(
+      ([direction, {histogram}]): Line => {
+        const data = mergeData([histogram])
+        const nines = Math.log10(Math.max(10, countOf(data)))
+        const shares = Array.from({length: 101}, (_, index) => (index / 100) * Math.min(5, nines))
+        return {
+          name: targets.length === 1 ? direction : `${target.name}: ${direction}`,
+          points: shares.map(share => ({
+            x: 10 ** share,
+            y: percentileOf(data, Math.max(0.1, 100 - 100 / 10 ** share)),
+          })),
+        }
+      },
+    ),
   )
   const x: Axis = {
     label: 'percentile',
@@ -133,9 +138,17 @@ function seriesCharts({series: all}: BenchResult): string[] {
         {name: 'max', points: latency('maxNs')},
         {name: 'p99', points: latency('p99Ns')},
         {name: 'p50', points: latency('p50Ns')},
+        ...flushLines(series),
       ],
     }),
   ]
+}
+
+function flushLines(series: SeriesPoint[]): Line[] {
+  const points = series.flatMap(({fromSeconds, toSeconds, flush}) =>
+    flush && flush.count > 0 ? [{x: (fromSeconds + toSeconds) / 2, y: flush.p99Ns}] : [],
+  )
+  return points.length > 0 ? [{name: 'p99 of flushes', points}] : []
 }
 
 function lengthOf({fromSeconds, toSeconds}: SeriesPoint): number {

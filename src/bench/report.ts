@@ -52,9 +52,12 @@ function targetLines(target: TargetResult, {elapsedSeconds: runSeconds}: BenchRe
   } = target
   const threads = target.numjobs === 1 ? '' : ` numjobs=${target.numjobs}`
   const rate = openLoop ? ` rate_iops=${openLoop.requestedIops}` : ''
+  const flushes = (['fsync', 'fdatasync'] as const)
+    .map(key => (workload[key] ? ` ${key}=${workload[key]}` : ''))
+    .join('')
   const flags = engineFlags.length > 0 ? `: ${engineFlags.join(' ')}` : ''
   const lines = [
-    `${target.name}: ${workload.rw} bs=${formatBs(target)} iodepth=${target.iodepth}${threads}${rate} (${engine}${flags})`,
+    `${target.name}: ${workload.rw} bs=${formatBs(target)} iodepth=${target.iodepth}${threads}${rate}${flushes} (${engine}${flags})`,
     `  ${target.state} after ${elapsedSeconds.toFixed(2)} s: ${target.ios} I/Os, ${target.errors} errors${target.unanswered ? `, ${target.unanswered} unanswered` : ''}`,
     ...figureLines(target),
   ]
@@ -70,14 +73,16 @@ function targetLines(target: TargetResult, {elapsedSeconds: runSeconds}: BenchRe
     lines.push(`  verify: ${verify.verified} blocks compared, ${verify.failures} wrong`)
     for (const {offset, reason} of verify.firstFailures) lines.push(`    at ${offset}: ${reason}`)
   }
-  for (const {direction, code, count, firstOffsets} of target.errorCounts)
-    lines.push(`  ${count} × ${code} on ${direction}, first at ${firstOffsets.slice(0, 4).join(', ')}`)
+  for (const {direction, code, count, firstOffsets} of target.errorCounts) {
+    const places = firstOffsets.length > 0 ? `, first at ${firstOffsets.slice(0, 4).join(', ')}` : ''
+    lines.push(`  ${count} × ${code} on ${direction}${places}`)
+  }
   if (error) lines.push(`  last error: ${error.message}`)
   return lines
 }
 
 function figureLines(figures: Figures): string[] {
-  const {iops, bytesPerSecond, directions, latency} = figures
+  const {iops, bytesPerSecond, directions, latency, flush} = figures
   const all = Object.entries(directions)
   const rows = all.length > 1 ? all : []
   return [
@@ -87,6 +92,7 @@ function figureLines(figures: Figures): string[] {
       ([direction, one]) =>
         `  ${direction}: IOPS ${Math.round(one.iops)}  ${megabytes(one.bytesPerSecond)} MB/s  ${latencyWords(one.latency)}`,
     ),
+    ...(flush ? [`  flush: ${flush.count}  ${latencyWords(flush.latency)}`] : []),
   ]
 }
 

@@ -49,16 +49,29 @@ export interface DirectionResult {
   serviceHistogram?: HistogramData
 }
 
+/** Flushes after so many writes. They are no I/Os: neither in `ios` and `iops` nor in `latency` of a target. */
+export interface FlushResult {
+  count: number
+  /** The headline: from the moment at which it was due to completion. */
+  latency: LatencySummary
+  /** Submission to completion: the same in closed loop, where it is left out. */
+  service?: LatencySummary
+  histogram: HistogramData
+  serviceHistogram?: HistogramData
+}
+
 export interface Figures {
   ios: number
   bytes: number
   iops: number
   bytesPerSecond: number
-  /** I/Os that were answered with an error; they are not in `ios`. */
+  /** I/Os and flushes that were answered with an error; they are not in `ios` and `flush`. */
   errors: number
   /** Of all directions together. */
   latency: LatencySummary
   directions: Partial<Record<NativeDirection, DirectionResult>>
+  /** Where the job flushes. */
+  flush?: FlushResult
 }
 
 export interface TargetResult extends Figures {
@@ -112,6 +125,8 @@ export interface SeriesPoint {
   p50Ns: number
   p99Ns: number
   maxNs: number
+  /** Where the job flushes. */
+  flush?: {count: number; p50Ns: number; p99Ns: number; maxNs: number}
 }
 
 /** What a run measured, as plain JSON; where it did not finish, up to its end. `schema` changes with a field's meaning. */
@@ -259,6 +274,8 @@ const workloadKeys = [
   'rate_process',
   'thinktime',
   'thinktime_blocks',
+  'fsync',
+  'fdatasync',
   'verify',
 ] as const satisfies (keyof Workload)[]
 
@@ -279,11 +296,12 @@ function anyOpenLoop({native}: SettledJob): boolean {
 }
 
 export function figuresOf(
-  {directions, errors}: NativeFigures,
+  figures: NativeFigures,
   seconds: number,
   newHistogram: () => Histogram,
   withService: boolean,
 ): Figures {
+  const {directions, flush, errors} = figures
   const all = Object.entries(directions) as [NativeDirection, NativeDirectionFigures][]
   const ios = all.reduce((sum, [, one]) => sum + one.ios, 0)
   const bytes = all.reduce((sum, [, one]) => sum + one.bytes, 0)
@@ -293,19 +311,29 @@ export function figuresOf(
     iops: perSecond(ios, seconds),
     bytesPerSecond: perSecond(bytes, seconds),
     errors,
-    latency: summarizeLatency(responseOf({directions, errors}, newHistogram)),
+    latency: summarizeLatency(responseOf(figures, newHistogram)),
     directions: Object.fromEntries(all.map(([name, one]) => [name, directionResult(one, seconds, withService)])),
+    ...(flush ? {flush: {count: flush.count, ...latencies(flush, withService)}} : {}),
   }
 }
 
 function directionResult(one: NativeDirectionFigures, seconds: number, withService: boolean): DirectionResult {
-  const {ios, bytes, shortIos, response, service} = one
+  const {ios, bytes, shortIos} = one
   return {
     ios,
     bytes,
     iops: perSecond(ios, seconds),
     bytesPerSecond: perSecond(bytes, seconds),
     shortIos,
+    ...latencies(one, withService),
+  }
+}
+
+function latencies(
+  {response, service}: Pick<NativeDirectionFigures, 'response' | 'service'>,
+  withService: boolean,
+): Omit<FlushResult, 'count'> {
+  return {
     latency: summarizeLatency(response),
     histogram: response.save(),
     ...(withService ? {service: summarizeLatency(service), serviceHistogram: service.save()} : {}),

@@ -1,5 +1,5 @@
 import type {SettledJob} from './job.js'
-import type {Histogram, NativeFigures, NativeSample} from './native.js'
+import type {Histogram, NativeFigures, NativeFlushFigures, NativeSample} from './native.js'
 import {type LatencySummary, perSecond, responseOf, summarizeLatency} from './result.js'
 
 /** What happened in one interval of a run. */
@@ -18,6 +18,8 @@ export interface BenchSample {
   targets: {name: string; iops: number; bytesPerSecond: number; errors: number; p99Ns: number}[]
 }
 
+type Latencies = Pick<NativeFlushFigures, 'response' | 'service'>
+
 /** Puts two samples that follow each other together, in the first of them. */
 export function mergeSample(into: NativeSample, next: NativeSample): void {
   into.toNs = next.toNs
@@ -33,10 +35,17 @@ function mergeFigures(into: NativeFigures, next: NativeFigures): void {
     own.ios += figures.ios
     own.bytes += figures.bytes
     own.shortIos += figures.shortIos
-    own.response.merge(figures.response)
-    // In closed loop they may be one and the same.
-    if (own.service !== own.response) own.service.merge(figures.service)
+    mergeLatencies(own, figures)
   }
+  if (!into.flush || !next.flush) return
+  into.flush.count += next.flush.count
+  mergeLatencies(into.flush, next.flush)
+}
+
+function mergeLatencies(into: Latencies, next: Latencies): void {
+  into.response.merge(next.response)
+  // In closed loop they may be one and the same.
+  if (into.service !== into.response) into.service.merge(next.service)
 }
 
 export function summarizeSample(

@@ -12,7 +12,7 @@ export class SeriesRecorder {
   readonly #newHistogram: () => Histogram
   readonly #leastNs: number
   readonly #share: number
-  #open: {point: SeriesPoint; latency: Histogram} | undefined
+  #open: {point: SeriesPoint; latency: Histogram; flushes: Histogram | undefined} | undefined
 
   /** `runMs` undefined: it is not known how long the run lasts. Then intervals grow with it: each a hundredth of what has passed. */
   constructor(newHistogram: () => Histogram, {runMs, sampleMs}: {runMs: number | undefined; sampleMs: number}) {
@@ -36,8 +36,9 @@ export class SeriesRecorder {
         maxNs: 0,
       },
       latency: this.#newHistogram(),
+      flushes: total.flush && this.#newHistogram(),
     }
-    const {point, latency} = this.#open
+    const {point, latency, flushes} = this.#open
     point.toSeconds = toNs / 1e9
     point.errors += total.errors
     for (const {ios, bytes} of Object.values(total.directions)) {
@@ -45,6 +46,7 @@ export class SeriesRecorder {
       point.bytes += bytes
     }
     latency.merge(responseOf(total, this.#newHistogram))
+    if (total.flush) flushes?.merge(total.flush.response)
     // Half a sample of slack: ticks come a little early and late.
     const intervalNs = Math.max(this.#leastNs, fromNs * this.#share)
     if ((point.toSeconds - point.fromSeconds) * 1e9 >= intervalNs * 0.95) this.end()
@@ -53,11 +55,18 @@ export class SeriesRecorder {
   /** Closes the interval that is open. */
   end(): void {
     if (!this.#open) return
-    const {point, latency} = this.#open
+    const {point, latency, flushes} = this.#open
     this.#open = undefined
     point.p50Ns = latency.percentile(50)
     point.p99Ns = latency.percentile(99)
     point.maxNs = latency.maxNs
+    if (flushes)
+      point.flush = {
+        count: flushes.count,
+        p50Ns: flushes.percentile(50),
+        p99Ns: flushes.percentile(99),
+        maxNs: flushes.maxNs,
+      }
     this.points.push(point)
   }
 }

@@ -46,6 +46,7 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
     sizePercent: size.percent,
     offsetIncrementBytes: toBytes('offset_increment', given.offset_increment ?? 0, grammar),
     stop: stopOf(given, grammar),
+    flushAfter: flushAfterOf(given, mix),
     rate: rateOf(given),
     thinkTime: thinkTimeOf(given),
     verify,
@@ -56,6 +57,11 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
 /** True where the job changes what is on the target. */
 export function writes({mix}: Pick<NativeTarget, 'mix'>): boolean {
   return mix.write > 0 || mix.trim > 0
+}
+
+/** True where flushes follow writes. */
+export function flushes({flushAfter}: Pick<NativeTarget, 'flushAfter'>): boolean {
+  return flushAfter.fsync > 0 || flushAfter.fdatasync > 0
 }
 
 /** True where the target ends after so much, and not with the runtime alone. */
@@ -79,6 +85,16 @@ function stopOf({io_size, number_ios}: Workload, grammar: Grammar): NativeTarget
   const extent = extentOf('io_size', io_size ?? 0, {grammar, most: mostPasses * 100})
   const ios = number_ios === undefined ? 0 : checkInteger('number_ios', number_ios, 1, 1e15)
   return {...extent, ios}
+}
+
+function flushAfterOf(given: Workload, mix: NativeTarget['mix']): NativeTarget['flushAfter'] {
+  const [fsync, fdatasync] = (['fsync', 'fdatasync'] as const).map(name => {
+    const writes = checkInteger(name, given[name] ?? 0, 0, 1e9)
+    if (writes > 0 && mix.write === 0)
+      throw invalid(`${name} is for jobs that write: a flush follows each ${writes} writes`, {[name]: writes})
+    return writes
+  })
+  return {fsync: fsync!, fdatasync: fdatasync!}
 }
 
 function checkPattern(rw: string): Pattern {

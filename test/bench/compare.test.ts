@@ -24,6 +24,15 @@ test('a clear difference over repeated runs is told, in the direction that count
   )
 })
 
+test('flushes are compared where all runs have them', t => {
+  const slower = compare(runs(5, 100_000, {flushes: 200}), runs(5, 150_000, {flushes: 200}))
+  t.like(verdicts(slower), {'flush mean': 'worse', 'flush p99': 'worse', 'latency mean': 'worse'})
+  const one = compare(runs(5, 100_000, {flushes: 200}), runs(5, 150_000))
+  t.deepEqual(Object.keys(verdicts(one)), Object.keys(verdicts(compare(runs(5, 100_000), runs(5, 150_000)))))
+  t.false('flush mean' in verdicts(one))
+  t.true(one.differences.some(difference => /^workload:.*"fdatasync":32/.test(difference)))
+})
+
 test('too few runs to tell are called that, however far apart they are', t => {
   for (const count of [1, 2, 3]) {
     const {metrics} = compare(runs(count, 100_000), runs(count, 900_000))

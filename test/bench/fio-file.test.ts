@@ -113,8 +113,13 @@ const refusals: Record<string, [line: string, message: RegExp]> = {
   'a rate of reads alone': ['rw=randrw\nrate_iops=50,0', /^job\.fio:9: rate_iops=50,0: reads and writes both/],
   'a rate in two ways': ['rate_iops=50\nrate=1m', /^job\.fio:8: rate and rate_iops exclude each other/],
   'a rate that is none': ['rate_iops=fast', /^job\.fio:8: rate_iops=fast: up to three numbers/],
-  flushes: ['fsync=1', /^job\.fio:8: fsync=1 is not supported: lunpath has no flushes/],
-  'flushes of data': ['fdatasync=8', /^job\.fio:8: fdatasync=8 is not supported/],
+  'a flush at the end': ['end_fsync=1', /^job\.fio:8: end_fsync=1 is not supported: lunpath flushes between writes/],
+  'a flush of a part': ['sync_file_range=write:8', /^job\.fio:8: sync_file_range=write:8 is not supported/],
+  'flushes after a number that is none': ['fsync=often', /^job\.fio:8: fsync=often: a whole number is expected/],
+  'flushes after more writes than anybody counts': [
+    'rw=write\nfdatasync=2g',
+    /^job\.fio:9: fdatasync is a whole number from 0 to 1000000000/,
+  ],
   'a way to sync that is none': ['sync=fast', /^job\.fio:8: sync=fast is not one of 0, 1, none, sync, dsync/],
   zones: ['zonemode=strided', /^job\.fio:8: zonemode=strided is not supported/],
   'a start of its own': [
@@ -252,6 +257,30 @@ test('engines that wait for each I/O have one in flight, and say so', t => {
   t.like(one('buffered=1'), {direct: false, sync: undefined})
   t.like(one('sync=1'), {direct: true, sync: 'sync'})
   t.like(one('sync=dsync'), {sync: 'dsync'})
+})
+
+test('flushes after so many writes, and what of them is done otherwise than by fio', t => {
+  t.like(one('rw=write\nfsync=32'), {fsync: 32, fdatasync: undefined})
+  t.like(one('rw=randwrite\nfsync=0\nfdatasync=1k'), {fsync: undefined, fdatasync: 1024})
+  for (const lines of ['rw=write\nfsync=0', 'rw=write\nfsync=4', 'rw=randwrite\niodepth=8\nfdatasync=4'])
+    t.deepEqual(notesOf(lines), [], lines)
+  for (const rw of ['read', 'randread', 'trim']) {
+    const lines = `ioengine=psync\nrw=${rw}\nfsync=4\nfdatasync=2`
+    t.like(one(lines), {fsync: undefined, fdatasync: undefined})
+    t.deepEqual(notesOf(lines), [`fsync=4 and fdatasync=2 have no effect: rw=${rw} does not write, as in fio`])
+  }
+  const repeated = (word: string) => [
+    `${word}: lunpath flushes once each time; fio 3.33 repeats a flush after a read that follows it, and while it is in flight`,
+  ]
+  t.deepEqual(notesOf('rw=randrw\nfsync=4'), repeated('fsync=4'))
+  t.deepEqual(notesOf('rw=readwrite\nfdatasync=4'), repeated('fdatasync=4'))
+  t.deepEqual(notesOf('ioengine=io_uring\niodepth=8\nrw=write\nfdatasync=4'), repeated('fdatasync=4'))
+  t.deepEqual(notesOf('ioengine=io_uring\nrw=write\nfdatasync=4'), [])
+  t.true(
+    notesOf('filename=/x:/y\niodepth=4\nrw=write\nfsync=4').includes(
+      '[a] has 2 files: lunpath counts the writes that a flush follows for each by itself',
+    ),
+  )
 })
 
 test('rates are those of a thread and of a direction', t => {

@@ -1,5 +1,5 @@
 // The same job file run by fio and by lunpath does the same I/O: as many of each direction, of the same sizes, on the
-// same blocks. Rates and latencies are not compared.
+// same blocks, and as many flushes. Rates and latencies are not compared.
 import {mkdtemp, open, realpath, rm, stat, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -15,10 +15,11 @@ import {MiB} from '../contract/observe.js'
 const fileBytes = 4 * MiB
 const blockBytes = 4096
 
-/** I/Os and bytes by direction, of all jobs together, and which blocks of each file are no zeros any more. */
+/** I/Os and bytes by direction, of all jobs together, flushes, and which blocks of each file are no zeros any more. */
 interface Done {
   read: {ios: number; bytes: number}
   write: {ios: number; bytes: number}
+  flushes: number
   touched: number[][]
 }
 
@@ -50,13 +51,15 @@ async function byFio(t: ExecutionContext, text: string): Promise<Done> {
   await writeFile(path, withFiles(text, files))
   const {stdout} = await run('fio', ['--output-format=json', `--aux-path=${join(files[0]!, '..')}`, path])
   const {jobs} = JSON.parse(stdout.slice(stdout.indexOf('{\n'))) as {
-    jobs: Record<'read' | 'write', {total_ios: number; io_bytes: number}>[]
+    jobs: (Record<'read' | 'write', {total_ios: number; io_bytes: number}> & {sync: {lat_ns: {N: number}}})[]
   }
   const sum = (direction: 'read' | 'write') => ({
     ios: jobs.reduce((ios, job) => ios + job[direction].total_ios, 0),
     bytes: jobs.reduce((bytes, job) => bytes + job[direction].io_bytes, 0),
   })
-  return {read: sum('read'), write: sum('write'), touched: await Promise.all(files.map(touchedBlocks))}
+  // Its sync.total_ios leaves fdatasync out.
+  const flushes = jobs.reduce((count, {sync}) => count + sync.lat_ns.N, 0)
+  return {read: sum('read'), write: sum('write'), flushes, touched: await Promise.all(files.map(touchedBlocks))}
 }
 
 async function byLunpath(t: ExecutionContext, text: string): Promise<Done & {results: BenchResult[]}> {
@@ -71,7 +74,9 @@ async function byLunpath(t: ExecutionContext, text: string): Promise<Done & {res
     ios: results.reduce((ios, {total}) => ios + (total.directions[direction]?.ios ?? 0), 0),
     bytes: results.reduce((bytes, {total}) => bytes + (total.directions[direction]?.bytes ?? 0), 0),
   })
-  return {read: sum('read'), write: sum('write'), touched: await Promise.all(files.map(touchedBlocks)), results}
+  const flushes = results.reduce((count, {total}) => count + (total.flush?.count ?? 0), 0)
+  const touched = await Promise.all(files.map(touchedBlocks))
+  return {read: sum('read'), write: sum('write'), flushes, touched, results}
 }
 
 /** A job as the daemon would run it, with what may be lost. */
@@ -113,6 +118,23 @@ const forms: Record<string, string> = {
   'no I/O at all, with depth': '[a]\nioengine=null\nsize=8m\nbs=4k\niodepth=16\nrw=randread\nnorandommap\n',
   'an engine that waits for each I/O': '[a]\nfilename=FILE0\nioengine=psync\niodepth=32\nrw=write\nbs=64k\nsize=1m\n',
   'a file size beside the size': '[a]\nfilename=FILE0\nfilesize=2m\nsize=512k\nrw=write\nbs=64k\n',
+  'a flush after so many writes': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfsync=4\n',
+  'a flush after each write': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=1\n',
+  'a flush that the last write is too early for': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=16\n',
+  'flushes of data': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfdatasync=7\nio_size=512k\n',
+  'flushes of both kinds': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfsync=4\nfdatasync=6\n',
+  'flushes of both kinds after as many writes':
+    '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfsync=5\nfdatasync=5\n',
+  'flushes up to a number of I/Os': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfsync=2\nnumber_ios=7\n',
+  'flushes of each thread': '[a]\nfilename=FILE0\nrw=write\nbs=16k\nsize=1m\nfsync=3\nnumjobs=2\n',
+  'flushes with several I/Os in flight':
+    '[a]\nfilename=FILE0\nioengine=libaio\niodepth=8\ndirect=1\nrw=write\nbs=16k\nsize=1m\nfsync=4\n',
+  'flushes through io_uring, one I/O in flight':
+    '[a]\nfilename=FILE0\nioengine=io_uring\nrw=write\nbs=16k\nsize=1m\nfsync=4\n',
+  'flushes of nothing at all': '[a]\nioengine=null\nsize=8m\nbs=4k\nrw=write\nfsync=10\n',
+  'flushes in what only reads': '[a]\nfilename=FILE0\nrw=read\nbs=64k\nsize=1m\nfsync=4\n',
+  'flushes at a rate': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=4\nrate_iops=200\n',
+  'flushes between what is verified': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=4\nverify=crc32c\n',
   'verification of what was written': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nverify=crc32c\n',
 }
 for (const [title, text] of Object.entries(forms)) {
@@ -122,7 +144,7 @@ for (const [title, text] of Object.entries(forms)) {
     if (text.includes('verify')) {
       // fio counts what it reads back as reads.
       t.is(results[0]!.targets[0]!.verify!.verified, fio.read.ios)
-      t.deepEqual([lunpath.write, lunpath.touched], [fio.write, fio.touched])
+      t.deepEqual([lunpath.write, lunpath.flushes, lunpath.touched], [fio.write, fio.flushes, fio.touched])
     } else t.deepEqual(lunpath, fio)
   })
 }
@@ -142,6 +164,15 @@ for (const [title, lines] of Object.entries(refused)) {
     await t.throwsAsync(byLunpath(t, text), {code: 'INVALID_ARGUMENT', message: /job\.fio:\d+: /})
   })
 }
+
+test.serial('a flush is done once each time, where fio 3.33 repeats it, and a note says so', async t => {
+  const text = '[a]\nfilename=FILE0\nrw=rw\nbs=16k\nsize=4m\nfsync=5\n'
+  const [fio, lunpath] = [await byFio(t, text), await byLunpath(t, text)]
+  const {ios} = lunpath.write
+  t.true([Math.floor((ios - 1) / 5), Math.floor(ios / 5)].includes(lunpath.flushes), `${lunpath.flushes} after ${ios}`)
+  t.true(fio.flushes > Math.floor(fio.write.ios / 5), `${fio.flushes} after ${fio.write.ios}`)
+  t.true(lunpath.results[0]!.notes!.some(note => note.startsWith('fsync=5: lunpath flushes once each time')))
+})
 
 test.serial('psync with iodepth=32 has one I/O in flight and no pool', async t => {
   const text = '[a]\nfilename=FILE0\nioengine=psync\niodepth=32\nrw=read\nbs=4k\nsize=1m\n'

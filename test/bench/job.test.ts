@@ -33,6 +33,7 @@ test('a job that says only what to measure gets defaults', t => {
     sizePercent: 0,
     offsetIncrementBytes: 0,
     stop: {bytes: 0, percent: 0, ios: 0},
+    flushAfter: {fsync: 0, fdatasync: 0},
     rate: {kind: 'closed'},
     thinkTime: {us: 0, blocks: 1},
     verify: 'none',
@@ -53,6 +54,27 @@ test("sizes are bytes, or text with fio's suffixes; times are in fio's units, or
   t.like(settleJob({target, runtime: '2m', ramp_time: 1.5}).native, {runtimeMs: 120_000, rampMs: 1500})
   t.deepEqual(settleOne({thinktime: '2ms', thinktime_blocks: 8}).thinkTime, {us: 2000, blocks: 8})
   t.is(settleOne({thinktime: 50}).thinkTime.us, 50)
+})
+
+test('flushes follow writes: a job without any cannot have them', t => {
+  const writing = {target: {...path, writeTo}, rw: 'randwrite'} as const
+  t.deepEqual(settleOne({...writing, fsync: 32}).flushAfter, {fsync: 32, fdatasync: 0})
+  t.deepEqual(settleOne({...writing, rw: 'randrw', fsync: 4, fdatasync: 1}).flushAfter, {fsync: 4, fdatasync: 1})
+  for (const rw of ['read', 'randread', 'trim', 'randtrim'] as const)
+    t.throws(() => settleOne({...writing, rw, fsync: 4}), {
+      code: 'INVALID_ARGUMENT',
+      message: 'fsync is for jobs that write: a flush follows each 4 writes',
+    })
+  t.throws(() => settleOne({...writing, rw: 'rw', rwmixread: 100, fdatasync: 1}), {message: /^fdatasync is for jobs/})
+  t.deepEqual(settleOne({rw: 'read', fsync: 0}).flushAfter, {fsync: 0, fdatasync: 0})
+  for (const fsync of [-1, 1.5, 2e9, '4' as unknown as number])
+    t.throws(() => settleOne({...writing, fsync}), {message: /^fsync is a whole number from 0/})
+  // What a target says stands before what the job says.
+  const targets = [{...path, writeTo, rw: 'write'} as const, {filename: '/dev/sdc', fsync: 0}]
+  t.deepEqual(
+    settleJob({target: targets, fsync: 8}).native.targets.map(({flushAfter}) => flushAfter.fsync),
+    [8, 0],
+  )
 })
 
 test('a range in percent of the device, threads with ranges of their own, and an end that is no time', t => {

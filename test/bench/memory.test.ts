@@ -21,6 +21,11 @@ test('the need of a job is that of all its targets, threads and tables', t => {
   // Many threads with small blocks: what they count is most of it.
   const threads = needOf({target, bs: 512, numjobs: 128}, [GiB, GiB, GiB, GiB])
   t.true(threads.atOnceBytes > 10 * threads.buffersBytes && threads.atOnceBytes > 512 * 200_000)
+  const writing = {target, bs: 512, numjobs: 128, rw: 'randwrite'} as const
+  const [without, flushing] = [writing, {...writing, fsync: 1}].map(
+    job => needOf(job, [GiB, GiB, GiB, GiB]).atOnceBytes,
+  )
+  t.true(flushing! > without! * 1.4, 'flushes have latencies of their own')
   const verify = {rw: 'randwrite', verify: 'crc32c', bs: 512} as const
   t.is(needOf({target: {ioengine: 'null'}, ...verify}, [8 * 1024 * GiB]).tablesBytes, 64 * GiB)
   t.is(needOf({target: {ioengine: 'null'}, ...verify, size: '1g'}, [8 * 1024 * GiB]).tablesBytes, 8 * 2 ** 20)

@@ -27,6 +27,7 @@ type Shares = Record<string, number>
 interface FioJob {
   read: FioDirection
   trim: FioDirection
+  sync: {total_ios: number; lat_ns: {N: number; max: number; percentile: Record<string, number>; bins: Shares}}
   'job options': Record<string, string>
   latency_ns: Shares
   latency_us: Shares
@@ -36,7 +37,7 @@ interface FioJob {
 const fioJob = (result: BenchResult) => (fioReport(result) as {jobs: FioJob[]}).jobs[0]!
 
 /** What fio itself writes for the same kind of job. */
-async function realFio(): Promise<{jobs: Record<string, Tree>[]}> {
+async function realFio(...more: string[]): Promise<{jobs: Record<string, Tree>[]}> {
   const args = [
     '--name=x',
     '--ioengine=null',
@@ -46,7 +47,7 @@ async function realFio(): Promise<{jobs: Record<string, Tree>[]}> {
     '--rw=randrw',
     '--lat_percentiles=1',
   ]
-  const {stdout} = await run('fio', [...args, '--clat_percentiles=1', '--output-format=json+'])
+  const {stdout} = await run('fio', [...args, ...more, '--clat_percentiles=1', '--output-format=json+'])
   return JSON.parse(stdout.slice(stdout.indexOf('{')))
 }
 
@@ -103,6 +104,43 @@ test("fio's json+: lat is from the intended start, clat from the submission; sha
   t.true(Math.abs(shares.reduce((sum, share) => sum + share) - 100) < 1e-6)
   t.deepEqual<unknown, unknown>(job.trim.clat_ns, {min: 0, max: 0, mean: 0, stddev: 0, N: 0})
   t.is(fioJob(madeResult()).iodepth_level['8'], 100)
+})
+
+test('flushes are in each form of a report, and in none where there were none', async t => {
+  const [without, result] = [madeResult(), madeResult({flushes: 400})]
+  const {latency} = result.total.flush!
+  const text = textReport(result).join('\n')
+  t.true(text.includes(`  flush: 400  p50 ${formatNs(latency.p50Ns)}  `), text)
+  t.regex(text, /^db1: randrw bs=4KiB iodepth=8 fdatasync=32 \(iscsi\)$/m)
+  t.false(textReport(without).join('\n').includes('flush'))
+  const failed = {direction: 'flush' as const, code: 'EIO', number: 5, count: 2, firstOffsets: []}
+  result.targets[0]!.errorCounts.push(failed)
+  t.true(textReport(result).includes('  2 × EIO on flush'))
+
+  const [head, first] = csvReport(result).split('\r\n')
+  const row = Object.fromEntries(head!.split(',').map((name, index) => [name, first!.split(',')[index]]))
+  t.like(row, {flushes: '20', flush_p50_ns: '300000', flush_p99_ns: '900000', flush_max_ns: '1200000'})
+  t.true(csvReport(without).split('\r\n')[1]!.endsWith(',0,0,0,0'))
+
+  const theirs = await realFio('--fdatasync=8')
+  const {sync} = fioJob(result)
+  t.deepEqual(missing(sync as unknown as Tree, theirs.jobs[0]!.sync!), [])
+  t.deepEqual(Object.keys(sync.lat_ns), Object.keys((theirs.jobs[0]!.sync as {lat_ns: object}).lat_ns))
+  t.like(sync, {total_ios: 400, lat_ns: {N: 400, max: latency.maxNs}})
+  t.is(sync.lat_ns.percentile['99.000000'], latency.p99Ns)
+  t.is(
+    Object.values(sync.lat_ns.bins).reduce((sum, count) => sum + count),
+    400,
+  )
+  t.deepEqual<unknown, unknown>(fioJob(without).sync, {
+    total_ios: 0,
+    lat_ns: {min: 0, max: 0, mean: 0, stddev: 0, N: 0},
+  })
+
+  const html = htmlReport(result)
+  for (const name of ['p99 of flushes', 'flush']) t.true(html.includes(name), name)
+  t.false(/flush/.test(htmlReport(without)))
+  for (const [svg] of html.matchAll(/<svg[\s\S]*?<\/svg>/g)) t.notThrows(() => parseXml(svg))
 })
 
 test('percentiles of saved buckets are those of the histogram, and merging them is merging it', t => {

@@ -17,6 +17,7 @@ test.before(async t => {
 
 const cases = {
   commands: 'a WRITE is on the wire as RFC 7143 and SBC-4 have it',
+  flushes: 'a flush is a command without data, and has the outcome of its status',
   unsolicited: 'data goes with the command, behind it or not at all, as was negotiated',
   solicited: 'what an R2T asks for is sent, in segments as the target takes them',
   partial: 'a socket that takes any part of it gets the same stream',

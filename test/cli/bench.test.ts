@@ -138,6 +138,25 @@ test('03 a volume is written to only where its serial and size are repeated', as
   t.false(before.equals(await readFile(path)))
 })
 
+test('03a flushes follow the writes of a volume, and are in each form of the result', async t => {
+  const flushing = ['bench', 'scratch', '--number_ios', '200', '--iodepth', '4', '--fsync', '10', '--fdatasync', '8']
+  await refused(t, flushing, 'INVALID_ARGUMENT', /fsync is for jobs that write: a flush follows each 10 writes/)
+  await refused(t, [...flushing, '--rw', 'randwrite'], 'INVALID_ARGUMENT', /This job writes/)
+  const result = await json<BenchResult & {id: string}>(t, [...flushing, '--rw', 'randwrite', ...repeat()])
+  // After 10, 20, … 190 and after 8, 16, … 192 writes, of which 40, 80, 120 and 160 are both.
+  t.like(result.total, {ios: 200, errors: 0, flush: {count: 19 + 24 - 4}})
+  t.like(result.targets[0], {engine: 'iscsi', job: {fsync: 10, fdatasync: 8}, workload: {fsync: 10, fdatasync: 8}})
+  t.true(result.total.flush!.latency.p99Ns > 0)
+  const shown = (format: string) => says(t, ['bench', 'show', result.id, '--format', format])
+  t.regex(await shown('text'), /fsync=10 fdatasync=8 [\s\S]*\n {2}flush: 39 {2}p50 /)
+  t.regex(await shown('csv'), /^from_seconds,.*,flushes,flush_p50_ns,/)
+  const fio = JSON.parse(await shown('fio')) as {jobs: {sync: {total_ios: number}}[]}
+  t.is(fio.jobs[0]!.sync.total_ios, 39)
+  const toml = join(directory, 'flush.toml')
+  await writeFile(toml, 'rw = "randwrite"\nnumber_ios = 50\nfsync = 7\n')
+  t.like((await json<BenchResult>(t, ['bench', 'scratch', '--job', toml, ...repeat()])).total, {flush: {count: 7}})
+})
+
 test('04 a volume with a session, with a file system, and its path are refused to writers', async t => {
   const write = ['bench', 'scratch', '--rw', 'randwrite', ...quick, ...repeat()]
   const reader = start(['--socket', node.socket, 'bench', 'scratch', '--runtime', '60'])
@@ -222,8 +241,8 @@ test('07 job files: TOML with several targets, and one of fio’s', async t => {
   )
   const [a, b] = await json<BenchResult[]>(t, ['bench', '--job', fio])
   t.deepEqual([a!.targets[0]!.name, b!.targets[0]!.name], ['a', 'b'])
-  await writeFile(fio, '[a]\nfilename=/dev/sdz\nruntime=1\nfsync=1\n')
-  await refused(t, ['bench', '--job', fio], 'INVALID_ARGUMENT', /job\.fio:4: fsync=1 is not supported/)
+  await writeFile(fio, '[a]\nfilename=/dev/sdz\nruntime=1\nend_fsync=1\n')
+  await refused(t, ['bench', '--job', fio], 'INVALID_ARGUMENT', /job\.fio:4: end_fsync=1 is not supported/)
   await writeFile(fio, '[a]\nioengine=libaio\niodepth=2\nrw=rand_read\n')
   await refused(
     t,

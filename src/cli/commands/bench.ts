@@ -46,6 +46,8 @@ export function benchCommand(program: Command): void {
     .option('--offset_increment <size>', 'by which the range of each thread begins later')
     .option('--io_size <size>', 'end each thread after so much, or percent of its range')
     .option('--number_ios <n>', 'end each thread after so many I/Os', wholeNumber)
+    .option('--fsync <n>', 'flush after each so many writes of a thread', wholeNumber)
+    .option('--fdatasync <n>', 'the same, without the metadata of a file', wholeNumber)
     .option('--random_distribution <kind>', 'random, zipf:THETA or pareto:H')
     .option('--rate_iops <n>', 'open loop: arrivals a second, whatever the target does', number)
     .addOption(new Option('--rate_process <kind>', 'spacing of arrivals').choices(['linear', 'poisson']))

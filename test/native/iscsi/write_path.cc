@@ -46,6 +46,52 @@ void Commands() {
   CHECK(memcmp(pdus[0].header.data() + 32, write10, sizeof write10) == 0);
 }
 
+// A command without data in either direction, which ends with whatever status it gets.
+void Flushes() {
+  WriteBed bed;
+  const auto begin = [&bed](uint32_t slot) {
+    bed.path.Flush(slot);
+    return bed.Pdus();
+  };
+  const auto pdus = begin(2);
+  CHECK(pdus.size() == 1);
+  Bytes expected(48);
+  expected[0] = 0x01;
+  expected[1] = kFinal | 0x01;  // simple
+  expected[9] = 1;
+  PutBe32(expected.data() + 16, 100 << 16 | 2);
+  PutBe32(expected.data() + 24, 100);
+  PutBe32(expected.data() + 28, 7);
+  expected[32] = 0x35;
+  CHECK(pdus[0].header == expected && pdus[0].data.empty());
+  CHECK(bed.path.done().empty());
+  CHECK(bed.Feed(bed.Response(pdus[0].tag, 0)));
+  CHECK(bed.Outcome() == 0);
+  CHECK(bed.Feed(bed.Response(begin(2)[0].tag, 0, {}, kOverflow, 512)));
+  CHECK(bed.Outcome() == 0);
+  CHECK(bed.Feed(bed.Response(begin(2)[0].tag, 2, kSense)));
+  CHECK(bed.Outcome() == SenseOutcome(3, 0x0c00));
+  // The slot's next command is a WRITE again.
+  CHECK(bed.Feed(bed.Response(bed.Begin(2, 4096), 0)));
+  CHECK(bed.Outcome() == 4096);
+  // It waits for the window as others do.
+  WriteBed narrow(Agreed(true, true), 99);
+  narrow.path.Flush(0);
+  CHECK(!narrow.path.has_to_send());
+  // Neither data nor a request for some belongs to it, nor a second answer.
+  WriteBed asked;
+  asked.path.Flush(0);
+  CHECK(!asked.Feed(asked.R2t(asked.Pdus()[0].tag, 0, 0, 512)));
+  WriteBed given;
+  given.path.Flush(0);
+  CHECK(!given.Feed(given.DataIn(given.Pdus()[0].tag, 0, 0, Pattern(512, 1), kFinal | kStatus)));
+  WriteBed twice;
+  twice.path.Flush(0);
+  const uint32_t tag = twice.Pdus()[0].tag;
+  CHECK(twice.Feed(twice.Response(tag, 0)));
+  CHECK(!twice.Feed(twice.Response(tag, 0)));
+}
+
 struct Expected {
   bool is_command, is_final;
   uint32_t offset, bytes;
@@ -536,12 +582,11 @@ int main(int argc, char** argv) {
   using namespace lunpath::iscsi;
   using Case = std::pair<const char*, void (*)()>;
   constexpr Case cases[] = {
-      {"commands", Commands},   {"unsolicited", Unsolicited},
-      {"solicited", Solicited}, {"partial", Partial},
-      {"status", Status},       {"early", Early},
-      {"residual", Residual},   {"window", Window},
-      {"mixed", Mixed},         {"refused", Refused},
-      {"login", Login},         {"hostile", Hostile},
+      {"commands", Commands},   {"flushes", Flushes},   {"unsolicited", Unsolicited},
+      {"solicited", Solicited}, {"partial", Partial},   {"status", Status},
+      {"early", Early},         {"residual", Residual}, {"window", Window},
+      {"mixed", Mixed},         {"refused", Refused},   {"login", Login},
+      {"hostile", Hostile},
   };
   for (const auto& [name, run] : cases) {
     if (argc != 2 || strcmp(name, argv[1]) != 0) continue;
