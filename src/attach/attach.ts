@@ -1,6 +1,6 @@
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
-import {checkAddressRule, checkIscsiName, foldIscsiName} from '../iqn.js'
+import {checkAddressRule, checkForeignName, checkIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
 import type {AccessRules, ChapAuth, IoType, VolumeId} from '../types.js'
@@ -358,7 +358,7 @@ function exportRequest(
   {access, auth, writeCache, readOnly, ioType}: ExportOptions,
 ): ExportRequest {
   const rules = access ?? {addresses: [], names: [rooms.initiatorName]}
-  for (const name of rules.names) foldIscsiName(name)
+  for (const name of rules.names) checkForeignName(name)
   for (const address of rules.addresses) checkAddressRule(address)
   if (auth) checkChap(auth)
   return {

@@ -1,3 +1,4 @@
+import {nameKey} from '../iqn.js'
 import {call, request} from './iet-control.js'
 import {errno, errnoFact, type Link, refusal, type TargetKey} from './iet-link.js'
 import type {IetSessions} from './iet-sessions.js'
@@ -16,7 +17,7 @@ const perQuestion = 32
 export class IetNumbers {
   readonly #sessions: IetSessions
   #last = 0
-  /** Names that ietd lists under a number that could not be mended yet. */
+  /** Names, by nameKey(), that ietd lists under a number that could not be mended yet. */
   readonly #stale = new Map<string, number>()
 
   constructor(sessions: IetSessions) {
@@ -36,7 +37,7 @@ export class IetNumbers {
   /** The target is there, and ietd lists its name under that number. */
   made({iqn, tid}: TargetKey): void {
     this.note(tid)
-    this.#stale.delete(iqn)
+    this.#stale.delete(nameKey(iqn))
   }
 
   /** Reserved at once: whoever asks next gets another one. */
@@ -72,7 +73,7 @@ export class IetNumbers {
 
   /** The number under which ietd lists that name although the kernel does not have it, as far as that is known; else 0. */
   staleNumber(iqn: string): number {
-    return this.#stale.get(iqn) ?? 0
+    return this.#stale.get(nameKey(iqn)) ?? 0
   }
 
   /**
@@ -87,14 +88,14 @@ export class IetNumbers {
       // The device may have been closed once more between the two.
       if (await this.deleteEmpty(link, {iqn, tid})) break
     }
-    this.#stale.delete(iqn)
+    this.#stale.delete(nameKey(iqn))
     return undefined
   }
 
   /** What an answer to call.addTarget() says; a name that could not be mended is remembered. */
   mended({iqn, tid}: TargetKey, error: number): {why: string; cause?: Error} | undefined {
     if (error === 0) return undefined
-    this.#stale.set(iqn, tid)
+    this.#stale.set(nameKey(iqn), tid)
     if (error === errno.enosys) return {why: 'the control device cannot be had to mend that'}
     return {why: `another target has its number ${tid}`, cause: errnoFact(error)}
   }

@@ -1,5 +1,6 @@
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import type {ChapAuth, ExportSpec} from '../types.js'
 import type {IetAccess, Rule} from './iet-access.js'
@@ -173,7 +174,7 @@ export class IetTargets {
       const targets = await this.listings.volumes()
       for (const target of targets) this.numbers.note(target.tid)
       // To ietd names that differ in their case alone are one.
-      const present = targets.find(target => target.iqn.toLowerCase() === iqn)
+      const present = targets.find(target => nameKey(target.iqn) === nameKey(iqn))
       if (present) throw this.#notOurs(iqn, present)
       if (error === errno.einval) await this.#mendName(link, iqn, targets)
       // Somebody else has that number now.
@@ -270,7 +271,7 @@ export class IetTargets {
     const offers = present?.volumes.map(({path}) => path || 'nullio').join(', ') || 'nothing'
     return new StorageError(
       'TARGET_EXISTS',
-      `A target ${iqn} exists already that is not lunpath's: it offers ${offers}`,
+      `A target ${present?.iqn ?? iqn} exists already that is not lunpath's: it offers ${offers}`,
       {op: 'target.export', info: {iqn, tid: present?.tid, luns: present?.volumes.map(({lun, path}) => ({lun, path}))}},
     )
   }
