@@ -7,6 +7,10 @@ import type {IetSessions} from './iet-sessions.js'
 const largest = 0x7fffffff
 /** How many numbers are asked for at once where the first one was not free. */
 const perQuestion = 32
+/** Where a search for a lost number looks: at the first numbers, and as far from the highest one that was seen. */
+const searched = {first: 1024, beyond: 256}
+/** A longer exchange would keep others from ietd. */
+const perSearch = 128
 
 /**
  * The numbers (tids) of targets. After a close of the control device the kernel has no target and counts from 1 again, while
@@ -69,6 +73,25 @@ export class IetNumbers {
       return error === 0
     })
     return new Set(known)
+  }
+
+  /**
+   * Numbers that ietd knows and the kernel has lost, and that are nobody's in `taken`, by a search that takes some tenths of a
+   * second. One that another export is given meanwhile is none of them: the search reserves what it asks for.
+   */
+  async lost(link: Link, taken: ReadonlySet<number>): Promise<number[]> {
+    const {first, beyond} = searched
+    const last = this.#last
+    for (let count = 0; count < beyond; count++) this.next()
+    const from = (low: number, high: number) => Array.from({length: Math.max(0, high - low + 1)}, (_, at) => low + at)
+    const asked = new Set([...from(1, first), ...from(Math.max(1, last - beyond), Math.min(last + beyond, largest))])
+    const others = new Set(this.#stale.values())
+    const open = [...asked].filter(tid => !taken.has(tid) && !others.has(tid))
+    const lost: number[] = []
+    for (let at = 0; at < open.length; at += perSearch) {
+      lost.push(...(await this.known(link, open.slice(at, at + perSearch))))
+    }
+    return lost
   }
 
   /** The number under which ietd lists that name although the kernel does not have it, as far as that is known; else 0. */
