@@ -2,6 +2,7 @@ import type {Stats} from 'node:fs'
 import {realpath, stat} from 'node:fs/promises'
 import {basename, dirname} from 'node:path'
 import {attributeText, entriesOf, formatDeviceNumber} from './device-number.js'
+import {nameKey} from './iqn.js'
 import {sectorBytes} from './size.js'
 
 /** A run of bytes of one file, device or logical unit. `end` is the first byte behind it. */
@@ -111,7 +112,7 @@ class Resolver {
 
   /** A logical unit at whichever portal, and what it is made of where the target is this node's own. */
   async ofLun(iqn: string, lun: number, depth: number): Promise<Backing> {
-    const unit = {same: [whole(`lun ${iqn.toLowerCase()} ${lun}`)], under: []}
+    const unit = {same: [whole(`lun ${nameKey(iqn)} ${lun}`)], under: []}
     const path = this.#ownLun(iqn, lun)
     const stats = path === undefined ? undefined : await stat(path).catch(() => undefined)
     if (!stats || depth > deepest) return unit

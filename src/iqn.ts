@@ -40,8 +40,8 @@ export function foldIscsiName(name: string): string {
 }
 
 /**
- * Returns `name` where it can be the name of a target that somebody else has made: whatever RFC 3722 says of it, it is taken
- * as that target spells it. Refused is only what breaks the interfaces that it goes through: "/" and the names `.` and `..`
+ * Returns `name` where it can be the name of a target or an initiator that somebody else has made: whatever RFC 3722 says of it,
+ * it is taken as it is spelled there. Refused is only what breaks the interfaces that it goes through: "/" and the names `.` and `..`
  * lead elsewhere in open-iscsi's directory of node records, a line break or a blank ends a value there and in the kernel's
  * listings, and a comma ends one in a text key of iSCSI (RFC 7143, 6.1). @throws StorageError NAME_INVALID
  */
@@ -51,9 +51,14 @@ export function checkForeignName(name: string): string {
   if (isText && bytes.length <= maxNameBytes && /^(iqn|eui|naa)\../i.test(name)) return name
   throw new StorageError(
     'NAME_INVALID',
-    `${JSON.stringify(name.slice(0, 80))} is no target's name: expected iqn., eui. or naa. and more, at most ${maxNameBytes} bytes without blanks, control characters, "/" and commas (RFC 7143, 4.2.7)`,
+    `${JSON.stringify(name.slice(0, 80))} is no iSCSI name: expected iqn., eui. or naa. and more, at most ${maxNameBytes} bytes without blanks, control characters, "/" and commas (RFC 7143, 4.2.7)`,
     {info: {name: name.slice(0, 256)}},
   )
+}
+
+/** By what names are compared: those that differ in their case alone are one (RFC 3722), and whoever made them chose how they are spelled. */
+export function nameKey(name: string): string {
+  return name.toLowerCase()
 }
 
 /** Parses `ADDRESS[:PORT]`, `[IPv6]:PORT` or a bare IPv6 address. The default port is 3260. @throws NAME_INVALID */

@@ -97,6 +97,10 @@ export const NewExportBody = Type.Object(
   },
   strict,
 )
+/** Of a login by this host's kernel. */
+const force = Type.Optional(
+  Type.Boolean({description: 'True: a node record or a lost session of another tool makes room. Default: false.'}),
+)
 export const NewAttachmentBody = Type.Object(
   {
     ...volumeChoice,
@@ -114,6 +118,7 @@ export const NewAttachmentBody = Type.Object(
     auth: Type.Optional(Auth),
     writeCache: Type.Optional(writeCache),
     route: Type.Optional(Type.Union([Type.Literal('qemu'), Type.Literal('host')])),
+    force,
   },
   strict,
 )
@@ -136,9 +141,7 @@ export const ConnectionBody = Type.Object(
         strict,
       ),
     ),
-    force: Type.Optional(
-      Type.Boolean({description: 'True: a node record or a lost session of another tool makes room. Default: false.'}),
-    ),
+    force,
   },
   strict,
 )

@@ -1,6 +1,6 @@
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
-import {checkAddressRule, checkIscsiName, foldIscsiName} from '../iqn.js'
+import {checkAddressRule, checkForeignName, checkIscsiName} from '../iqn.js'
 import {checkSize} from '../size.js'
 import type {Change} from '../state/store.js'
 import type {AccessRules, ChapAuth, IoType, VolumeId} from '../types.js'
@@ -61,6 +61,8 @@ export type AttachAsked = {
   writeCache?: 'through' | 'back'
   /** Who logs in; default as configured. */
   route?: Route
+  /** On the host route: another tool's node record, or its lost session that nobody uses, makes room. */
+  force?: boolean
 } & (VolumeChoice | {device: string; format?: DeviceAsked['format']})
 
 /** `volume create`: intent, then the volume. */
@@ -275,9 +277,16 @@ export function attach(operations: Operations, asked: AttachAsked, options: Aske
     }
     const access = {addresses: [], names: [rooms.initiatorName]}
     const route = asked.route ?? rooms.route
+    if (asked.force && route !== 'host') {
+      throw new StorageError(
+        'INVALID_ARGUMENT',
+        'force is for the host route (--route host): where QEMU logs in, no node record of this host is in the way',
+        {op: 'attach', info: {option: 'force', route}},
+      )
+    }
     const request: MakeRequest = {
       volume,
-      disk: {...disk, route},
+      disk: {...disk, route, ...(asked.force ? {force: true} : {})},
       export: exportRequest(rooms, volume.id, {...asked, access}),
     }
     if (!exported) checkExport(rooms, volume, request.export!, asked.auth)
@@ -358,7 +367,7 @@ function exportRequest(
   {access, auth, writeCache, readOnly, ioType}: ExportOptions,
 ): ExportRequest {
   const rules = access ?? {addresses: [], names: [rooms.initiatorName]}
-  for (const name of rules.names) foldIscsiName(name)
+  for (const name of rules.names) checkForeignName(name)
   for (const address of rules.addresses) checkAddressRule(address)
   if (auth) checkChap(auth)
   return {

@@ -27,6 +27,7 @@ const optionChoices: Record<string, {goesWith: Choice[]; of: string}> = {
   ioType: {goesWith: ['new', 'existing'], of: 'an export'},
   format: {goesWith: ['device'], of: 'a device'},
   shared: {goesWith: ['existing', 'exported', 'device'], of: 'something that others can have'},
+  force: {goesWith: ['existing', 'exported'], of: 'a volume that this host has logged in to before'},
   route: {goesWith: ['new', 'existing', 'exported'], of: 'a login to an export'},
 }
 

@@ -83,7 +83,7 @@ function findExport(store: Store, key: string): ExportRecord {
   const all = () => [...store.exports.values()]
   const found =
     store.exports.get(key) ??
-    all().find(({iqn}) => iqn === key) ??
+    store.exportOf(key) ??
     all().find(({volumeId}) => store.volumes.get(volumeId)?.name === key)
   if (!found)
     throw new StorageError('EXPORT_NOT_FOUND', `There is no export ${JSON.stringify(key)}`, {info: {export: key}})

@@ -1,5 +1,6 @@
 import {checkChap} from '../chap.js'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import {type ForeignTarget, type ForeignUnit, type IdentityPages, offered} from '../targets/driver.js'
 import type {ChapAuth, LunIdentity, TakenTarget} from '../types.js'
 import {freshId, secretChanges, wanted} from './attach.js'
@@ -45,19 +46,19 @@ export async function importTargets(
   {signal}: Pick<Asked, 'signal'> = {},
 ): Promise<ImportedTargets> {
   const {rooms} = operations
-  const foreign = new Map((await offered(rooms.targets, 'foreign').foreign()).map(target => [target.iqn, target]))
+  const foreign = await offered(rooms.targets, 'foreign').foreign()
   if (asked.auth) checkChap(asked.auth)
   const answer: ImportedTargets = {taken: [], refused: []}
-  for (const iqn of new Set(asked.iqns ?? foreign.keys())) {
+  for (const iqn of new Set(asked.iqns ?? foreign.map(({iqn}) => iqn))) {
     if (signal?.aborted) throw new StorageError('CANCELLED', 'The request was cancelled', {op: 'target.import'})
     try {
-      const known = await read(rooms, iqn, foreign.get(iqn), asked.auth)
+      const known = await read(rooms, iqn, named(foreign, iqn), asked.auth)
       const {target, unit, taken} = known
       const volumeId = asked.dryRun ? null : await take(operations, known, signal)
       const {path, sizeBytes} = unit.volume
       const {tid, sessions} = target
       const {lun, wwid, scsiSn: serial} = taken
-      answer.taken.push({iqn, tid, lun, path, sizeBytes, serial, wwid, sessions, volumeId})
+      answer.taken.push({iqn: target.iqn, tid, lun, path, sizeBytes, serial, wwid, sessions, volumeId})
     } catch (error) {
       const {code, message} = describe(error)
       answer.refused.push({iqn, code, message})
@@ -66,12 +67,18 @@ export async function importTargets(
   return answer
 }
 
+/** Whoever names a target may spell it in another case than the target itself. */
+function named(targets: ForeignTarget[], iqn: string): ForeignTarget | undefined {
+  return targets.find(target => target.iqn === iqn) ?? targets.find(target => nameKey(target.iqn) === nameKey(iqn))
+}
+
 async function read(
   rooms: Rooms,
-  iqn: string,
+  given: string,
   target: ForeignTarget | undefined,
-  given: ChapAuth | undefined,
+  givenAuth: ChapAuth | undefined,
 ): Promise<Known> {
+  const iqn = target?.iqn ?? given
   const exported = rooms.store.exportOf(iqn)
   if (exported) {
     throw new StorageError('EXPORT_EXISTS', `${iqn} is lunpath's already: volume ${exported.volumeId}`, {
@@ -83,7 +90,7 @@ async function read(
   if (!unit || target.refused !== null) throw refusal(iqn, target.refused ?? 'it has no logical unit')
   const {path} = unit.volume
   await refuseClaimed(rooms, path, 'target.import')
-  const auth = accountsOf(target, given)
+  const auth = accountsOf(target, givenAuth)
   const {identity, pages} = await inquire(rooms, {iqn, lun: unit.lun}, auth)
   if (identity.sizeBytes !== unit.volume.sizeBytes || identity.blockSizeBytes !== unit.blockSizeBytes) {
     throw refusal(
@@ -142,7 +149,7 @@ async function take(
     }
     const settled = wanted('target.import', request, ['volume', 'export'])
     const check = () => refuseClaimed(operations.rooms, volume.path, 'target.import')
-    const locks = [...(settled.locks ?? []), `target ${iqn}`]
+    const locks = [...(settled.locks ?? []), `target ${nameKey(iqn)}`]
     return {...settled, locks, check, claims: true, changes: secretChanges(id, auth)}
   })
   return answer.volume!.id

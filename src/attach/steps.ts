@@ -62,6 +62,8 @@ export interface DiskRequest {
   shared?: boolean
   persistent: boolean
   live?: boolean
+  /** On the host route: another tool's node record, or its lost session that nobody uses, makes room. */
+  force?: boolean
   /** Who logs in. Absent in requests of before the host route, and for `--device`: `qemu`. */
   route?: Route
 }
@@ -291,8 +293,9 @@ const deviceStep: Step = {
   name: 'device',
   refusals: ['TARGET_IN_USE', 'NODE_FOREIGN'],
   async make({rooms, operation}, path) {
-    if (!makeRequest(operation).disk?.shared) await refuseStrangers(rooms, path.export!)
-    return {...path, device: await rooms.host.connect(connectSpec(rooms, path.export!))}
+    const {shared, force} = makeRequest(operation).disk!
+    if (!shared) await refuseStrangers(rooms, path.export!)
+    return {...path, device: await rooms.host.connect({...connectSpec(rooms, path.export!), force})}
   },
   made: () => [],
   async unmake({rooms, operation}) {

@@ -1,6 +1,7 @@
 import {countOf, mergeData, percentileOf} from './buckets.js'
 import {formatNs, textReport} from './report.js'
 import type {BenchResult, SeriesPoint, TargetResult} from './result.js'
+import {endingWords} from './rounds.js'
 import {median} from './statistics.js'
 import type {SteadyReport} from './steady-run.js'
 import {type Axis, escapeHtml, type Line, lineChart} from './svg.js'
@@ -48,7 +49,7 @@ export function htmlSweep(sweep: SweepReport): string {
       label: `${over} ${point.load}: ${formatCount(point.iops)} IOPS`,
     }))
   return page(`${sweep.name}: sweep over ${over}, ${sweep.startedAt}`, [
-    `<p>${escapeHtml(words)}</p>`,
+    paragraphs(words, endingWords(sweep)),
     lineChart({
       title: 'Latency over throughput',
       x: countAxis('IOPS'),
@@ -73,7 +74,7 @@ export function htmlSteady(steady: SteadyReport): string {
   const {rounds, verdict, words} = steady
   const window = rounds.slice(verdict.firstRound)
   return page(`${steady.name}: steady state, ${steady.startedAt}`, [
-    `<p>${escapeHtml(words)}</p>`,
+    paragraphs(words, endingWords(steady)),
     lineChart({
       title: 'IOPS of each round',
       x: {label: 'round', scale: 'linear', format: String},
@@ -87,6 +88,10 @@ export function htmlSteady(steady: SteadyReport): string {
       ],
     }),
   ])
+}
+
+function paragraphs(...texts: (string | null)[]): string {
+  return texts.flatMap(one => (one === null ? [] : [`<p>${escapeHtml(one)}</p>`])).join('\n')
 }
 
 /** Percentiles on the scale on which each further nine takes the same room. */

@@ -1,9 +1,10 @@
 import {formatNs, textReport} from './report.js'
+import {type Ending, endingWords} from './rounds.js'
 import type {SteadyReport} from './steady-run.js'
 import type {SweepReport} from './sweep.js'
 
 /** A sweep as lines for people. */
-export function textSweep({over, points, knee, results}: SweepReport): string[] {
+export function textSweep({over, points, knee, results, ...ending}: SweepReport): string[] {
   const [first] = results
   const head = first ? textReport(first)[0]! : ''
   const rows = points.map(({load, iops, meanNs, p99Ns, kept}) =>
@@ -18,14 +19,19 @@ export function textSweep({over, points, knee, results}: SweepReport): string[] 
   )
   const words = knee ? `knee at ${over}=${knee.load}: ${knee.reason}` : 'no knee can be told from these'
   const columns = `${over.padStart(10)}${'IOPS'.padStart(10)}${'mean'.padStart(10)}${'p99'.padStart(10)}`
-  return [head, columns, ...rows, words]
+  return [head, columns, ...rows, words, ...endOf(ending)]
 }
 
 /** Rounds until steady state as lines for people, with the last round in full. */
-export function textSteady({rounds, verdict, words, results}: SteadyReport): string[] {
+export function textSteady({rounds, verdict, words, results, ...ending}: SteadyReport): string[] {
   const rows = rounds.map(
     (iops, index) => `  round ${index + 1}: IOPS ${Math.round(iops)}${index >= verdict.firstRound ? ' *' : ''}`,
   )
   const last = results.at(-1)
-  return [...rows, words, ...(last ? ['the last round:', ...textReport(last)] : [])]
+  return [...rows, words, ...endOf(ending), ...(last ? ['the last round:', ...textReport(last)] : [])]
+}
+
+function endOf(ending: Partial<Ending>): string[] {
+  const words = endingWords(ending)
+  return words === null ? [] : [words]
 }

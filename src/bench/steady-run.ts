@@ -2,12 +2,11 @@ import {StorageError} from '../errors.js'
 import type {BenchJob} from './job.js'
 import {percent} from './report.js'
 import type {BenchResult} from './result.js'
-import {start} from './run.js'
+import {type Ending, type RoundOptions, Rounds} from './rounds.js'
 import {type SteadyVerdict, sniaRule, steadyState} from './steady-state.js'
-import type {RoundOptions} from './sweep.js'
 
 /** Rounds until steady state, as plain JSON. */
-export interface SteadyReport {
+export interface SteadyReport extends Ending {
   schema: 2
   kind: 'steady'
   name: string
@@ -25,32 +24,32 @@ export const mostRounds = 25
 
 /**
  * Repeats a job until the IOPS of its last five rounds are steady (steady-state.ts), at most `rounds` times. What a round
- * is, its runtime says: the specification's lasts a minute. A round that does not finish ends it.
- * @throws StorageError as start(); INVALID_ARGUMENT
+ * is, its runtime says: the specification's lasts a minute. A round that does not finish, or not begin, ends it.
+ * @throws StorageError as start(), of the first round; INVALID_ARGUMENT
  */
 export async function untilSteady(
   job: BenchJob,
-  {rounds: most = mostRounds, onRun, ...options}: RoundOptions & {rounds?: number} = {},
+  {rounds: most = mostRounds, ...options}: RoundOptions & {rounds?: number} = {},
 ): Promise<SteadyReport> {
   if (!Number.isInteger(most) || most < sniaRule.rounds || most > 1000)
     throw new StorageError('INVALID_ARGUMENT', `Steady state takes ${sniaRule.rounds} to 1000 rounds`, {
       info: {rounds: most},
     })
   const startedAt = new Date().toISOString()
-  const results: BenchResult[] = []
+  const measured = new Rounds(options)
   const rounds: number[] = []
   let verdict = steadyState(rounds)
   while (rounds.length < most && !verdict.reached) {
-    const run = start(job, options)
-    onRun?.(run, {number: rounds.length + 1, of: most, label: `round ${rounds.length + 1}`})
-    const result = await run.result
-    results.push(result)
-    if (result.state !== 'finished') break
+    const number = rounds.length + 1
+    const result = await measured.next(job, {number, of: most, label: `round ${number}`})
+    if (result?.state !== 'finished') break
     rounds.push(result.total.iops)
     verdict = steadyState(rounds)
   }
   const name = job.name ?? 'bench'
-  return {schema: 2, kind: 'steady', name, startedAt, rounds, verdict, words: verdictWords(rounds, verdict), results}
+  const words = verdictWords(rounds, verdict)
+  const {results, ending} = measured
+  return {schema: 2, kind: 'steady', name, startedAt, ...ending, rounds, verdict, words, results}
 }
 
 function verdictWords(rounds: number[], {reached, firstRound, mean, excursion, slopeExcursion}: SteadyVerdict): string {

@@ -2,12 +2,12 @@ import {StorageError} from '../errors.js'
 import type {BenchJob} from './job.js'
 import {type Knee, kneeOfDepths, kneeOfRates, type SweepPoint} from './knee.js'
 import type {BenchResult} from './result.js'
-import {type BenchRun, type StartOptions, start} from './run.js'
+import {type Ending, type RoundOptions, Rounds} from './rounds.js'
 
 export type SweepOver = 'iodepth' | 'rate_iops'
 
 /** A sweep as plain JSON. */
-export interface SweepReport {
+export interface SweepReport extends Ending {
   schema: 2
   kind: 'sweep'
   name: string
@@ -19,42 +19,37 @@ export interface SweepReport {
   results: BenchResult[]
 }
 
-export interface RoundOptions extends StartOptions {
-  /** Called when a step begins, with its number from 1 and how many there are at most. */
-  onRun?: (run: BenchRun, step: {number: number; of: number; label: string}) => void
-}
-
 const mostSteps = 64
 /** Of the arrivals: a rate of which less comes back is not kept. */
 const keptShare = 0.99
 
 /**
  * Runs a job once for each value of `iodepth` or `rate_iops`, in rising order, and finds the knee (knee.ts has the rules).
- * A step that does not finish ends the sweep, with what there is; so does a rate that was not kept.
- * @throws StorageError as start(); INVALID_ARGUMENT for values that are no sweep
+ * A step that does not finish, or not begin, ends the sweep, with what there is; so does a rate that was not kept.
+ * @throws StorageError as start(), of the first step; INVALID_ARGUMENT for values that are no sweep
  */
 export async function sweep(
   job: BenchJob,
   over: SweepOver,
   values: number[],
-  {onRun, ...options}: RoundOptions = {},
+  options: RoundOptions = {},
 ): Promise<SweepReport> {
   const steps = [...new Set(values)].sort((a, b) => a - b)
   if (steps.length < 2 || steps.length > mostSteps)
     throw new StorageError('INVALID_ARGUMENT', `A sweep has 2 to ${mostSteps} values of ${over}`, {info: {values}})
   const startedAt = new Date().toISOString()
-  const results: BenchResult[] = []
+  const rounds = new Rounds(options)
   const points: SweepPoint[] = []
   for (const [index, value] of steps.entries()) {
-    const run = start(withLoad(job, over, value), options)
-    onRun?.(run, {number: index + 1, of: steps.length, label: `${over}=${value}`})
-    const result = await run.result
-    results.push(result)
+    const round = {number: index + 1, of: steps.length, label: `${over}=${value}`}
+    const result = await rounds.next(withLoad(job, over, value), round)
+    if (!result) break
     points.push(pointOf(result, value))
     if (!points.at(-1)!.kept) break
   }
   const knee = over === 'iodepth' ? kneeOfDepths(points) : kneeOfRates(points)
-  return {schema: 2, kind: 'sweep', name: job.name ?? 'bench', startedAt, over, points, knee, results}
+  const {results, ending} = rounds
+  return {schema: 2, kind: 'sweep', name: job.name ?? 'bench', startedAt, ...ending, over, points, knee, results}
 }
 
 /** The swept value stands before what any target says itself. */

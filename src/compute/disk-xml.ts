@@ -1,6 +1,6 @@
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
-import {checkForeignName, checkIscsiName} from '../iqn.js'
+import {checkForeignName, checkIscsiName, nameKey} from '../iqn.js'
 import type {Disk, DiskSource, Domain, Feed, VolumeId} from '../types.js'
 import {attribute, buildXml, childText, elementAt, elementsOf, parseXml, type XmlElement} from '../xml.js'
 import type {Devices, PciAddress} from './addresses.js'
@@ -273,7 +273,7 @@ function parseSource(disk: XmlElement): Disk['source'] {
  * has to know asks the host (src/backing.ts).
  */
 export function sameSource(a: Disk['source'], b: Disk['source']): boolean {
-  if (a.type === 'iscsi' && b.type === 'iscsi') return a.iqn.toLowerCase() === b.iqn.toLowerCase() && a.lun === b.lun
+  if (a.type === 'iscsi' && b.type === 'iscsi') return nameKey(a.iqn) === nameKey(b.iqn) && a.lun === b.lun
   const isPath = (source: Disk['source']) => source.type === 'file' || source.type === 'block'
   return isPath(a) && isPath(b) && (a as {path: string}).path === (b as {path: string}).path
 }

@@ -145,7 +145,8 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
       const at = (one: {portal: Portal}) => samePortal(one.portal, portal)
       const session = before.find(at)
       if (session && isLoggedIn(session)) continue
-      if (session && !(await this.#isOwn(session, records.filter(at)))) throw foreignSessions(iqn, [session], 'connect')
+      if (session && !(await this.#isOwn(session, records.filter(at))))
+        throw foreignSessions(iqn, [session], spec.owner === 'hand' ? 'connect' : 'attach')
       const record = records.find(one => at(one) && one.owner === null)
       if (record) throw foreignRecord(record, spec)
     }
@@ -447,13 +448,12 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     return this.#queue.run(iqn, async () => {
       const [all, records] = await Promise.all([this.#sysfs.sessionsOf(iqn), this.#records.of(iqn)])
       const recordsAt = ({portal}: KernelSession) => records.filter(record => samePortal(record.portal, portal))
-      const isOwners = (session: KernelSession) => recordsAt(session).every(record => record.owner === owner)
+      const isOwn = await Promise.all(all.map(session => this.#isOwn(session, recordsAt(session))))
+      const isOwners = (session: KernelSession, index: number) =>
+        isOwn[index]! && recordsAt(session).every(record => record.owner === owner)
       const sessions = owner === undefined ? all : all.filter(isOwners)
-      if (owner === undefined && !force) {
-        const isOwn = await Promise.all(sessions.map(session => this.#isOwn(session, recordsAt(session))))
-        const foreign = sessions.filter((_, index) => !isOwn[index])
-        if (foreign.length > 0) throw foreignSessions(iqn, foreign, 'disconnect')
-      }
+      const foreign = all.filter((_, index) => !isOwn[index])
+      if (owner === undefined && !force && foreign.length > 0) throw foreignSessions(iqn, foreign, 'disconnect')
       const flushed = await this.#letGo(iqn, sessions, force)
       if (!flushed) this.emit('unflushed', {iqn, devices: sessions.flatMap(({devices}) => devices)})
       await this.#logout(iqn, sessions)

@@ -16,31 +16,41 @@ export function sessionGone({iqn, sid}: KernelSession): StorageError {
 /** Another tool's record is left as it is, and so it is said in what it differs from lunpath's. */
 export function foreignRecord(
   {iqn, portal, path, ...record}: NodeRecord,
-  {initiatorName, auth}: ConnectSpec,
+  {initiatorName, auth, owner}: ConnectSpec,
 ): StorageError {
   const name = (given: string | null | undefined) => given ?? 'this host’s own name'
   const chap = (has: boolean) => (has ? 'with CHAP' : 'without CHAP')
   const has = `it logs in as ${name(record.initiatorName)}, ${chap(record.hasAuth)}${record.startup === null ? '' : `, startup ${record.startup}`}`
   const wanted = `${name(initiatorName)}, ${chap(auth !== undefined)}, startup manual`
   const at = formatPortal(portal)
+  const isByHand = owner === 'hand'
+  // A session of another tool's is a stranger's to an attach.
+  const orByIt = `log in by that record (iscsiadm -m node -T ${iqn} -p ${at} --login) and repeat the request, which then takes that session; or `
   return new StorageError(
     'NODE_FOREIGN',
-    `Another tool has a node record of ${iqn} at ${at} (${path}): ${has}; lunpath would log in as ${wanted}. Log in by that record (iscsiadm -m node -T ${iqn} -p ${at} --login) and repeat the request, which then takes that session; or run lunpath node delete ${iqn} first; or lunpath connect with --force, which replaces the record`,
+    `Another tool has a node record of ${iqn} at ${at} (${path}): ${has}; lunpath would log in as ${wanted}. Either ${isByHand ? orByIt : ''}run lunpath node delete ${iqn} first; or lunpath ${isByHand ? 'connect' : 'attach'} with --force, which replaces the record`,
     {op: 'initiator.connect', info: {iqn, portal: at, path, ...record}},
   )
 }
 
-/** Sessions that no record of lunpath's is of. */
-export function foreignSessions(iqn: string, sessions: KernelSession[], verb: 'connect' | 'disconnect'): StorageError {
+/** Sessions that no record of lunpath's is of, and what was asked for. */
+export function foreignSessions(
+  iqn: string,
+  sessions: KernelSession[],
+  verb: 'attach' | 'connect' | 'disconnect',
+): StorageError {
   const which = sessions.map(({sid, portal}) => `${sid} at ${formatPortal(portal)}`).join(', ')
   const why =
-    verb === 'connect'
+    verb !== 'disconnect'
       ? `its connection is lost, and a new session would take its place`
       : `lunpath disconnect ends what lunpath connect has made`
   return new StorageError(
     'NODE_FOREIGN',
-    `Another tool has made the session with ${iqn} (session ${which}): ${why}. End it with that tool (iscsiadm -m session -r ${sessions[0]!.sid} --logout), or run lunpath ${verb} ${iqn} with --force`,
-    {op: `initiator.${verb}`, info: {iqn, sids: sessions.map(({sid}) => sid)}},
+    `Another tool has made the session with ${iqn} (session ${which}): ${why}. End it with that tool (iscsiadm -m session -r ${sessions[0]!.sid} --logout), or run lunpath ${verb === 'attach' ? verb : `${verb} ${iqn}`} with --force`,
+    {
+      op: verb === 'disconnect' ? 'initiator.disconnect' : 'initiator.connect',
+      info: {iqn, sids: sessions.map(({sid}) => sid)},
+    },
   )
 }
 

@@ -15,7 +15,7 @@ export interface KeptEntry {
   kind: KeptReport['kind']
   name: string
   startedAt: string
-  /** Of a sweep or of rounds, that of the last run. */
+  /** Of a sweep or of rounds, how they ended. */
   state: string
   /** Names of volumes, else of paths. */
   targets: string[]
@@ -148,7 +148,7 @@ function entryOf(report: KeptReport, id: string, label: string | null): KeptEntr
     kind: report.kind,
     name: report.name,
     startedAt: report.startedAt,
-    state: last.state,
+    state: report.state,
     targets: last.targets.map(({name, target}) => target.volume ?? target.path ?? name),
     driver: first?.target.driver ?? null,
     engine: first?.engine ?? '',

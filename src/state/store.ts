@@ -3,6 +3,7 @@ import {chmod, mkdir, open, stat} from 'node:fs/promises'
 import {dirname} from 'node:path'
 import {Worker} from 'node:worker_threads'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import type {AccessRules, ChapAuth, DiskSource, Export, ExportSpec, Volume, VolumeId} from '../types.js'
 import type {Operation} from './journal.js'
 import {type Opened, type OpenFailure, type StoreReply, type Table, tables, type Write} from './store-protocol.js'
@@ -172,8 +173,8 @@ export class Store {
   #show({table, id, value}: Change): void {
     if (table === 'exports') {
       const before = this.exports.get(id)
-      if (before) this.#byIqn.delete(before.iqn)
-      if (value) this.#byIqn.set(value.iqn, value)
+      if (before) this.#byIqn.delete(nameKey(before.iqn))
+      if (value) this.#byIqn.set(nameKey(value.iqn), value)
     }
     const map = this[table] as Map<string, unknown>
     if (value === null) map.delete(id)
@@ -230,9 +231,9 @@ export class Store {
     return found
   }
 
-  /** The export of that name. */
+  /** The export of that name, in whatever case it is spelled. */
   exportOf(iqn: string): ExportRecord | undefined {
-    return this.#byIqn.get(iqn)
+    return this.#byIqn.get(nameKey(iqn))
   }
 
   /**
@@ -240,7 +241,7 @@ export class Store {
    * the name.
    */
   volumeIdOf(iqn: string): VolumeId {
-    return this.#byIqn.get(iqn)?.volumeId ?? iqn.slice(-16)
+    return this.#byIqn.get(nameKey(iqn))?.volumeId ?? iqn.slice(-16)
   }
 
   /** Everything, for comparison with the world. Secrets are left out. */

@@ -3,6 +3,7 @@ import {readFile, realpath, rm, stat} from 'node:fs/promises'
 import {isIP, isIPv6} from 'node:net'
 import {join} from 'node:path'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import {loadAddon} from '../native.js'
 import type {AccessRules} from '../types.js'
 import {nameSpellings, ruleAddress} from './spec.js'
@@ -111,7 +112,8 @@ export class IetAccess {
     return iqn => {
       const line = lines.find(one => {
         const [name] = words(one)
-        return name === iqn || name === 'ALL'
+        // ietd finds the target of a line by the name, whatever its case (usr/plain.c, match).
+        return nameKey(name) === nameKey(iqn) || name === 'ALL'
       })
       const entries = line === undefined ? [] : words(line)[1].split(',')
       return {file, ours: block.has(iqn), access: readEntries(entries)}
@@ -321,9 +323,13 @@ function addressEntry(given: string): string {
   return prefix === undefined ? `[${host}]` : `[${host}]/${prefix}`
 }
 
-/** A basic regular expression that matches this name alone: of its characters only the dot means something else. */
+/** A basic regular expression that matches this name alone (POSIX.1, 9.3). */
 function nameEntry(name: string): string {
-  return name.replaceAll('.', '\\.')
+  return name.replaceAll(/[.*[\\^$]/g, '\\$&')
+}
+
+function nameOf(entry: string): string {
+  return entry.replaceAll(/\\([.*[\\^$])/g, '$1')
 }
 
 function isClosed(line: string): boolean {
@@ -341,7 +347,7 @@ function readEntries(entries: string[]): AccessRules {
   for (const entry of entries.map(one => one.trim())) {
     const address = entry.replace(/^\[(.*)\]/, '$1')
     if (entry === 'ALL' || isIP(address.split('/')[0]!) !== 0) access.addresses.push(address)
-    else if (entry !== '' && !entry.startsWith(closedPrefix)) access.names.push(entry.replaceAll('\\.', '.'))
+    else if (entry !== '' && !entry.startsWith(closedPrefix)) access.names.push(nameOf(entry))
   }
   return access
 }

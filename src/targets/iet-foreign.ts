@@ -1,6 +1,7 @@
 import {createHash} from 'node:crypto'
 import {stat} from 'node:fs/promises'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import type {ExportSpec, TakenTarget} from '../types.js'
 import type {ForeignTarget, ForeignUnit, IdentityPages, ParameterValue} from './driver.js'
 import {accountLists} from './iet-accounts.js'
@@ -36,7 +37,10 @@ export async function foreignTargets(
     const [incoming = [], outgoing = []] = accounts.get(tid)!
     const [session, own] = await readParameters(link, tid, 0n, iqn)
     const parameters = {...describeChanged('session', session!), ...describeChanged('target', own!)}
-    const unit = await foreignUnit(target)
+    const isOneOfTwo = targets.filter(other => nameKey(other.iqn) === nameKey(iqn)).length > 1
+    const unit = isOneOfTwo
+      ? 'to ietd it is one with another target, whose name differs in its case alone'
+      : await foreignUnit(target)
     found.push({
       iqn,
       tid,

@@ -1,3 +1,4 @@
+import {nameKey} from '../iqn.js'
 import {call, type IetAnswer, request} from './iet-control.js'
 import {errno, errnoFact, type Link, refusal, type TargetKey} from './iet-link.js'
 import type {IetSessions} from './iet-sessions.js'
@@ -6,6 +7,10 @@ import type {IetSessions} from './iet-sessions.js'
 const largest = 0x7fffffff
 /** How many numbers are asked for at once where the first one was not free. */
 const perQuestion = 32
+/** Where a search for a lost number looks: at the first numbers, and as far from the highest one that was seen. */
+const searched = {first: 1024, beyond: 256}
+/** A longer exchange would keep others from ietd. */
+const perSearch = 128
 
 /**
  * The numbers (tids) of targets. After a close of the control device the kernel has no target and counts from 1 again, while
@@ -16,7 +21,7 @@ const perQuestion = 32
 export class IetNumbers {
   readonly #sessions: IetSessions
   #last = 0
-  /** Names that ietd lists under a number that could not be mended yet. */
+  /** Names, by nameKey(), that ietd lists under a number that could not be mended yet. */
   readonly #stale = new Map<string, number>()
 
   constructor(sessions: IetSessions) {
@@ -36,7 +41,7 @@ export class IetNumbers {
   /** The target is there, and ietd lists its name under that number. */
   made({iqn, tid}: TargetKey): void {
     this.note(tid)
-    this.#stale.delete(iqn)
+    this.#stale.delete(nameKey(iqn))
   }
 
   /** Reserved at once: whoever asks next gets another one. */
@@ -67,9 +72,28 @@ export class IetNumbers {
     throw refusal(error, {op: 'target.export', what: 'the question', iqn: `tid ${tid}`})
   }
 
+  /**
+   * Numbers that ietd knows and the kernel has lost, and that are nobody's in `taken`, by a search that takes some tenths of a
+   * second. One that another export is given meanwhile is none of them: the search reserves what it asks for.
+   */
+  async lost(link: Link, taken: ReadonlySet<number>): Promise<number[]> {
+    const {first, beyond} = searched
+    const last = this.#last
+    for (let count = 0; count < beyond; count++) this.next()
+    const from = (low: number, high: number) => Array.from({length: Math.max(0, high - low + 1)}, (_, at) => low + at)
+    const asked = new Set([...from(1, first), ...from(Math.max(1, last - beyond), Math.min(last + beyond, largest))])
+    const others = new Set(this.#stale.values())
+    const open = [...asked].filter(tid => !taken.has(tid) && !others.has(tid))
+    const lost: number[] = []
+    for (let at = 0; at < open.length; at += perSearch) {
+      lost.push(...(await this.known(link, open.slice(at, at + perSearch))))
+    }
+    return lost
+  }
+
   /** The number under which ietd lists that name although the kernel does not have it, as far as that is known; else 0. */
   staleNumber(iqn: string): number {
-    return this.#stale.get(iqn) ?? 0
+    return this.#stale.get(nameKey(iqn)) ?? 0
   }
 
   /**
@@ -84,14 +108,14 @@ export class IetNumbers {
       // The device may have been closed once more between the two.
       if (await this.deleteEmpty(link, {iqn, tid})) break
     }
-    this.#stale.delete(iqn)
+    this.#stale.delete(nameKey(iqn))
     return undefined
   }
 
   /** What an answer to call.addTarget() says; a name that could not be mended is remembered. */
   mended({iqn, tid}: TargetKey, error: number): {why: string; cause?: Error} | undefined {
     if (error === 0) return undefined
-    this.#stale.set(iqn, tid)
+    this.#stale.set(nameKey(iqn), tid)
     if (error === errno.enosys) return {why: 'the control device cannot be had to mend that'}
     return {why: `another target has its number ${tid}`, cause: errnoFact(error)}
   }

@@ -1,5 +1,6 @@
 import {isDeepStrictEqual} from 'node:util'
 import {StorageError} from '../errors.js'
+import {nameKey} from '../iqn.js'
 import {KeyedQueue} from '../lock.js'
 import type {ChapAuth, ExportSpec} from '../types.js'
 import type {IetAccess, Rule} from './iet-access.js'
@@ -172,7 +173,7 @@ export class IetTargets {
       const targets = await this.listings.volumes()
       for (const target of targets) this.numbers.note(target.tid)
       // To ietd names that differ in their case alone are one.
-      const present = targets.find(target => target.iqn.toLowerCase() === iqn)
+      const present = targets.find(target => nameKey(target.iqn) === nameKey(iqn))
       if (present) throw this.#notOurs(iqn, present)
       if (error === errno.einval) await this.#mendName(link, iqn, targets)
       // Somebody else has that number now.
@@ -189,13 +190,38 @@ export class IetTargets {
     const tid = this.numbers.staleNumber(iqn)
     const isTaken = targets.some(target => target.tid === tid)
     const isKnown = isTaken || (tid !== 0 && (await this.numbers.known(link, [tid])).has(tid))
-    const failed = isKnown ? await this.numbers.mend(link, {iqn, tid}) : {why: 'its number is not known'}
+    const failed = isKnown ? await this.numbers.mend(link, {iqn, tid}) : await this.#mendLost(link, iqn, targets)
     if (!failed) return
     throw new StorageError(
       'TARGET_FAILED',
       `ietd still lists ${iqn}, which the kernel has not: ${failed.why}. Restart ietd, and lunpath puts its exports back`,
       {op: 'target.export', info: {iqn, tid}, cause: 'cause' in failed ? failed.cause : undefined},
     )
+  }
+
+  /**
+   * Of that name ietd does not say the number, and every number that is asked for may be another target's, whose initiators wait
+   * for it. Where one number alone is left, it is the name's.
+   */
+  async #mendLost(
+    link: Link,
+    iqn: string,
+    targets: IetTargetVolumes[],
+  ): Promise<{why: string; cause?: Error} | undefined> {
+    const exports = [...this.entries.values(), ...this.former.values()].map(({spec, tid}) => ({iqn: spec.iqn, tid}))
+    const debris = [...this.#debris].map(([name, tid]) => ({iqn: name, tid}))
+    const others = [...targets, ...exports, ...debris].filter(one => one.iqn !== iqn)
+    const lost = await this.numbers.lost(link, new Set(others.map(({tid}) => tid)))
+    // Meanwhile targets may have been made and removed.
+    const present = new Set((await this.listings.volumes()).map(({tid}) => tid))
+    const [tid, ...more] = await this.numbers.known(
+      link,
+      lost.filter(one => !present.has(one)),
+    )
+    if (tid === undefined) return {why: 'its number is not known, and none of those that were asked for is its'}
+    if (more.length > 0)
+      return {why: `it has one of the numbers ${[tid, ...more].join(', ')}, and ietd does not say which`}
+    return this.numbers.mend(link, {iqn, tid})
   }
 
   /**
@@ -269,7 +295,7 @@ export class IetTargets {
     const offers = present?.volumes.map(({path}) => path || 'nullio').join(', ') || 'nothing'
     return new StorageError(
       'TARGET_EXISTS',
-      `A target ${iqn} exists already that is not lunpath's: it offers ${offers}`,
+      `A target ${present?.iqn ?? iqn} exists already that is not lunpath's: it offers ${offers}`,
       {op: 'target.export', info: {iqn, tid: present?.tid, luns: present?.volumes.map(({lun, path}) => ({lun, path}))}},
     )
   }

@@ -1,5 +1,5 @@
 import {StorageError} from '../errors.js'
-import {foldIscsiName, formatPortal} from '../iqn.js'
+import {formatPortal, nameKey} from '../iqn.js'
 import type {ChapAuth, ExportSpec, Portal} from '../types.js'
 import {type Operation, op} from './configfs.js'
 import {firstLun} from './driver.js'
@@ -67,7 +67,7 @@ export function isForAll({access}: Pick<ExportSpec, 'access'>): boolean {
 
 /** Initiator names with a rule of their own, as LIO sees them. */
 export function ruleNames({access}: Pick<ExportSpec, 'access'>): string[] {
-  return [...new Set(access.names.map(foldIscsiName))]
+  return [...new Set(access.names.map(nameKey))]
 }
 
 /** @throws StorageError NAME_INVALID, INVALID_ARGUMENT, UNSUPPORTED */

@@ -574,7 +574,7 @@ export class LioDriver implements TargetDriver {
 
   async #targetNames(): Promise<string[]> {
     const [outcome] = await this.#run([op.list(fabricPath)])
-    return outcome!.texts.filter(name => /^(iqn|eui|naa)\./.test(name))
+    return outcome!.texts.filter(name => /^(iqn|eui|naa)\./i.test(name))
   }
 
   // ---- looks ----

@@ -2,7 +2,7 @@ import {stat} from 'node:fs/promises'
 import {isIP, isIPv4} from 'node:net'
 import {isAbsolute} from 'node:path'
 import {StorageError} from '../errors.js'
-import {checkIscsiName, foldIscsiName} from '../iqn.js'
+import {checkForeignName, checkIscsiName, nameKey} from '../iqn.js'
 import type {ChapCredentials, ExportSpec} from '../types.js'
 
 /** What an export must look like before any target driver does something about it. */
@@ -17,9 +17,10 @@ export function checkExportSpec(spec: ExportSpec): void {
   if (!/^[0-9a-f]{16}$/.test(spec.volume.id)) {
     throw invalid('NAME_INVALID', `${quote(spec.volume.id)} is not a volume id: expected 16 lowercase hex digits`)
   }
-  checkIscsiName(spec.iqn)
+  if (spec.taken) checkForeignName(spec.iqn)
+  else checkIscsiName(spec.iqn)
   checkPath(spec.volume.path)
-  for (const name of spec.access.names) foldIscsiName(name)
+  for (const name of spec.access.names) checkForeignName(name)
   for (const address of spec.access.addresses) ruleAddress(address)
   if (spec.auth) {
     const {incoming, outgoing} = spec.auth
@@ -39,7 +40,7 @@ export function checkExportSpec(spec: ExportSpec): void {
  * bytes. LIO folds what it is sent (iscsi_target_nego.c, iscsi_target_locate_portal), so that there only the first one counts.
  */
 export function nameSpellings(name: string): string[] {
-  return [...new Set([name.toLowerCase(), name])]
+  return [...new Set([nameKey(name), name])]
 }
 
 /**

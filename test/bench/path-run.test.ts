@@ -1,10 +1,11 @@
 // Runs on block devices, files and nothing at all, with the safety in front of them.
-import {constants} from 'node:fs'
+import {constants, unlinkSync} from 'node:fs'
 import {mkdtemp, open, readFile, realpath, rm, stat, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {basename, join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
 import type {BenchJob} from '../../src/bench/job.js'
+import {textSteady, textSweep} from '../../src/bench/report-rounds.js'
 import {type BenchRun, start} from '../../src/bench/run.js'
 import type {BenchSample} from '../../src/bench/sample.js'
 import {untilSteady} from '../../src/bench/steady-run.js'
@@ -240,4 +241,67 @@ test.serial('rounds go on until steady, and say so; a cancel ends them', async t
   const ended = await untilSteady({target: {ioengine: 'null'}, runtime: 60}, {signal: controller.signal, onRun})
   t.like(ended, {rounds: [], verdict: {reached: false}})
   t.regex(ended.words, /NOT reached/)
+})
+
+/** Ends the sweep or the rounds after so many of them, before the next one begins. */
+function afterRounds(count: number, end: () => void) {
+  let ended = 0
+  return ({result}: BenchRun) => {
+    result.then(
+      () => {
+        if (++ended === count) end()
+      },
+      () => undefined,
+    )
+  }
+}
+
+test.serial('what a sweep or rounds have measured before a cancel between two rounds is kept', async t => {
+  const job: BenchJob = {target: {ioengine: 'null'}, runtime: 0.1}
+  const controllers = [new AbortController(), new AbortController(), new AbortController()]
+  const cancelled = (index: number, count: number) => ({
+    signal: controllers[index]!.signal,
+    onRun: afterRounds(count, () => controllers[index]!.abort()),
+  })
+  const swept = await sweep(job, 'iodepth', [1, 2, 4, 8], cancelled(0, 3))
+  t.deepEqual(
+    swept.points.map(({load, kept}) => [load, kept]),
+    [
+      [1, true],
+      [2, true],
+      [4, true],
+    ],
+  )
+  t.like(swept, {state: 'cancelled', error: {round: 'iodepth=8', code: 'CANCELLED'}})
+  t.is(swept.results.length, 3)
+  t.truthy(swept.knee)
+  t.regex(textSweep(swept).join('\n'), /^cancelled before iodepth=8: /m)
+
+  const steady = await untilSteady(job, cancelled(1, 2))
+  t.like(steady, {state: 'cancelled', verdict: {reached: false}, error: {round: 'round 3'}})
+  t.deepEqual([steady.rounds.length, steady.results.length], [2, 2])
+  t.regex(textSteady(steady).join('\n'), /^cancelled before round 3: /m)
+
+  controllers[2]!.abort()
+  await t.throwsAsync(sweep(job, 'iodepth', [1, 2], cancelled(2, 9)), {code: 'CANCELLED'}, 'nothing was measured')
+})
+
+test.serial('so is what was measured before a round that fails', async t => {
+  for (const measure of [
+    (job: BenchJob, end: () => void) => sweep(job, 'iodepth', [1, 2, 4], {onRun: afterRounds(2, end)}),
+    (job: BenchJob, end: () => void) => untilSteady(job, {onRun: afterRounds(2, end)}),
+  ]) {
+    const filename = join(await temporary(t), 'image')
+    await writeFile(filename, '')
+    await truncate(filename, sizeBytes)
+    const job: BenchJob = {target: {filename, direct: false}, runtime: 0.1}
+    const report = await measure(job, () => unlinkSync(filename))
+    t.like(report, {state: 'failed', error: {code: 'VOLUME_MISSING'}})
+    t.is(report.results.length, 2)
+    await t.throwsAsync(
+      measure(job, () => undefined),
+      {code: 'VOLUME_MISSING'},
+      'of the first it is the error',
+    )
+  }
 })

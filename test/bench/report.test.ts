@@ -215,7 +215,8 @@ test('HTML of a sweep has its curve and its knee, of rounds the verdict', t => {
   const result = madeResult()
   const points = [1, 2, 4, 8].map(load => ({load, iops: load * 900, meanNs: 1e5 * load, p99Ns: 2e5 * load, kept: true}))
   const knee = {load: 8, iops: 7200, p99Ns: 1.6e6, reason: nasty}
-  const head = {schema: 2 as const, name: nasty, startedAt: result.startedAt}
+  const error = {round: 'iodepth=16', code: 'CANCELLED', message: nasty}
+  const head = {schema: 2 as const, name: nasty, startedAt: result.startedAt, state: 'cancelled' as const, error}
   const sweep = htmlSweep({...head, kind: 'sweep', over: 'iodepth', points, knee, results: [result]})
   t.is([...sweep.matchAll(/<circle/g)].length, 12)
   t.regex(sweep, /Knee at iodepth 8/)
@@ -223,6 +224,7 @@ test('HTML of a sweep has its curve and its knee, of rounds the verdict', t => {
   const rounds = [50, 100, 101, 99, 100, 100]
   const steady = htmlSteady({...head, kind: 'steady', rounds, verdict, words: `reached ${nasty}`, results: [result]})
   for (const html of [sweep, steady]) {
+    t.regex(html, /<p>cancelled before iodepth=16: /)
     t.false(/<script|<img/i.test(html))
     t.false(/NaN|undefined|Infinity/.test(html))
     for (const [svg] of html.matchAll(/<svg[\s\S]*?<\/svg>/g)) t.notThrows(() => parseXml(svg))

@@ -331,6 +331,25 @@ test('08 a sweep and rounds until steady state, as text and HTML', async t => {
   await refused(t, [...nothing, '--sweep', 'bs=1,2'], 'INVALID_ARGUMENT', /expected iodepth=/)
 })
 
+test('08a what was measured before a failure is in the answer, and is kept', async t => {
+  const file = join(directory, 'two.fio')
+  const missing = join(directory, 'missing.img')
+  const section = (name: string, path: string) => `[${name}]\nfilename=${path}\nstonewall\n`
+  const present = join(directory, 'present.img')
+  await writeFile(present, '')
+  await truncate(present, 16 * MiB)
+  await writeFile(
+    file,
+    `[global]\nruntime=1\ntime_based\ndirect=0\n${section('one', present)}${section('two', missing)}`,
+  )
+  const {stdout, exitCode} = await run(['bench', '--job', file, '--json'])
+  t.is(exitCode, 4, stdout)
+  const {error} = JSON.parse(stdout) as {error: {code: string; info: {reports: {id: string; state: string}[]}}}
+  t.is(error.code, 'VOLUME_MISSING')
+  t.is(error.info.reports.length, 1)
+  t.is((await json<KeptEntry[]>(t, ['bench', 'list'])).at(-1)!.id, error.info.reports[0]!.id)
+})
+
 /** Events of a request to the API until `enough`. */
 function events(path: string, {body, enough}: {body?: object; enough: (text: string) => boolean}): Promise<string> {
   return new Promise((resolve, reject) => {

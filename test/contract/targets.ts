@@ -301,6 +301,18 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     },
   )
 
+  loginTest(`${name}: a rule takes an initiator's name as that host has chosen it`, async t => {
+    const {driver, directory, portal} = await setUp(t)
+    const chosen = ['iqn.2001-04.com.example:host_1', 'iqn.2001-04.com.example:a=b+c@d', 'iqn.no-date.example:x*[y]$']
+    for (const one of chosen) {
+      const spec = await volumeSpec(directory, {access: {addresses: [], names: [one]}})
+      await driver.export(spec)
+      await t.notThrowsAsync(login({portal, iqn: spec.iqn, initiator: one}), one)
+      await refused(t, portal, spec.iqn, one.replace(/.$/, ''))
+      t.deepEqual((await driver.get(spec.iqn))?.access.names, [one])
+    }
+  })
+
   loginTest(`${name}: exporting with other rules changes the rules`, async t => {
     const {driver, directory, portal} = await setUp(t)
     const spec = await volumeSpec(directory)

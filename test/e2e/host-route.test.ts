@@ -7,6 +7,7 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
+import {run} from '../../src/exec.js'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
 import {request, TgtControl} from '../../src/targets/tgt-control.js'
@@ -295,6 +296,35 @@ lab('7. sessions that no attachment needs are logged out; those of people and of
   }
   await node.api.call('DELETE', `/exports/${made.volume.id}`)
   await node.api.call('DELETE', `/volumes/${made.volume.id}`)
+  await nothingLeft(t)
+})
+
+lab('7a. another tool’s node record is in the way of an attach, and by force it is replaced', async t => {
+  const {volume, export: exported} = await node.api.call<Attached>('POST', '/exports', {sizeBytes: 64 * MiB})
+  const {rooms} = node.daemon.operations
+  const portal = `${network.addresses[0]}:${tgtd.port}`
+  await run('iscsiadm', ['-m', 'node', '-o', 'new', '-T', exported.iqn, '-p', portal])
+  const before = await rooms.host.nodes()
+  t.like(before, {length: 1, 0: {owner: null}})
+  const cli = (...args: string[]) =>
+    lunpath(['attach', domain, '--volume', volume.id, '--bus', 'scsi', '--json', ...args], {
+      env: {LUNPATH_SOCKET: node.socket},
+    })
+  const errorOf = ({stdout}: {stdout: string}) => (JSON.parse(stdout) as {error: {code: string; message: string}}).error
+  const refused = errorOf(await cli('--route', 'host'))
+  t.is(refused.code, 'NODE_FOREIGN', refused.message)
+  t.regex(refused.message, /lunpath attach with --force/)
+  t.deepEqual(await rooms.host.nodes(), before)
+  t.deepEqual([await sessionDirectories(), [...node.store.attachments.keys()]], [[], []])
+  t.is(errorOf(await cli('--route', 'qemu', '--force')).code, 'INVALID_ARGUMENT', 'there it means nothing')
+  await t.throwsAsync(attach({force: true}), {code: 'INVALID_ARGUMENT'}, 'nobody has a record of a new volume')
+
+  const forced = await cli('--route', 'host', '--force')
+  t.is(forced.exitCode, 0, forced.stdout)
+  t.like(await rooms.host.nodes(), {length: 1, 0: {owner: 'attach'}})
+  await node.api.call('DELETE', `/attachments/${volume.id}`)
+  await node.api.call('DELETE', `/exports/${volume.id}`)
+  await node.api.call('DELETE', `/volumes/${volume.id}`)
   await nothingLeft(t)
 })
 

@@ -1,6 +1,7 @@
 // What others have named and made: targets with any name, node records and sessions of other tools, portals that are reached by
 // one link alone or by a host name.
-import {appendFile, readFile} from 'node:fs/promises'
+import {appendFile, readFile, rm} from 'node:fs/promises'
+import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
@@ -99,6 +100,9 @@ lab('2. another tool’s node record is left as it is; by force it is replaced',
     t.is(refused.code, 'NODE_FOREIGN')
     for (const word of [Object.keys(before)[0]!, initiatorName, 'without CHAP', 'lunpath node delete'])
       t.true(refused.message.includes(word), `${word}: ${refused.message}`)
+    t.regex(refused.message, owner === 'hand' ? /lunpath connect with --force/ : /lunpath attach with --force/)
+    // The session that such a login makes is a stranger's to an attach.
+    t.is(refused.message.includes('--login'), owner === 'hand')
   }
   t.deepEqual(await records(), before)
   t.deepEqual(await sessionDirectories(), [])
@@ -133,6 +137,31 @@ lab('3. another tool’s session serves, and is ended by force alone', async t =
   t.deepEqual(await sessionDirectories(), [])
   t.deepEqual(await records(), before, 'the record is still that tool’s')
 })
+
+lab(
+  '3a. a session without a node record is another tool’s, unless it has lunpath’s name: a detach leaves it',
+  async t => {
+    const unit = await lun(t)
+    const node = ['-T', unit.iqn, '-p', `${network.addresses[0]}:${tgtd.port}`]
+    await adm('node', '-o', 'new', ...node)
+    await adm('node', ...node, '--login')
+    // iscsiadm removes none while its session is up; a boot from iSCSI has none.
+    const forget = () => rm(join('/etc/iscsi/nodes', unit.iqn), {recursive: true})
+    await forget()
+    const attached = {...spec(unit), owner: 'attach' as const}
+    await initiator.connect(attached)
+    const sessions = await initiator.sessions()
+    t.like(sessions, {length: 1, 0: {owner: 'unknown'}})
+    t.deepEqual(await initiator.disconnect(unit.iqn, {owner: 'attach'}), {flushed: true})
+    t.deepEqual(await initiator.sessions(), sessions)
+    await initiator.disconnect(unit.iqn, {force: true})
+
+    await initiator.connect(attached)
+    await forget()
+    await initiator.disconnect(unit.iqn, {owner: 'attach'})
+    t.deepEqual(await sessionDirectories(), [], 'lunpath’s own is logged out')
+  },
+)
 
 lab('4. another tool’s session that is lost is left to that tool; by force a new one takes its place', async t => {
   const unit = await lun(t)

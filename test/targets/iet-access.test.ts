@@ -1,3 +1,4 @@
+import {execFileSync} from 'node:child_process'
 import {mkdtemp, readFile, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -46,4 +47,34 @@ test('a rule for a name in capitals has it folded too: ietd compares what the in
   const entries = ['iqn.1998-01.com.vmware:esx1', 'iqn.1998-01.com.vmware:ESX1', 'iqn.2026-01.a:b']
   t.is(line, `${iqn} ${entries.map(name => name.replaceAll('.', '\\.')).join(', ')}`)
   t.deepEqual((await access.look())(iqn).access, {addresses: [], names: entries})
+})
+
+test('a rule for a name with characters of regular expressions matches that name alone', async t => {
+  const directory = await mkdtemp(join(tmpdir(), 'lp-allow-'))
+  t.teardown(() => rm(directory, {recursive: true, force: true}))
+  const access = new IetAccess([directory])
+  await access.load()
+  const iqn = 'iqn.2026-01.io.lunpath.test:one'
+  const name = 'iqn.2001-04.com.example:a*b[c]$^d\\e_f{1}+(g|h)?'
+  await access.set([[iqn, {addresses: [], names: [name]}]])
+  t.deepEqual((await access.look())(iqn).access.names, [name])
+  const line = (await readFile(join(directory, 'initiators.allow'), 'utf8')).split('\n')[1]!
+  const [, entry = ''] = line.split(' ')
+  // As ietd matches: a basic regular expression, anchored at both ends.
+  const matches = (candidate: string) =>
+    execFileSync('sed', ['-n', `\\%^${entry}$%p`], {input: `${candidate}\n`}).length > 0
+  t.true(matches(name))
+  for (const other of ['aab[c]$^d\\e_f{1}+(g|h)?', 'a*bc$^d\\e_f{1}+(g|h)?', 'a*b[c]$^de_f{1}+(g|h)?'])
+    t.false(matches(`iqn.2001-04.com.example:${other}`), other)
+  t.false(matches(name.replace('.', 'x')))
+})
+
+test('a line counts for its target however either is spelled, as it does for ietd', async t => {
+  const directory = await mkdtemp(join(tmpdir(), 'lp-allow-'))
+  t.teardown(() => rm(directory, {recursive: true, force: true}))
+  await writeFile(join(directory, 'initiators.allow'), 'iqn.2001-04.com.example:Disk 192.0.2.1\nALL 198.51.100.0/24\n')
+  const access = new IetAccess([directory])
+  const look = await access.look()
+  t.deepEqual(look('IQN.2001-04.com.example:disk').access.addresses, ['192.0.2.1'])
+  t.deepEqual(look('iqn.2001-04.com.example:disk2').access.addresses, ['198.51.100.0/24'])
 })

@@ -274,6 +274,52 @@ lab('a stale number that somebody else has now is mended once it is free again',
   t.is(await statusOf(iet, spec.iqn), 'ok')
 })
 
+lab('a stale name whose number nobody knows is mended where one number alone is left for it', async t => {
+  const {driver, iet, directory} = await setUpIet(t)
+  const control = new IetControl()
+  t.teardown(async () => control.close())
+  const [own] = await exportAll(driver, directory, 1)
+  const spec = await volumeSpec(directory)
+  // Another tool has made it, or a daemon of which nothing is left.
+  await makeForeign({iqn: spec.iqn.replace('iqn', 'IQN'), path: spec.volume.path, tid: 40})
+  const returned = back(driver)
+  await iet.wipe()
+  await returned
+  const foreign = 'iqn.2001-04.com.example:one'
+  await makeForeign({iqn: foreign, path: spec.volume.path, tid: 7})
+  await control.exchange([[request.redirect(7, '192.0.2.1:3261')]], {timeoutMs: 10_000})
+
+  await driver.export(spec)
+  t.is(await statusOf(iet, spec.iqn), 'ok')
+  await agree(t, iet)
+  t.deepEqual(await kernelNames(iet), [foreign, ...namesOf([own!, spec])].sort())
+  const {targets} = await iet.daemonState()
+  t.deepEqual(targets.map(({tid}) => tid).filter(tid => tid === 40).length, 0, 'it was given up')
+  t.is(targets.find(({name}) => name === foreign)?.redirect, '192.0.2.1:3261')
+})
+
+lab('where several numbers could be its, none is touched, and the error names them', async t => {
+  const {driver, iet, directory} = await setUpIet(t)
+  const spec = await volumeSpec(directory)
+  const foreign = 'iqn.2001-04.com.example:one'
+  await makeForeign({iqn: spec.iqn, path: spec.volume.path, tid: 12})
+  await makeForeign({iqn: foreign, path: spec.volume.path, tid: 5})
+  await iet.wipe()
+  const refused = await refusal(driver.export(spec))
+  t.is(refused.code, 'TARGET_FAILED', refused.message)
+  t.regex(refused.message, /one of the numbers 5, 12, .*Restart ietd/)
+  t.deepEqual((await iet.daemonState()).targets.map(({name}) => name).sort(), [foreign, spec.iqn].sort())
+  t.is(await statusOf(iet, foreign), '0x0201', 'it waits for its target')
+  await iet.restartDaemon()
+  await until(async () =>
+    driver.export(spec).then(
+      () => true,
+      () => false,
+    ),
+  )
+  t.is(await statusOf(iet, spec.iqn), 'ok')
+})
+
 const portOfIet = 3260
 
 lab('the log says what came back, and a listing that cannot be true is in the log and in the status', async t => {

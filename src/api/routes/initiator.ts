@@ -2,7 +2,7 @@ import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {named} from '../../attach/rooms.js'
 import {StorageError} from '../../errors.js'
-import {parseRemotePortal, parseTaggedPortal} from '../../iqn.js'
+import {nameKey, parseRemotePortal, parseTaggedPortal} from '../../iqn.js'
 import {resolvePortal} from '../../resolve.js'
 import type {Service} from '../../service.js'
 import type {Portal} from '../../types.js'
@@ -54,10 +54,9 @@ export function initiatorRoutes({operations}: Service) {
 
   /** A session of the attach path is its own: nobody takes a guest's disk away by hand. */
   function refuseAttached(iqn: string): void {
-    // An IQN in capitals is the same one: targets may fold the case (RFC 3722), and lunpath's own names are folded.
-    const folded = iqn.toLowerCase()
-    const attachment = [...rooms.store.attachments.values()].find(one => one.iqn?.toLowerCase() === folded)
-    const exported = rooms.store.exportOf(iqn) ?? rooms.store.exportOf(folded)
+    // In capitals it is the same one.
+    const attachment = [...rooms.store.attachments.values()].find(one => nameKey(one.iqn ?? '') === nameKey(iqn))
+    const exported = rooms.store.exportOf(iqn)
     const busy = exported !== undefined && !operations.idle(exported.volumeId)
     if (!attachment && !busy) return
     const message = attachment

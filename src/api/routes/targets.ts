@@ -24,16 +24,20 @@ interface Named {
 export function targetRoutes({operations}: Service) {
   const {store, targets} = operations.rooms
   const recordOf = (iqn: string) => {
-    const record = [...store.exports.values()].find(one => one.iqn === iqn)
+    const record = store.exportOf(iqn)
     if (!record) throw new StorageError('EXPORT_NOT_FOUND', `${iqn} is not exported`, {info: {iqn}})
     return record
   }
   /** Changes an export and its record, so that it is put back as it is now. */
-  const amend = async <T>(iqn: string, change: () => Promise<T>, made: (record: ExportRecord) => ExportRecord) => {
-    const {volumeId} = recordOf(iqn)
+  const amend = async <T>(
+    asked: string,
+    change: (iqn: string) => Promise<T>,
+    made: (record: ExportRecord) => ExportRecord,
+  ) => {
+    const {volumeId, iqn} = recordOf(asked)
     const unlock = operations.claim(volumeId)
     try {
-      const result = await change()
+      const result = await change(iqn)
       await store.write([{table: 'exports', id: volumeId, value: made(recordOf(iqn))}])
       return result
     } finally {
@@ -73,7 +77,7 @@ export function targetRoutes({operations}: Service) {
         if (sid !== undefined) return able.setParameters(iqn, parameters, {sid})
         return amend(
           iqn,
-          () => able.setParameters(iqn, parameters),
+          named => able.setParameters(named, parameters),
           record => ({...record, parameters: {...record.parameters, ...parameters}}),
         )
       },
@@ -86,7 +90,7 @@ export function targetRoutes({operations}: Service) {
         const portal = body.portal === null ? null : parseDestination(body.portal)
         await amend(
           iqn,
-          () => able.redirect(iqn, portal),
+          named => able.redirect(named, portal),
           record => ({...record, redirect: portal ? formatPortal(portal) : undefined}),
         )
         return {iqn, redirect: portal ? formatPortal(portal) : null}

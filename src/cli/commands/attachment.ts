@@ -38,6 +38,7 @@ export function attachmentCommands(program: Command): void {
       )
       .option('--read-only', 'the guest may only read')
       .option('--shared', 'allow others to use the same disk at the same time; without it a disk in use is refused')
+      .option('--force', 'with --route host: replace a node record or a lost session that another tool has made')
       .option('--persistent', 'also in the domain’s definition, for its next start')
       .option('--write-back', 'the new export acknowledges writes before they are on stable storage')
       .addHelpText(
@@ -63,10 +64,11 @@ Examples:
   ).action((domain: string, target: string | undefined, options, command: Command) => {
     requireOne(options, ['volume', 'size', 'device'])
     return withDaemon(command, async ({call, json}) => {
-      const {volume, size, device, format, name, pool, bus, route, readOnly, shared, persistent, writeBack} = options
+      const {volume, size, device, format, name, pool, bus, route, force} = options
+      const {readOnly, shared, persistent, writeBack} = options
       const auth = await readChap(options)
       const writeCache = writeBack ? 'back' : undefined
-      const disk = {domain, target, device, format, bus, route, readOnly, shared, persistent}
+      const disk = {domain, target, device, format, bus, route, force, readOnly, shared, persistent}
       const body = {...disk, volume, sizeBytes: size, name, pool, writeCache, auth}
       const made = await call<{volume: Volume | null; export: Export | null; disk: Disk}>('POST', '/attachments', body)
       if (json) return printJson(made)

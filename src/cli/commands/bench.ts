@@ -101,7 +101,9 @@ Examples:
         const reports: Answered[] = []
         for (const job of jobs) {
           for (let round = 0; round < options.runs; round++) {
-            const report = await measure(session, job)
+            const report = await measure(session, job).catch(error => {
+              throw session.json ? withReports(error, reports) : error
+            })
             reports.push(report)
             if (!session.json) process.stdout.write(`${linesOf(report).join('\n')}\n`)
           }
@@ -111,6 +113,13 @@ Examples:
       }),
     )
   benchResultCommands(bench)
+}
+
+/** A program gets one answer: what was measured before the failure is in it. */
+function withReports(error: unknown, reports: Answered[]): unknown {
+  if (!(error instanceof StorageError) || reports.length === 0) return error
+  const {code, message, op, info, cause} = error
+  return new StorageError(code, message, {op, info: {...info, reports}, cause})
 }
 
 /** What the command line and the job file ask for; the command line's options stand before what the file says. */
@@ -179,11 +188,11 @@ function linesOf(report: Answered): string[] {
 
 /** 1 where a run did not finish, found wrong data, or is not valid; steady state that was not reached counts as that. */
 function exitCodeOfReports(reports: Answered[]): number {
+  if (reports.some(({state}) => state === 'cancelled')) return 130
   const results = reports.flatMap(report => (report.kind === 'run' ? [report] : report.results))
-  if (results.some(({state}) => state === 'cancelled')) return 130
-  const failed = results.some(
-    ({state, targets}) => state !== 'finished' || targets.some(({verify}) => (verify?.failures ?? 0) > 0),
-  )
+  const failed =
+    reports.some(({state}) => state !== 'finished') ||
+    results.some(({targets}) => targets.some(({verify}) => (verify?.failures ?? 0) > 0))
   const unsteady = reports.some(report => report.kind === 'steady' && !report.verdict.reached)
   return failed || unsteady ? 1 : 0
 }

@@ -114,7 +114,7 @@ bool access_allowed(const std::string& file, const std::string& target, const st
     line = trimmed(line);
     const auto blank = line.find_first_of(" \t");
     const auto subject = line.substr(0, blank);
-    if (subject != target && subject != "ALL") continue;
+    if (!same_name(subject, target) && subject != "ALL") continue;
     std::istringstream rules(blank == std::string::npos ? "" : line.substr(blank));
     for (std::string rule; std::getline(rules, rule, ',');) {
       rule = trimmed(rule);
