@@ -105,10 +105,6 @@ const refusals: Record<string, [line: string, message: RegExp]> = {
     'bssplit=4k/50:8k/50\nba=8k',
     /^job\.fio:9: offsets are multiples of the smallest/,
   ],
-  'a distribution by zones': [
-    'rw=randread\nrandom_distribution=zoned:50/5:50/95',
-    /^job\.fio:9: random_distribution is/,
-  ],
   'a pause in open loop': ['rate_iops=10\nthinktime=5', /^job\.fio:9: thinktime is for closed loop/],
   'a rate of reads alone': ['rw=randrw\nrate_iops=50,0', /^job\.fio:9: rate_iops=50,0: reads and writes both/],
   'a rate in two ways': ['rate_iops=50\nrate=1m', /^job\.fio:8: rate and rate_iops exclude each other/],
