@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -82,6 +83,48 @@ class Scatter {
  private:
   uint64_t n_;
   uint64_t step_;
+};
+
+// 0 … n − 1 in an order that looks drawn, each once before any comes again; each round has another order. The states of
+// a linear congruential generator of full period over the next power of two, scrambled one to one; those from n on are
+// skipped, at most every other one on average.
+class Shuffle {
+ public:
+  explicit Shuffle(uint64_t n) : n_(n), mask_(std::bit_ceil(n) - 1), shift_(std::bit_width(mask_) / 2 + 1) {}
+
+  uint64_t Next(Random& random) {
+    if (left_ == 0) BeginRound(random);
+    --left_;
+    for (;;) {
+      state_ = (state_ * 6364136223846793005 + increment_) & mask_;
+      const uint64_t place = Scramble(state_);
+      if (place < n_) return place;
+    }
+  }
+
+ private:
+  void BeginRound(Random& random) {
+    left_ = n_;
+    state_ = random.Next() & mask_;
+    increment_ = random.Next() | 1;
+    key_ = random.Next() & mask_;
+  }
+
+  // Each step can be undone within the mask, so that no two states have one place.
+  uint64_t Scramble(uint64_t x) const {
+    x ^= key_;
+    x = (x ^ x >> shift_) * 0xbf58476d1ce4e5b9 & mask_;
+    x = (x ^ x >> shift_) * 0x94d049bb133111eb & mask_;
+    return x ^ x >> shift_;
+  }
+
+  uint64_t n_;
+  uint64_t mask_;
+  int shift_;
+  uint64_t left_ = 0;
+  uint64_t state_ = 0;
+  uint64_t increment_ = 1;
+  uint64_t key_ = 0;
 };
 
 }  // namespace lunpath::bench

@@ -57,8 +57,24 @@ struct BlockSize {
   double percent = 100;
 };
 
-enum class Pattern : uint8_t { kSequential, kUniform, kZipf, kPareto };
+// A part of the range, in percents of it, and the percentage of the I/Os that go there.
+struct Zone {
+  double percent = 0;
+  uint32_t from_percent = 0;
+  uint32_t to_percent = 0;
+};
+
+enum class Pattern : uint8_t { kSequential, kUniform, kShuffled, kZipf, kPareto, kZoned };
 enum class Pace : uint8_t { kClosed, kFixed, kPoisson };
+
+// Where I/Os go, beside their pattern.
+struct Order {
+  int64_t step = 0;               // sequential: bytes from the end of an I/O to the begin of the next one
+  uint32_t align = 0;             // random offsets are multiples of it; 0: of the smallest block of their direction
+  uint32_t run_ios = 1;           // random: one of so many is drawn, and the others come after the one before
+  uint32_t random_percent = 100;  // of those that are drawn; the others come after the one before, too
+  bool run_stays = false;         // those that come after the one before repeat it
+};
 
 struct TargetSpec {
   std::variant<PathDevice, IscsiDevice, NullDevice> device;
@@ -66,6 +82,8 @@ struct TargetSpec {
   PerDirection<double> mix{};  // percent
   Pattern pattern = Pattern::kUniform;
   double pattern_parameter = 0;  // zipf's theta, pareto's h
+  std::vector<Zone> zones{};
+  Order order{};
   PerDirection<std::vector<BlockSize>> block_sizes{};
   uint32_t iodepth = 1;
   uint32_t numjobs = 1;
@@ -74,6 +92,7 @@ struct TargetSpec {
   uint64_t size = 0;
   uint32_t offset_percent = 0;
   uint32_t size_percent = 0;
+  uint64_t start_delay_ns = 0;    // after the begin of the run; its ramp and its runtime begin then
   uint64_t offset_increment = 0;  // bytes by which each thread's range begins after that of the one before it
   // After so much a thread ends, the ramp not counted; 0: it goes on until the runtime is over.
   uint64_t stop_bytes = 0;
@@ -98,6 +117,8 @@ struct TargetSpec {
   bool writes() const { return Has(Direction::kWrite) || Has(Direction::kTrim); }
   uint32_t LargestBlock() const;
   uint32_t SmallestBlock() const;
+  uint32_t LargestBlock(Direction direction) const;
+  uint32_t SmallestBlock(Direction direction) const;
 };
 
 struct JobSpec {
@@ -112,17 +133,25 @@ struct JobSpec {
 
 inline uint32_t TargetSpec::LargestBlock() const {
   uint32_t largest = 0;
-  for (const auto& sizes : block_sizes) {
-    for (const BlockSize& size : sizes) largest = std::max(largest, size.bytes);
-  }
+  for (Direction direction : kEachDirection) largest = std::max(largest, LargestBlock(direction));
   return largest;
 }
 
 inline uint32_t TargetSpec::SmallestBlock() const {
   uint32_t smallest = UINT32_MAX;
-  for (const auto& sizes : block_sizes) {
-    for (const BlockSize& size : sizes) smallest = std::min(smallest, size.bytes);
-  }
+  for (Direction direction : kEachDirection) smallest = std::min(smallest, SmallestBlock(direction));
+  return smallest;
+}
+
+inline uint32_t TargetSpec::LargestBlock(Direction direction) const {
+  uint32_t largest = 0;
+  for (const BlockSize& size : block_sizes[direction]) largest = std::max(largest, size.bytes);
+  return largest;
+}
+
+inline uint32_t TargetSpec::SmallestBlock(Direction direction) const {
+  uint32_t smallest = UINT32_MAX;
+  for (const BlockSize& size : block_sizes[direction]) smallest = std::min(smallest, size.bytes);
   return smallest;
 }
 

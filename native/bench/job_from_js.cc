@@ -74,6 +74,18 @@ std::vector<BlockSize> ToBlockSizes(const Napi::Value& js) {
   return sizes;
 }
 
+std::vector<Zone> ToZones(const Napi::Value& js) {
+  std::vector<Zone> zones;
+  const auto list = js.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto zone = list.Get(i).As<Napi::Object>();
+    zones.push_back({.percent = Double(zone, "percent"),
+                     .from_percent = U32(zone, "fromPercent"),
+                     .to_percent = U32(zone, "toPercent")});
+  }
+  return zones;
+}
+
 uint64_t ToErrorsAllowed(const Napi::Object& policy) {
   const std::string kind = Text(policy, "kind");
   if (kind == "continue") return UINT64_MAX;
@@ -95,10 +107,20 @@ TargetSpec ToTarget(const Napi::Object& js) {
   target.pattern = OneOf<Pattern>(distribution, "kind",
                                   {{"sequential", Pattern::kSequential},
                                    {"uniform", Pattern::kUniform},
+                                   {"shuffled", Pattern::kShuffled},
                                    {"zipf", Pattern::kZipf},
-                                   {"pareto", Pattern::kPareto}});
+                                   {"pareto", Pattern::kPareto},
+                                   {"zoned", Pattern::kZoned}});
   if (target.pattern == Pattern::kZipf) target.pattern_parameter = Double(distribution, "theta");
   if (target.pattern == Pattern::kPareto) target.pattern_parameter = Double(distribution, "h");
+  if (target.pattern == Pattern::kZoned) target.zones = ToZones(distribution.Get("zones"));
+  const Napi::Object order = Child(js, "order");
+  target.order.align = U32(order, "alignBytes");
+  target.order.step = order.Get("stepBytes").ToNumber().Int64Value();
+  target.order.run_ios = U32(order, "runIos");
+  target.order.run_stays = Bool(order, "runStays");
+  target.order.random_percent = U32(order, "randomPercent");
+  target.start_delay_ns = U64(js, "startDelayMs") * kNsPerMs;
   target.iodepth = U32(js, "iodepth");
   target.numjobs = U32(js, "numjobs");
   target.offset = U64(js, "offsetBytes");

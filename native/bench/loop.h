@@ -143,10 +143,11 @@ class Loop final : public Worker {
 
   // False: the supervisor has given this thread up, and what it counted is no longer its own.
   bool Measure(uint64_t start) {
-    start_ = start;
-    run_begin_ = start + context_.job->ramp_ns;
+    start_ = start + spec_.start_delay_ns;
+    run_begin_ = start_ + context_.job->ramp_ns;
     run_end_ = run_begin_ + context_.job->runtime_ns;
-    counts.last_progress_ns = start;
+    think_until_ = start_;
+    counts.last_progress_ns = start_;
     if (open_) open_loop_->Begin(start_, run_begin_, run_end_);
     issuing_ = true;
     Enter(Phase::kRamp, run_begin_, &counts.ramp);
@@ -264,8 +265,24 @@ class Loop final : public Worker {
   void SetBounds() {
     uint64_t bytes = spec_.stop_bytes;
     if (spec_.stop_percent > 0) bytes = std::max<uint64_t>(range_.size * spec_.stop_percent / 100, 1);
+    if (spec_.stop_percent == 100) bytes = OnceThrough();
     if (bytes > 0) bytes_left_ = static_cast<int64_t>(bytes);
     if (spec_.stop_ios > 0) ios_left_ = static_cast<int64_t>(spec_.stop_ios);
+  }
+
+  // As fio: where blocks do not fill the range, the rest of it is left out where there is nothing behind it or each
+  // block has its turn once; with steps, one way through a range within the device is all.
+  uint64_t OnceThrough() const {
+    const uint32_t block = spec_.SmallestBlock();
+    const uint64_t whole = range_.size / block * block;
+    const bool is_sequential = spec_.pattern == Pattern::kSequential;
+    const bool at_end = range_.offset + range_.size == device_.size_bytes;
+    if (is_sequential && spec_.order.step > 0 && !at_end && block == spec_.LargestBlock()) {
+      const uint64_t stride = block + static_cast<uint64_t>(spec_.order.step);
+      return (range_.size + stride - 1) / stride * block;
+    }
+    if (spec_.pattern == Pattern::kShuffled || (is_sequential && at_end)) return whole;
+    return range_.size;
   }
 
   bool ReachedBound() const { return bytes_left_ <= 0 || ios_left_ <= 0; }

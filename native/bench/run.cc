@@ -73,6 +73,8 @@ Result<Report> Run::Conduct() {
   start_ns_ = clock.Now();
   run_begin_ns_ = start_ns_ + job_->ramp_ns;
   run_end_ns_ = run_begin_ns_ + job_->runtime_ns;
+  for (const TargetSpec& spec : job_->targets)
+    last_start_delay_ns_ = std::max(last_start_delay_ns_, spec.start_delay_ns);
   {
     std::lock_guard lock(muster_->mutex);
     muster_->start_ns = start_ns_;
@@ -223,7 +225,8 @@ void Run::Supervise() {
     if (!cpu_before_ && now >= run_begin_ns_) NoteCpu(&cpu_before_.emplace());
     uint64_t wake_at = std::min(now + kLookNs, next_sample);
     if (!cpu_before_) wake_at = std::min(wake_at, run_begin_ns_);
-    if (!end_announced) wake_at = std::min(wake_at, std::max(run_end_ns_, now));
+    const uint64_t last_end_ns = run_end_ns_ + last_start_delay_ns_;
+    if (!end_announced) wake_at = std::min(wake_at, std::max(last_end_ns, now));
     if (stopping_since_ns_ != 0) wake_at = std::min(wake_at, stopping_since_ns_ + kGraceNs);
     bool all_ended = false;
     {
@@ -236,7 +239,7 @@ void Run::Supervise() {
     if (all_ended) break;
     now = clock.Now();
     if (cancelled_) Stop(now);
-    if (!end_announced && now >= run_end_ns_) {
+    if (!end_announced && now >= last_end_ns) {
       // A thread in closed loop sleeps without a deadline: it may not have seen the end come.
       for (const Crew& member : crew_) member.worker->Wake();
       end_announced = true;
@@ -345,7 +348,8 @@ void Run::NoteCpu(CpuReport* cpu) const {
 
 uint64_t Run::ElapsedNs(size_t target) const {
   const TargetSpec& spec = job_->targets[target];
-  uint64_t last = run_begin_ns_;
+  const uint64_t begin = run_begin_ns_ + spec.start_delay_ns;
+  uint64_t last = begin;
   bool unanswered = false;
   bool open = false;
   for (const Crew& member : crew_) {
@@ -359,8 +363,8 @@ uint64_t Run::ElapsedNs(size_t target) const {
   }
   if (unanswered) last = std::max(last, end_ns_);
   // A schedule has its length also where its last arrival comes before the end.
-  if (open) last = std::max(last, run_end_ns_);
-  return last - run_begin_ns_;
+  if (open) last = std::max(last, begin + job_->runtime_ns);
+  return last - begin;
 }
 
 Report Run::MakeReport() {

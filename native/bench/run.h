@@ -135,6 +135,7 @@ class Run : public std::enable_shared_from_this<Run> {
   uint64_t start_ns_ = 0;
   uint64_t run_begin_ns_ = 0;
   uint64_t run_end_ns_ = 0;
+  uint64_t last_start_delay_ns_ = 0;  // by which the last target begins, and ends, after the first
   uint64_t end_ns_ = 0;
   uint64_t last_look_ns_ = 0;
   uint64_t stopping_since_ns_ = 0;  // 0: not

@@ -1,10 +1,12 @@
 import {existsSync, statSync} from 'node:fs'
 import {resolve} from 'node:path'
 import {StorageError} from '../errors.js'
+import {sectorBytes} from '../size.js'
 import {type FioJob, flag, isSyncEngine, readOptions, truth} from './fio-options.js'
-import {type FioSection, readSections, wrong} from './fio-sections.js'
+import {type FioOption, type FioSection, type Place, readSections, unsetWords, wrong} from './fio-sections.js'
 import type {JobFile} from './job-file.js'
 import type {JobSpec, TargetSpec} from './job-schema.js'
+import {fioNumber} from './quantity.js'
 import {settleWorkload, writes} from './workload.js'
 
 // fio's job files (fio(1), JOB FILE FORMAT). What lunpath does otherwise than fio is a note, and what it does not
@@ -45,7 +47,17 @@ function phasesOf(sections: FioSection[]): FioSection[][] {
     if (last && !waits && !flag(section.options.get('stonewall'))) last.push(section)
     else phases.push([section])
   }
+  checkDelays(phases)
   return phases
+}
+
+/** A startdelay of a later job is over when it begins, if it is that of all; else fio mixes the order of the jobs. */
+function checkDelays(phases: FioSection[][]): void {
+  const said = phases.flat().map(({options}) => options.get('startdelay'))
+  const values = new Set(said.map(option => option?.value ?? '0'))
+  const one = said.findLast(option => option !== undefined && option.value !== '0')
+  if (phases.length > 1 && values.size > 1)
+    throw wrong(one!, `startdelay=${one!.value}: with stonewall or wait_for it has to be the same in all sections`)
 }
 
 function makeJob(sections: FioSection[], fallback: Fallback): JobSpec {
@@ -55,6 +67,7 @@ function makeJob(sections: FioSection[], fallback: Fallback): JobSpec {
   const {section} = read[0]!
   if (target.length > mostTargets)
     throw wrong(section, `there are ${target.length} files beside each other, and at most ${mostTargets} can be`)
+  delayStarts(read, each)
   nameApart(target)
   checkWriters(read, each)
   checkExits(read)
@@ -100,6 +113,7 @@ function targetsOf(job: FioJob, fallback: Fallback): TargetSpec[] {
   if (job.engine === undefined) notes.add('without ioengine fio takes psync, so lunpath takes pread')
   if (isSyncEngine(job.engine)) oneAtATime(job, spec)
   choosePattern(job, spec)
+  chooseOrder(job, spec)
   const {things, eachHas, numjobs} = thingsOf(job, fallback)
   spec.numjobs = numjobs
   chooseEnd(job, spec)
@@ -113,22 +127,104 @@ function targetsOf(job: FioJob, fallback: Fallback): TargetSpec[] {
 }
 
 /** The engines that wait for each I/O have one in flight for each of `numjobs`, whatever iodepth says. */
-function oneAtATime({engine = 'psync', notes}: FioJob, spec: TargetSpec): void {
-  if ((spec.iodepth ?? 1) > 1)
-    notes.add(`iodepth=${spec.iodepth} has no effect: ioengine=${engine} has one I/O in flight, as in fio`)
+function oneAtATime({engine = 'psync', notes, section}: FioJob, spec: TargetSpec): void {
+  const isDeep = (spec.iodepth ?? 1) > 1
+  if (isDeep && engine === 'vsync' && !spec.rw!.startsWith('rand'))
+    throw wrong(
+      section.options.get('iodepth')!,
+      `iodepth=${spec.iodepth}: vsync makes one of so many I/Os that lie side by side, and lunpath joins none: give a larger bs`,
+    )
+  if (isDeep) notes.add(`iodepth=${spec.iodepth} has no effect: ioengine=${engine} has one I/O in flight, as in fio`)
   delete spec.iodepth
 }
 
-function choosePattern({hasRandomMap, notes, section}: FioJob, spec: TargetSpec): void {
+function choosePattern({goesOnAfter, section}: FioJob, spec: TargetSpec): void {
   // As fio: where it is split, what bs says does not count.
   if (spec.bssplit !== undefined) delete spec.bs
   if (!spec.rw!.startsWith('rand')) delete spec.random_distribution
-  else if (hasRandomMap && !section.options.has('random_distribution'))
-    notes.add('without norandommap fio does I/O to each block once before any again; lunpath draws blocks freely')
+  const answers = new Set(directionsOf(spec).map(direction => goesOnAfter[direction === 'read' ? 'read' : 'write']))
+  if (answers.size > 1) {
+    const option = section.options.get('continue_on_error')!
+    throw wrong(
+      option,
+      `continue_on_error=${option.value}: errors of reads and writes both let the run go on, or neither`,
+    )
+  }
+  spec.continue_on_error = answers.has(true) ? 'all' : 'none'
+}
+
+const directions = ['read', 'write', 'trim'] as const
+
+function directionsOf({rw}: TargetSpec): (typeof directions)[number][] {
+  const pattern = rw!.replace(/^rand/, '')
+  return pattern === 'rw' || pattern === 'readwrite' ? ['read', 'write'] : directions.filter(one => one === pattern)
+}
+
+/** Where I/Os go: steps between them, how many of them are random, which offsets those have. */
+function chooseOrder(job: FioJob, spec: TargetSpec): void {
+  const {rwModifier, rwSequencer, section, notes} = job
+  const place = section.options.get('rw') ?? section
+  if (!spec.rw!.startsWith('rand')) {
+    if (rwModifier !== undefined) spec.seq_step = stepOf(spec, rwModifier, place)
+    return
+  }
+  const every = rwModifier === undefined ? 1 : Number.parseInt(rwModifier, 10)
+  if (!(every >= 1))
+    throw wrong(place, `rw=${spec.rw}:${rwModifier}: the number of I/Os for each random offset is expected`)
+  if (every > 1) Object.assign(spec, {seq_ios: every, rw_sequencer: rwSequencer})
+  const percent = sameFor(spec, job.percentageRandom, section.options.get('percentage_random'))
+  if (percent !== undefined && percent < 100) spec.percentage_random = percent
+  const align = sameFor(spec, job.blockAlign, section.options.get('ba'))
+  const only = onlyBlock(spec)
+  if (align !== undefined && align !== only) spec.blockalign = align
+  // As fio: with a distribution or an alignment of its own there is no map.
+  const {random_distribution = 'random', blockalign} = spec
+  if (!job.hasRandomMap || random_distribution !== 'random' || blockalign !== undefined) return
+  if (every === 1 && spec.percentage_random === undefined && only !== undefined) spec.norandommap = false
+  else
+    notes.add(
+      `[${section.name}]: without norandommap fio does I/O to each block once before any again; lunpath draws blocks freely where they have several sizes, or others between them`,
+    )
+}
+
+function stepOf({rw}: TargetSpec, text: string, place: Place): number {
+  const [, sign, digits = ''] = /^([-+]?)(.*)$/.exec(text)!
+  const bytes = fioNumber(digits)
+  if (bytes === undefined || bytes % sectorBytes !== 0)
+    throw wrong(place, `rw=${rw}:${text}: the bytes between two I/Os are expected, a multiple of ${sectorBytes}`)
+  return sign === '-' ? -bytes : bytes
+}
+
+/** What is said for reads, writes and trims, where it is the same for all that the job does. */
+function sameFor(spec: TargetSpec, said: number[] | undefined, option: FioOption | undefined): number | undefined {
+  if (said === undefined || option === undefined) return undefined
+  const values = new Set(directionsOf(spec).map(direction => said[directions.indexOf(direction)]!))
+  if (values.size > 1) throw wrong(option, `${option.key}=${option.value}: lunpath has one for all directions`)
+  return [...values][0]
+}
+
+/** The size of all blocks, where they have one. */
+function onlyBlock(spec: TargetSpec): number | undefined {
+  const said = spec.bssplit ?? String(spec.bs ?? 4096)
+  const parts = said.split(',')
+  const sizes = directionsOf(spec).map(direction => parts[Math.min(directions.indexOf(direction), parts.length - 1)]!)
+  const [only, ...others] = new Set(sizes.flatMap(part => part.split(':')).map(entry => entry.split('/')[0]))
+  return others.length === 0 ? Number(only) : undefined
+}
+
+/**
+ * fio counts a startdelay from the begin of the whole run. What all wait for together is left out, since nothing is measured
+ * meanwhile.
+ */
+function delayStarts(read: FioJob[], each: TargetSpec[][]): void {
+  const least = Math.min(...read.map(({startDelay}) => startDelay))
+  for (const [index, job] of read.entries())
+    for (const target of each[index]!) if (job.startDelay > least) target.startdelay = job.startDelay - least
+  if (least > 0) read[0]!.notes.add(`startdelay: fio would begin ${least} s later, and lunpath begins at once`)
 }
 
 function thingsOf(job: FioJob, fallback: Fallback): Things {
-  const {engine, filenames, numjobs, nrfiles, directory, name, section} = job
+  const {engine, filenames, numjobs, nrfiles, directory, section} = job
   const shared = {eachHas: 1, numjobs}
   if (engine === 'null') return {...shared, things: [nullOf(job)]}
   if (engine === 'libiscsi' && filenames.length > 0)
@@ -145,7 +241,7 @@ function thingsOf(job: FioJob, fallback: Fallback): Things {
   // As fio, each thread has files of its own then.
   const made = Array.from({length: numjobs * nrfiles}, (_, index) => {
     const [clone, file] = [Math.floor(index / nrfiles), index % nrfiles]
-    return path(`${name}.${clone}.${file}`)
+    return path(madeName(job, clone, file))
   })
   const missing = made.find(({filename}) => !existsSync(filename!))
   if (missing)
@@ -154,6 +250,14 @@ function thingsOf(job: FioJob, fallback: Fallback): Things {
       `[${section.name}] has no filename, and lunpath makes no files: give it one, name a volume (lunpath bench VOLUME --job …), or make ${missing.filename}`,
     )
   return {things: made, eachHas: nrfiles, numjobs: 1}
+}
+
+/** The name that fio gives to a file without one. */
+function madeName({filenameFormat, name}: FioJob, clone: number, file: number): string {
+  return filenameFormat
+    .replace(/\$jobname/gi, () => name)
+    .replace(/\$jobnum/gi, String(clone))
+    .replace(/\$filenum/gi, String(file))
 }
 
 function isDevice(name: string): boolean {
@@ -266,28 +370,25 @@ const saidBy: Record<string, string[]> = {
   bssplit: ['bssplit', 'bsrange'],
   rate_iops: ['rate_iops', 'rate'],
   rwmixread: ['rwmixread', 'rwmixwrite'],
+  seq_step: ['rw'],
+  seq_ios: ['rw'],
+  blockalign: ['ba'],
   io_size: ['io_size', 'size'],
 }
 
 /** What lunpath refuses of the whole workload is told with the line of the option that it is about. */
-function checkWorkload({section, engine, blockAlign}: FioJob, spec: TargetSpec): void {
+function checkWorkload({section, engine}: FioJob, spec: TargetSpec): void {
   const {options} = section
   try {
-    const {mix, blockSizes} = settleWorkload(spec)
+    const {mix} = settleWorkload(spec)
     if (engine === 'libaio' && mix.trim > 0)
       throw wrong(options.get('ioengine')!, 'ioengine=libaio has no discard: use io_uring')
-    const smallest = Math.min(...Object.values(blockSizes).flatMap(sizes => sizes.map(({bytes}) => bytes)))
-    if (blockAlign !== undefined && blockAlign !== smallest)
-      throw wrong(
-        options.get('ba')!,
-        `offsets are multiples of the smallest block, ${smallest} bytes, not of ${blockAlign}`,
-      )
   } catch (error) {
     if (!(error instanceof StorageError) || error.op === 'bench.job') throw error
     const keys = Object.keys(error.info ?? {}).flatMap(key => saidBy[key] ?? [key])
     const place = keys.map(key => options.get(key)).find(option => option !== undefined) ?? section
     const {file, line} = place
-    throw new StorageError(error.code, `${file}:${line}: ${error.message}`, {
+    throw new StorageError(error.code, `${file}:${line}: ${error.message}${unsetWords(place)}`, {
       op: 'bench.job',
       info: {...error.info, file, line},
       cause: error,
@@ -319,7 +420,7 @@ function checkWriters(read: FioJob[], each: TargetSpec[][]): void {
       if (clash)
         throw wrong(
           section.options.get('rw') ?? section,
-          `[${section.name}]: two jobs beside each other write to ${key}: put stonewall between them`,
+          `[${section.name}]: two jobs beside each other write to ${key}, which has one writer at a time: put stonewall between them, or give each a filename of its own`,
         )
       writtenBefore.set(key, changes || before === true)
     }

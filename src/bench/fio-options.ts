@@ -1,6 +1,7 @@
+import {sectorBytes} from '../size.js'
 import type {FioOption, FioSection} from './fio-sections.js'
 import {wrong} from './fio-sections.js'
-import {harmless, known, neutral, refusals, withoutEffect} from './fio-words.js'
+import {harmless, idleWithout, neutral, refusals, withoutEffect} from './fio-words.js'
 import type {TargetSpec} from './job-schema.js'
 import {patterns} from './patterns.js'
 import {fioGrammar, fioNumber, parsePercent, parseTime} from './quantity.js'
@@ -14,19 +15,30 @@ export interface FioJob {
   filenames: string[]
   directory: string
   nrfiles: number
+  /** Of files that have no name in the job file. */
+  filenameFormat: string
   numjobs: number
   direct: boolean
   sync: NonNullable<TargetSpec['sync']>
   invalidate: boolean
   hasRandomMap: boolean
+  /** Whether errors of reads, and of writes and trims, let the run go on. */
+  goesOnAfter: {read: boolean; write: boolean}
+  /** What a `:N` behind the pattern says. */
+  rwModifier: string | undefined
+  rwSequencer: 'sequential' | 'identical'
+  /** Of reads, writes and trims, percents; of those that are random. */
+  percentageRandom: number[] | undefined
+  /** Seconds. */
+  startDelay: number
   isTimeBased: boolean
   /** Seconds. */
   runtime: number | undefined
   rampTime: number
   /** Decimal, since it may have 64 bits. */
   seed: string | undefined
-  /** Bytes of which random offsets are multiples. */
-  blockAlign: number | undefined
+  /** Bytes of which random offsets are multiples, of reads, writes and trims. */
+  blockAlign: number[] | undefined
   size: number | string | undefined
   filesize: number | undefined
   ioSize: number | string | undefined
@@ -40,7 +52,8 @@ export interface FioJob {
 
 type Read = (job: FioJob, option: FioOption) => void
 
-const syncEngines = new Set(['psync', 'sync', 'pvsync', 'pvsync2'])
+// vsync joins I/Os that lie side by side, up to iodepth of them: with one in flight there is nothing to join.
+const syncEngines = new Set(['psync', 'sync', 'pvsync', 'pvsync2', 'vsync'])
 const otherEngines = new Set(['io_uring', 'libaio', 'null', 'libiscsi'])
 
 /** fio's engines that do one I/O at a time, whatever iodepth says. */
@@ -57,11 +70,17 @@ export function readOptions(section: FioSection): FioJob {
     filenames: [],
     directory: '.',
     nrfiles: 1,
+    filenameFormat: '$jobname.$jobnum.$filenum',
     numjobs: 1,
     direct: false,
     sync: 'none',
     invalidate: true,
     hasRandomMap: true,
+    goesOnAfter: {read: false, write: false},
+    rwModifier: undefined,
+    rwSequencer: 'sequential',
+    percentageRandom: undefined,
+    startDelay: 0,
     isTimeBased: false,
     runtime: undefined,
     rampTime: 0,
@@ -76,7 +95,10 @@ export function readOptions(section: FioSection): FioJob {
     spec: {rw: 'read', continue_on_error: 'none'},
     notes: new Set(),
   }
-  for (const option of section.options.values()) {
+  const {options} = section
+  const engine = options.get('ioengine')
+  // An engine that lunpath does not have is the first thing to say: other words may belong to it.
+  for (const option of engine ? [engine, ...options.values()] : options.values()) {
     const read = readers[option.key]
     if (read) read(job, option)
     else readOther(job, option)
@@ -107,7 +129,7 @@ const readers: Record<string, Read> = {
   },
   rw: (job, option) => {
     const [pattern = '', modifier] = textOf(option).split(':')
-    if (modifier !== undefined) throw wrong(option, `rw=${option.value}: steps and repeats are not supported`)
+    job.rwModifier = modifier
     job.spec.rw = oneOf(option, pattern, [...patterns, 'trimwrite', 'randtrimwrite']) as TargetSpec['rw']
   },
   rwmixread: (job, option) => {
@@ -132,10 +154,13 @@ const readers: Record<string, Read> = {
     )
   },
   ba: (job, option) => {
-    job.blockAlign = bytes(option, textOf(option))
+    job.blockAlign = threeOf(textOf(option).split(',')).map(part => bytes(option, part))
+  },
+  rw_sequencer: (job, option) => {
+    job.rwSequencer = oneOf(option, textOf(option), ['sequential', 'identical'])
   },
   size: (job, option) => {
-    job.size = extent(option)
+    job.size = amount(option)
   },
   offset: (job, option) => {
     job.spec.offset = extent(option)
@@ -144,10 +169,20 @@ const readers: Record<string, Read> = {
     job.spec.offset_increment = bytes(option, textOf(option))
   },
   io_size: (job, option) => {
-    job.ioSize = extent(option)
+    job.ioSize = amount(option)
   },
   filesize: (job, option) => {
-    job.filesize = bytes(option, textOf(option))
+    const filesize = amount(option)
+    if (typeof filesize === 'string') throw wrong(option, `filesize=${filesize}: bytes are expected`)
+    job.filesize = filesize
+  },
+  filename_format: (job, option) => {
+    job.filenameFormat = textOf(option)
+  },
+  startdelay: (job, option) => {
+    if (textOf(option).includes('-'))
+      throw wrong(option, `startdelay=${option.value} is not supported: lunpath draws no delays, so give one number`)
+    job.startDelay = seconds(option)
   },
   number_ios: (job, option) => {
     if (whole(option) > 0) job.spec.number_ios = whole(option)
@@ -194,8 +229,9 @@ const readers: Record<string, Read> = {
     job.spec.random_distribution = textOf(option)
   },
   percentage_random: (job, option) => {
-    if (whole(option) !== (job.section.options.get('rw')?.value?.startsWith('rand') ? 100 : 0))
-      throw wrong(option, `percentage_random=${option.value}: I/Os are all in order or all at random, as rw says`)
+    job.percentageRandom = listOf(option)
+    if (job.percentageRandom.some(percent => percent > 100))
+      throw wrong(option, `percentage_random=${option.value}: percents are expected`)
   },
   rate_iops: (job, option) => {
     job.rateIops = listOf(option)
@@ -220,17 +256,49 @@ const readers: Record<string, Read> = {
   },
   verify: (job, option) => {
     const kind = textOf(option)
-    if (!['0', 'none', 'crc32c', 'crc32c-intel'].includes(kind))
-      throw wrong(option, `verify=${kind} is not supported: crc32c is`)
-    job.spec.verify = kind.startsWith('crc32c') ? 'crc32c' : 'none'
+    job.spec.verify = kind === '0' || kind === 'none' ? 'none' : 'crc32c'
+    if (job.spec.verify === 'none' || ['crc32c', 'crc32c-intel'].includes(kind)) return
+    if (!checksums.has(kind))
+      throw wrong(option, `verify=${kind} is not supported: lunpath writes blocks of its own, with a checksum (crc32c)`)
+    job.notes.add(`verify=${kind}: lunpath checks the same blocks by crc32c`)
   },
   continue_on_error: (job, option) => {
-    job.spec.continue_on_error = oneOf(option, textOf(option), ['none', 'all'])
+    const [read, write] = errorWords[oneOf(option, textOf(option), Object.keys(errorWords))]!
+    job.goesOnAfter = {read, write}
   },
   iodepth_low: (job, option) => {
     if (whole(option) !== Number(job.section.options.get('iodepth')?.value ?? 1))
       throw wrong(option, `iodepth_low=${option.value}: lunpath keeps all of iodepth in flight`)
   },
+}
+
+/** fio's checksums (fio(1), verify=), besides crc32c. */
+const checksums = new Set([
+  'md5',
+  'crc7',
+  'crc16',
+  'crc32',
+  'crc64',
+  'xxhash',
+  'sha1',
+  'sha256',
+  'sha512',
+  'sha3-224',
+  'sha3-256',
+  'sha3-384',
+  'sha3-512',
+])
+
+/** Which errors of I/Os let fio go on: those of reads, and those of writes and trims. */
+const errorWords: Record<string, [read: boolean, write: boolean]> = {
+  none: [false, false],
+  '0': [false, false],
+  verify: [false, false],
+  read: [true, false],
+  write: [false, true],
+  io: [true, true],
+  all: [true, true],
+  '1': [true, true],
 }
 
 /** Read where the phases of a file are made. */
@@ -244,10 +312,12 @@ function readOther(job: FioJob, option: FioOption): void {
     job.notes.add(`${key} has no effect: ${note}`)
     return
   }
+  const isSaid = (other: string) => !['0', 'none'].includes(job.section.options.get(other)?.value ?? '0')
+  const needed = Object.entries(idleWithout).find(([, keys]) => keys.includes(key))?.[0]
+  if (needed !== undefined && !needed.split('|').some(isSaid)) return
   const said = option.value === undefined ? key : `${key}=${value}`
   if (refusals[key]) throw wrong(option, `${said} is not supported: ${refusals[key]}`)
-  if (key in neutral || known.has(key)) throw wrong(option, `${said} is not supported`)
-  throw wrong(option, `${said} is not understood`)
+  throw wrong(option, `${said} is not understood: fio 3.33 has no such option for the engines that lunpath has`)
 }
 
 export function textOf(option: FioOption): string {
@@ -282,6 +352,13 @@ function bytes(option: FioOption, text: string): number {
   }
 }
 
+/** As extent, but of any number: as fio does, no part of a block is read or written behind it. */
+function amount(option: FioOption): number | string {
+  const text = textOf(option)
+  const number = fioNumber(text)
+  return number === undefined || number < sectorBytes ? extent(option) : number - (number % sectorBytes)
+}
+
 /** Bytes, or `40%`. */
 function extent(option: FioOption): number | string {
   const text = textOf(option)
@@ -297,6 +374,8 @@ function whole(option: FioOption): number {
 
 function microseconds(option: FioOption, unit: 's' | 'us'): number {
   const us = parseTime(textOf(option), unit)
+  if (us !== undefined && textOf(option).includes('.'))
+    throw wrong(option, `${option.key}=${option.value}: fio takes whole numbers here, with a smaller unit (ms, us)`)
   if (us === undefined) throw wrong(option, `${option.key}=${option.value}: a time is expected`)
   return us
 }
@@ -313,31 +392,42 @@ function seedOf(option: FioOption): string {
   return seed.toString()
 }
 
-/** For reads, writes and trims. As fio: what is left out is as the one before it. */
-function listOf(option: FioOption): number[] {
-  const parts = textOf(option).split(',')
-  const numbers = parts.map(part => fioNumber(part))
-  if (parts.length > 3 || numbers.some(number => number === undefined))
-    throw wrong(option, `${option.key}=${option.value}: up to three numbers are expected, for reads, writes and trims`)
-  return [0, 1, 2].map(index => numbers[Math.min(index, numbers.length - 1)]!)
+/** As fio: for reads, writes and trims; what is left out at the end is as the one before it. */
+function threeOf<T>(said: T[]): T[] {
+  return [0, 1, 2].map(index => said[Math.min(index, said.length - 1)]!)
 }
 
-const mostSizes = 64
+/** For reads, writes and trims. As fio: an empty one (`,500`) is 0. */
+function listOf(option: FioOption): number[] {
+  const parts = textOf(option).split(',')
+  const numbers = parts.map(part => (part === '' && parts.length > 1 ? 0 : fioNumber(part)))
+  if (parts.length > 3 || numbers.some(number => number === undefined))
+    throw wrong(option, `${option.key}=${option.value}: up to three numbers are expected, for reads, writes and trims`)
+  return threeOf(numbers as number[])
+}
 
-/** As fio: each multiple of the smaller size up to the larger is drawn as often as any other. */
+const mostSizes = 2048
+
+/**
+ * As fio (get_next_buflen() in io_u.c): any number of bytes from the smaller size on is drawn, for as many bytes as the larger
+ * size has, and rounded down to a multiple of the smaller one; where that is above the larger one, it is the larger one.
+ */
 function splitOfRange(option: FioOption): string {
   return textOf(option)
     .split(',')
     .map(range => {
       const [from = '', to = '', ...rest] = range.split(/[-:]/)
-      const [least, most] = [bytes(option, from), bytes(option, to)]
+      const [least = 0, most = 0] = [bytes(option, from), bytes(option, to)].sort((a, b) => a - b)
       const count = Math.floor(most / least)
-      if (rest.length > 0 || !(count >= 1) || count > mostSizes || most % least !== 0)
+      if (rest.length > 0 || !(count >= 1) || count > mostSizes)
         throw wrong(
           option,
-          `bsrange=${option.value}: SMALLEST-LARGEST is expected, the larger one a multiple, at most ${mostSizes} times`,
+          `bsrange=${option.value}: SMALLEST-LARGEST is expected, the larger one at most ${mostSizes} times the smaller one`,
         )
-      return Array.from({length: count}, (_, index) => String(least * (index + 1))).join(':')
+      const multiples = Array.from({length: count}, (_, index) => least * (index + 1))
+      if (most % least === 0) return multiples.join(':')
+      const percent = ((100 * least) / most).toFixed(9)
+      return [...multiples.map(multiple => `${multiple}/${percent}`), most].join(':')
     })
     .join(',')
 }

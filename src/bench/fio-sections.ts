@@ -12,6 +12,8 @@ export interface FioOption {
   value: string | undefined
   file: string
   line: number
+  /** Variables in the value that the environment does not have. */
+  unset?: string[]
 }
 
 /** A job of the file, with what [global] said before it filled in. A later option replaces an earlier one. */
@@ -22,7 +24,7 @@ export interface FioSection {
   options: Map<string, FioOption>
 }
 
-type Place = Pick<FioOption, 'file' | 'line'>
+export type Place = Pick<FioOption, 'file' | 'line' | 'unset'>
 
 /** fio's second names of options (the `alias` of its option table). */
 const aliases: Record<string, string> = {
@@ -47,12 +49,18 @@ const aliases: Record<string, string> = {
   threads: 'thread',
 }
 
-export function wrong({file, line}: Place, message: string, cause?: unknown): StorageError {
-  return new StorageError('INVALID_ARGUMENT', `${file}:${line}: ${message}`, {
+export function wrong(place: Place, message: string, cause?: unknown): StorageError {
+  const {file, line} = place
+  return new StorageError('INVALID_ARGUMENT', `${file}:${line}: ${message}${unsetWords(place)}`, {
     op: 'bench.job',
     info: {file, line},
     cause,
   })
+}
+
+/** Why a value is not what its author sees: variables that are not set are empty. */
+export function unsetWords({unset = []}: Place): string {
+  return unset.map(name => ` (\${${name}} is not set in the environment)`).join('')
 }
 
 /**
@@ -94,7 +102,9 @@ function optionsOf(content: string, place: Place, including: string[]): FioOptio
   const [, key = '', value] = /^([^=\s]+)\s*(?:=\s*(.*))?$/.exec(content) ?? []
   if (key === '') throw wrong(place, `${JSON.stringify(content)} is not understood`)
   const option = {key: aliases[key] ?? key, ...place}
-  return [{...option, value: value === undefined ? undefined : expand(value, place)}]
+  if (value === undefined) return [{...option, value}]
+  const unset = [...value.matchAll(variables)].map(([, name = '']) => name).filter(name => !(name in process.env))
+  return [{...option, value: expand(value), ...(unset.length === 0 ? {} : {unset})}]
 }
 
 /** As fio: a path from the current directory, else from that of the including file; without sections of its own. */
@@ -113,16 +123,20 @@ function optionsOfFile(name: string, place: Place, including: string[]): FioOpti
   })
 }
 
-/** `${NAME}` of the environment, empty where it is not set, and fio's keywords, on which it does simple arithmetic. */
-function expand(value: string, place: Place): string {
-  const named = value.replace(/\$\{([^}]*)\}/g, (_, name: string) => process.env[name] ?? '')
+const variables = /\$\{([^}]*)\}/g
+
+/**
+ * `${NAME}` of the environment, empty where it is not set, and fio's keywords, on which it does simple arithmetic. As in fio
+ * any other `$` stands for itself: that of `$jobnum` has its meaning in filename_format alone.
+ */
+function expand(value: string): string {
+  const named = value.replace(variables, (_, name: string) => process.env[name] ?? '')
   const keywords: Record<string, number> = {
     ncpus: availableParallelism(),
     mb_memory: Math.floor(totalmem() / 2 ** 20),
     pagesize: 4096,
   }
   const told = named.replace(/\$(ncpus|mb_memory|pagesize)/g, (_, word: string) => String(keywords[word]))
-  if (told.includes('$')) throw wrong(place, `${value}: only \${NAME}, $ncpus, $mb_memory and $pagesize are replaced`)
   return told === named ? told : calculate(told)
 }
 

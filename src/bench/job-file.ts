@@ -12,7 +12,7 @@ export interface JobFile {
 }
 
 /**
- * Reads a job file: TOML with the words of JobSchema, or fio's own (`.fio`, `.ini`, `.job`). `fallback` is measured by
+ * Reads a job file: TOML with the words of JobSchema, or fio's own (`.fio`, `.ini`, `.job`, `.conf`, `.cfg`). `fallback` is measured by
  * jobs and targets that do not say what they measure.
  * @throws INVALID_ARGUMENT that names the file and the key, and of fio's files the line; also where nothing is left that
  * measures the fallback
@@ -21,7 +21,7 @@ export async function readJobFile(path: string, fallback: Fallback = {}): Promis
   const text = await readFile(path, 'utf8').catch(cause => {
     throw wrong(`The job file ${path} cannot be read: ${(cause as Error).message}`, cause)
   })
-  if (/\.(fio|ini|job)$/.test(path)) return parseFioFile(text, path, fallback)
+  if (/\.(fio|ini|job|conf|cfg)$/.test(path)) return parseFioFile(text, path, fallback)
   return {jobs: [withFallback(parseToml(text, path), fallback, path)], notes: []}
 }
 

@@ -39,8 +39,23 @@ function without<T extends TargetSpec | JobSpec>(from: T, said: Partial<TargetSp
   const left = {...from}
   if (said.bs !== undefined) delete left.bssplit
   if (said.bssplit !== undefined) delete left.bs
+  // What belongs to the pattern that the other one stands before.
+  const {rw = left.rw, random_distribution = left.random_distribution} = said
+  const isRandom = rw === undefined || rw.startsWith('rand')
+  for (const key of isRandom ? (['seq_step'] as const) : ofRandom) if (said.rw !== undefined) delete left[key]
+  const hasSizes = said.bssplit !== undefined || said.bs?.toString().includes(',')
+  if (hasSizes || (random_distribution ?? 'random') !== 'random') delete left.norandommap
   return left
 }
+
+const ofRandom = [
+  'random_distribution',
+  'norandommap',
+  'percentage_random',
+  'blockalign',
+  'seq_ios',
+  'rw_sequencer',
+] as const
 
 function differs(target: TargetSpec | JobSpec, key: string, value: unknown): boolean {
   const own = (target as Record<string, unknown>)[key]

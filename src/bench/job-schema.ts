@@ -42,7 +42,35 @@ export const workloadFields = {
     'Writes of a thread after each of which a flush follows (of a volume SYNCHRONIZE CACHE); default 0: none.',
   ),
   fdatasync: optional(Type.Integer({minimum: 0}), 'The same, without the metadata of a file; default 0: none.'),
-  random_distribution: optional(Type.String(), 'random (uniform), zipf:THETA or pareto:H; default random.'),
+  random_distribution: optional(
+    Type.String(),
+    'random (uniform), zipf:THETA, pareto:H or zoned:ACCESS/SIZE:… in percent; default random.',
+  ),
+  norandommap: optional(
+    Type.Boolean(),
+    'false: random I/O goes to each block once before it goes to any again; default true: blocks are drawn freely.',
+  ),
+  percentage_random: optional(
+    Type.Integer({minimum: 0, maximum: 100}),
+    'Of random patterns: so many are random, the others follow the one before; default 100.',
+  ),
+  blockalign: optional(
+    size,
+    'Random offsets are multiples of it; default: of the smallest block size of each direction.',
+  ),
+  seq_step: optional(
+    Type.Integer(),
+    'Of sequential patterns: bytes from the end of one I/O to the begin of the next; negative: backwards. Default 0.',
+  ),
+  seq_ios: optional(
+    Type.Integer({minimum: 1}),
+    'Of random patterns: of so many I/Os one is at a random offset, the others follow the one before. Default 1.',
+  ),
+  rw_sequencer: optional(
+    oneOf('sequential', 'identical'),
+    'Whether those that seq_ios makes follow the one before or repeat it; default sequential.',
+  ),
+  startdelay: optional(time, 'Seconds by which the target begins, and ends, later than the job; default 0.'),
   rate_iops: optional(
     Type.Number({exclusiveMinimum: 0}),
     'Open loop: arrivals a second at the target, whatever it does. Default: closed loop.',

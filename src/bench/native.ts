@@ -53,10 +53,27 @@ export interface NativeBlockSize {
 export type NativeDistribution =
   | {kind: 'sequential'}
   | {kind: 'uniform'}
+  /** Each block once before any comes again, in an order that looks drawn. One block size for all directions. */
+  | {kind: 'shuffled'}
   /** theta > 0, not 1 only by convention: any value above 0 works. Ranks are scattered over the range. */
   | {kind: 'zipf'; theta: number}
   /** 0 < h < 1, as fio's pareto: of the accesses, 1 - h go to the share h of the blocks. */
   | {kind: 'pareto'; h: number}
+  /** Uniform within each zone of the range; the percents sum up to 100, and the zones lie one after another. */
+  | {kind: 'zoned'; zones: {percent: number; fromPercent: number; toPercent: number}[]}
+
+/** Where I/Os go, beside their distribution. */
+export interface NativeOrder {
+  /** Random offsets are multiples of it; 0: of the smallest block size of the direction. */
+  alignBytes: number
+  /** Of sequential I/O: from the end of one to the begin of the next. Negative: backwards. */
+  stepBytes: number
+  /** Of random I/O: of so many the last one is drawn; the others follow the one before, or repeat it where `runStays`. */
+  runIos: number
+  runStays: boolean
+  /** Of those that are drawn so many percent are; the others follow the one before, too. */
+  randomPercent: number
+}
 
 export type NativeRate =
   /** `iodepth` I/Os in flight on each thread, always. */
@@ -75,7 +92,8 @@ export interface NativeTarget {
   /** Percent of I/Os of each direction; they sum up to 100. */
   mix: Record<NativeDirection, number>
   distribution: NativeDistribution
-  /** Of each direction that the mix has; empty for the others. Random offsets are multiples of the smallest size. */
+  order: NativeOrder
+  /** Of each direction that the mix has; empty for the others. */
   blockSizes: Record<NativeDirection, NativeBlockSize[]>
   /** In flight on each thread. */
   iodepth: number
@@ -87,6 +105,8 @@ export interface NativeTarget {
   /** Percents of the device, in place of the bytes where they are not 0. */
   offsetPercent: number
   sizePercent: number
+  /** Its ramp and its runtime begin so much after those of the job. */
+  startDelayMs: number
   /** By so much the range of each thread begins after that of the one before it. */
   offsetIncrementBytes: number
   /**

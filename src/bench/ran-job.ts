@@ -21,6 +21,14 @@ export interface RanJob {
   size: number
   /** Of random patterns. */
   random_distribution?: string
+  norandommap?: boolean
+  percentage_random?: number
+  blockalign?: number
+  seq_ios?: number
+  rw_sequencer?: 'sequential' | 'identical'
+  /** Of sequential patterns. */
+  seq_step?: number
+  startdelay?: number
   rate_iops?: number
   rate_process?: 'linear' | 'poisson'
   thinktime?: number
@@ -45,6 +53,7 @@ export function ranJob(rw: Pattern, settled: NativeTarget, report: NativeTargetR
     offset: report.offsetBytes,
     size: report.sizeBytes,
     ...distributionOf(settled),
+    ...orderOf(settled),
     ...(rate.kind === 'closed'
       ? {}
       : {rate_iops: rate.iops, rate_process: rate.kind === 'fixed' ? ('linear' as const) : rate.kind}),
@@ -68,12 +77,30 @@ function wordsOf(sizes: NativeBlockSize[]): Sizes {
   return sizes.length === 1 ? sizes[0]!.bytes : sizes.map(({bytes, percent}) => `${bytes}/${percent}`).join(':')
 }
 
-function distributionOf({distribution}: NativeTarget): Pick<RanJob, 'random_distribution'> {
+/** Where it is not the usual one. */
+function orderOf({order, startDelayMs}: NativeTarget): Partial<RanJob> {
+  const {alignBytes, stepBytes, runIos, runStays, randomPercent} = order
+  return {
+    ...(randomPercent < 100 ? {percentage_random: randomPercent} : {}),
+    ...(alignBytes > 0 ? {blockalign: alignBytes} : {}),
+    ...(runIos > 1 ? {seq_ios: runIos, rw_sequencer: runStays ? ('identical' as const) : ('sequential' as const)} : {}),
+    ...(stepBytes !== 0 ? {seq_step: stepBytes} : {}),
+    ...(startDelayMs > 0 ? {startdelay: startDelayMs / 1000} : {}),
+  }
+}
+
+function distributionOf({distribution}: NativeTarget): Pick<RanJob, 'random_distribution' | 'norandommap'> {
   switch (distribution.kind) {
     case 'sequential':
       return {}
     case 'uniform':
       return {random_distribution: 'random'}
+    case 'shuffled':
+      return {random_distribution: 'random', norandommap: false}
+    case 'zoned':
+      return {
+        random_distribution: `zoned:${distribution.zones.map(({percent, fromPercent, toPercent}) => `${percent}/${toPercent - fromPercent}`).join(':')}`,
+      }
     case 'zipf':
       return {random_distribution: `zipf:${distribution.theta}`}
     case 'pareto':

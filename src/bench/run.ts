@@ -81,7 +81,8 @@ async function run(job: SettledJob, {samples, facts, ownedBy, signal}: RunContex
     if (signal.aborted) throw cancelledEarly()
     const startedAt = new Date()
     const {runtimeMs, rampMs, sampleMs} = job.native
-    const runMs = job.native.targets.every(isBounded) ? undefined : runtimeMs + rampMs
+    const lastDelayMs = Math.max(...job.native.targets.map(({startDelayMs}) => startDelayMs))
+    const runMs = job.native.targets.every(isBounded) ? undefined : runtimeMs + rampMs + lastDelayMs
     const recorder = new SeriesRecorder(newHistogram, {runMs, sampleMs})
     const report = await new Promise<NativeReport>((resolve, reject) => {
       const native = new addon.BenchRun(

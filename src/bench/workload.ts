@@ -1,6 +1,7 @@
 import {StorageError} from '../errors.js'
+import {sectorBytes} from '../size.js'
 import type {Workload} from './job-schema.js'
-import type {NativeBlockSize, NativeDistribution, NativeTarget} from './native.js'
+import type {NativeBlockSize, NativeDistribution, NativeOrder, NativeTarget} from './native.js'
 import {defaultPattern, type Pattern, patterns} from './patterns.js'
 import {type Grammar, ourGrammar, parsePercent, parseTime} from './quantity.js'
 
@@ -31,12 +32,14 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
   if (largest * iodepth * numjobs > maxBufferBytes)
     throw invalid('bs × iodepth × numjobs is at most 1 GiB', {bs: largest, iodepth, numjobs})
   const verify = given.verify ?? 'none'
-  if (verify === 'crc32c') checkVerifiable(given, mix, blockSizes)
+  const order = orderOf(given, rw, grammar)
+  if (verify === 'crc32c') checkVerifiable(given, mix, {blockSizes, order})
   const offset = extentOf('offset', given.offset ?? 0, {grammar})
   const size = extentOf('size', given.size ?? 0, {grammar})
   return {
     mix,
-    distribution: distributionOf(rw, given.random_distribution),
+    distribution: chooseDistribution(given, rw, blockSizes),
+    order,
     blockSizes,
     iodepth,
     numjobs,
@@ -44,6 +47,7 @@ export function settleWorkload(given: Workload, grammar: Grammar = ourGrammar): 
     sizeBytes: size.bytes,
     offsetPercent: offset.percent,
     sizePercent: size.percent,
+    startDelayMs: startDelayOf(given),
     offsetIncrementBytes: toBytes('offset_increment', given.offset_increment ?? 0, grammar),
     stop: stopOf(given, grammar),
     flushAfter: flushAfterOf(given, mix),
@@ -111,6 +115,72 @@ function mixOf(rw: Pattern, rwmixread: number): NativeTarget['mix'] {
   return {...none, [rw.replace(/^rand/, '')]: 100}
 }
 
+function chooseDistribution(
+  {random_distribution, norandommap = true}: Workload,
+  rw: Pattern,
+  blockSizes: NativeTarget['blockSizes'],
+): NativeDistribution {
+  const distribution = distributionOf(rw, random_distribution)
+  if (norandommap) return distribution
+  if (distribution.kind !== 'uniform')
+    throw invalid('norandommap=false is for random patterns with random_distribution=random', {norandommap})
+  if (sizesOf(blockSizes).size > 1) throw invalid('norandommap=false needs one block size', {norandommap})
+  return {kind: 'shuffled'}
+}
+
+function sizesOf(blockSizes: NativeTarget['blockSizes']): Set<number> {
+  return new Set(Object.values(blockSizes).flatMap(list => list.map(({bytes}) => bytes)))
+}
+
+function orderOf(given: Workload, rw: Pattern, grammar: Grammar): NativeOrder {
+  const {seq_step = 0, seq_ios = 1, rw_sequencer = 'sequential', percentage_random = 100, blockalign} = given
+  const ofRandom = ['seq_ios', 'rw_sequencer', 'percentage_random', 'blockalign'] as const
+  const isRandom = rw.startsWith('rand')
+  const useless = (isRandom ? (['seq_step'] as const) : ofRandom).find(key => given[key] !== undefined)
+  if (useless) throw invalid(`${useless} is for ${isRandom ? 'sequential' : 'random'} patterns, not for rw=${rw}`, {rw})
+  const alignBytes = toBytes('blockalign', blockalign ?? 0, grammar)
+  if (alignBytes > maxBlockBytes) throw invalid('blockalign is at most 16 MiB', {blockalign})
+  if (seq_step % sectorBytes !== 0 || Math.abs(seq_step) > 2 ** 50)
+    throw invalid(`seq_step is a multiple of ${sectorBytes} bytes`, {seq_step})
+  return {
+    alignBytes,
+    stepBytes: checkInteger('seq_step', seq_step, -(2 ** 50), 2 ** 50),
+    runIos: checkInteger('seq_ios', seq_ios, 1, 1e9),
+    runStays: rw_sequencer === 'identical',
+    randomPercent: checkInteger('percentage_random', percentage_random, 0, 100),
+  }
+}
+
+function startDelayOf({startdelay = 0}: Workload): number {
+  const us = parseTime(String(startdelay), 's')
+  if (us === undefined || us > 86_400e6) throw invalid('startdelay is in seconds, at most a day', {startdelay})
+  return Math.round(us / 1000)
+}
+
+/** `zoned:50/5:30/15:20/`: percents of the I/Os and of the range; a size that is left out is what is left, as in fio. */
+function zonesOf(parts: string[], given: string): NativeDistribution {
+  const wrong = () =>
+    invalid(
+      `random_distribution=zoned is ACCESS/SIZE:ACCESS/SIZE… in whole percents that both sum up to 100 (a SIZE may be left out), not ${given}`,
+      {random_distribution: given},
+    )
+  const read = parts.map(part => {
+    const [, access, size] = /^(\d+)\/(\d*)$/.exec(part) ?? []
+    if (access === undefined) throw wrong()
+    return {access: Number(access), size: size === '' ? undefined : Number(size)}
+  })
+  const sum = (numbers: number[]) => numbers.reduce((total, number) => total + number, 0)
+  const open = read.filter(({size}) => size === undefined).length
+  const left = 100 - sum(read.map(({size = 0}) => size))
+  if (sum(read.map(({access}) => access)) !== 100 || left < 0 || (open === 0 && left > 0) || left < open) throw wrong()
+  const zones: {percent: number; fromPercent: number; toPercent: number}[] = []
+  for (const {access, size = Math.floor(left / open)} of read) {
+    const fromPercent = zones.at(-1)?.toPercent ?? 0
+    zones.push({percent: access, fromPercent, toPercent: fromPercent + size})
+  }
+  return {kind: 'zoned', zones}
+}
+
 function distributionOf(rw: Pattern, given: string | undefined): NativeDistribution {
   const [name = '', parameter, ...rest] = (given ?? 'random').split(':')
   const value = Number(parameter)
@@ -122,9 +192,11 @@ function distributionOf(rw: Pattern, given: string | undefined): NativeDistribut
   if ((name === 'random' || name === 'uniform') && parameter === undefined) return {kind: 'uniform'}
   if (name === 'zipf' && rest.length === 0 && value > 0 && value <= 10) return {kind: 'zipf', theta: value}
   if (name === 'pareto' && rest.length === 0 && value > 0 && value < 1) return {kind: 'pareto', h: value}
-  throw invalid(`random_distribution is random, zipf:THETA (above 0, at most 10) or pareto:H (0 to 1), not ${given}`, {
-    random_distribution: given,
-  })
+  if (name === 'zoned') return zonesOf([parameter ?? '', ...rest], given!)
+  throw invalid(
+    `random_distribution is random, zipf:THETA (above 0, at most 10), pareto:H (0 to 1) or zoned:ACCESS/SIZE:…, not ${given}`,
+    {random_distribution: given},
+  )
 }
 
 function blockSizesOf({bs, bssplit}: Workload, mix: NativeTarget['mix'], grammar: Grammar): NativeTarget['blockSizes'] {
@@ -187,13 +259,17 @@ function errorPolicyOf({continue_on_error = 'all', max_errors}: Workload): Nativ
 function checkVerifiable(
   {verify, offset_increment}: Workload,
   mix: NativeTarget['mix'],
-  blockSizes: NativeTarget['blockSizes'],
+  {blockSizes, order}: Pick<NativeTarget, 'blockSizes' | 'order'>,
 ): void {
   if (mix.trim > 0 || mix.write === 0) throw invalid('verify is for jobs that write and do not trim', {verify})
   if (offset_increment !== undefined)
     throw invalid('verify divides the range among the threads: leave offset_increment out', {offset_increment})
-  const sizes = new Set([...blockSizes.read, ...blockSizes.write].map(({bytes}) => bytes))
+  const sizes = sizesOf(blockSizes)
   if (sizes.size > 1) throw invalid('verify needs one block size for reads and writes', {verify, sizes: [...sizes]})
+  const [bytes = 0] = sizes
+  const {stepBytes: seq_step, alignBytes: blockalign} = order
+  if (seq_step % bytes !== 0) throw invalid('verify needs a seq_step that is a multiple of bs', {seq_step})
+  if (blockalign % bytes !== 0) throw invalid('verify needs a blockalign that is a multiple of bs', {blockalign})
 }
 
 /** @throws SIZE_INVALID; INVALID_ARGUMENT for anything but a number or text */

@@ -84,31 +84,42 @@ test("a common job file of fio's", t => {
 const refusals: Record<string, [line: string, message: RegExp]> = {
   'a word that nobody knows': ['nonsense', /^job\.fio:8: nonsense is not understood/],
   'an engine that lunpath has not': ['ioengine=rbd', /^job\.fio:8: ioengine=rbd is not supported: psync, /],
-  'a verification that lunpath has not': ['verify=md5', /^job\.fio:8: verify=md5/],
+  'a verification that lunpath has not': ['verify=meta', /^job\.fio:8: verify=meta is not supported: lunpath writes/],
+  'a verification in parts': ['rw=write\nverify=md5\nverify_backlog=32', /^job\.fio:10: verify_backlog=32 is not supp/],
   'a size that is none': ['bs=4x', /^job\.fio:8: bs: "4x"/],
   'a size of odd bytes': ['bs=2300', /^job\.fio:8: bs: 2300 is 2300 bytes, which is no multiple of 512/],
   'more than all of a device': ['size=150%', /^job\.fio:8: size: /],
   'a depth that is no number': ['iodepth=many', /^job\.fio:8: iodepth=many: a whole number/],
   'a depth beyond what there is': ['iodepth=5000', /^job\.fio:8: iodepth is a whole number from 1 to 1024/],
   'a pattern that is none': ['rw=rand_read', /^job\.fio:8: rw=rand_read is not one of read, write, trim, randread/],
-  'a pattern with steps': ['rw=read:-8k', /^job\.fio:8: rw=read:-8k/],
+  'a step that is none': ['rw=read:8x', /^job\.fio:8: rw=read:8x: the bytes between two I\/Os/],
+  'a step of odd bytes': ['rw=read:1000', /^job\.fio:8: rw=read:1000: .* multiple of 512/],
+  'a number of I/Os that is none': ['rw=randread:x', /^job\.fio:8: rw=randread:x: the number of I\/Os/],
+  'two shares of random I/Os': [
+    'rw=randrw\npercentage_random=50,20',
+    /^job\.fio:9: percentage_random=50,20: lunpath has one/,
+  ],
+  'errors that stop the one and not the other': [
+    'rw=rw\ncontinue_on_error=read',
+    /^job\.fio:9: continue_on_error=read: errors of reads and writes both/,
+  ],
+  'a join of I/Os': ['ioengine=vsync\niodepth=4\nrw=read', /^job\.fio:9: iodepth=4: vsync makes one of so many/],
+  'a part of a second': ['runtime=1.5s', /^job\.fio:8: runtime=1\.5s: fio takes whole numbers/],
   'a pattern that lunpath has not': ['rw=trimwrite', /^job\.fio:8: rw=trimwrite is not supported/],
   'words for 0 and 1': ['direct=false', /^job\.fio:8: direct=false: 0 or 1 is expected/],
   'other numbers than 0 and 1': ['direct=2', /^job\.fio:8: direct=2: 0 or 1 is expected/],
   'a word that stands alone and must not': ['direct', /^job\.fio:8: direct: 0 or 1 is expected/],
-  'a variable that is not of the environment': ['name=$jobname', /^job\.fio:8: \$jobname: only \$\{NAME\}/],
+  'a word of filename_format elsewhere': ['iodepth=$jobnum', /^job\.fio:8: iodepth=\$jobnum: a whole number/],
   'a seed beyond 64 bits': ['randseed=18446744073709551616', /^job\.fio:8: randseed=18446744073709551616/],
   'percents beyond 100': ['rwmixread=101\nrw=rw', /^job\.fio:8: rwmixread is a percentage/],
   'a split that does not add up': ['bssplit=4k/60:8k/30', /^job\.fio:8: bssplit is SIZE\/PERCENT/],
-  'a range of sizes with gaps': ['bsrange=4k-6k', /^job\.fio:8: bsrange=4k-6k: SMALLEST-LARGEST/],
-  'an alignment that is none of the blocks': [
-    'bssplit=4k/50:8k/50\nba=8k',
-    /^job\.fio:9: offsets are multiples of the smallest/,
+  'a range of too many sizes': ['bsrange=512-2m', /^job\.fio:8: bsrange=512-2m: SMALLEST-LARGEST/],
+  'two alignments': ['rw=randrw\nba=8k,4k', /^job\.fio:9: ba=8k,4k: lunpath has one for all directions/],
+  'zones that do not add up': [
+    'rw=randread\nrandom_distribution=zoned:60/10:30/90',
+    /^job\.fio:9: random_distribution=zoned is ACCESS\/SIZE/,
   ],
-  'a distribution by zones': [
-    'rw=randread\nrandom_distribution=zoned:50/5:50/95',
-    /^job\.fio:9: random_distribution is/,
-  ],
+  'zones in bytes': ['rw=randread\nrandom_distribution=zoned_abs:100/1g', /^job\.fio:9: random_distribution is random/],
   'a pause in open loop': ['rate_iops=10\nthinktime=5', /^job\.fio:9: thinktime is for closed loop/],
   'a rate of reads alone': ['rw=randrw\nrate_iops=50,0', /^job\.fio:9: rate_iops=50,0: reads and writes both/],
   'a rate in two ways': ['rate_iops=50\nrate=1m', /^job\.fio:8: rate and rate_iops exclude each other/],
@@ -121,11 +132,12 @@ const refusals: Record<string, [line: string, message: RegExp]> = {
     /^job\.fio:9: fdatasync is a whole number from 0 to 1000000000/,
   ],
   'a way to sync that is none': ['sync=fast', /^job\.fio:8: sync=fast is not one of 0, 1, none, sync, dsync/],
-  zones: ['zonemode=strided', /^job\.fio:8: zonemode=strided is not supported/],
-  'a start of its own': [
-    'startdelay=4',
-    /^job\.fio:8: startdelay=4 is not supported: the targets of a job begin together/,
+  zones: ['zonemode=strided', /^job\.fio:8: zonemode=strided is not supported: lunpath has no zones/],
+  'jobs that wait for each other': [
+    'flow_id=1\nflow=8',
+    /^job\.fio:8: flow_id=1 is not supported: jobs of lunpath do not/,
   ],
+  'a delay that is drawn': ['startdelay=4-8', /^job\.fio:8: startdelay=4-8 is not supported: lunpath draws no delays/],
   'a verification of what is only read': ['verify=crc32c\nrw=read', /^job\.fio:8: verify is for jobs that write/],
   'discards by libaio': ['rw=trim', /^job\.fio:3: ioengine=libaio has no discard/],
   'files that do not share the depth evenly': [
@@ -164,6 +176,11 @@ test('refused by file and line: what is wrong with sections', t => {
     '[a]\nfilename=/x\n[b]\nfilename=/y\n[c]\nfilename=/z\nwait_for=a\n',
     /^b\.fio:7: wait_for=a: only the job right before/,
   )
+  refused(
+    '[a]\nfilename=/x\n[b]\nfilename=/y\nstartdelay=4\n[c]\nfilename=/z\nstonewall\n',
+    /^b\.fio:5: startdelay=4: with/,
+  )
+  refused('[a]\nfilename=/x-$jobnum\nrw=read\nioengine=rbd\n', /^b\.fio:4: ioengine=rbd is not supported/)
   refused('[a]\nioengine=null\nsize=40%\n', /^b\.fio:3: size=40%: the null engine has no size/)
   refused('[a]\nioengine=libiscsi\n', /^b\.fio:1: \[a\] has no filename: name the volume/)
 })
@@ -240,7 +257,9 @@ test.serial('variables of the environment and the words $ncpus, $mb_memory, $pag
     iodepth: 2 * availableParallelism(),
   })
   // biome-ignore lint/suspicious/noTemplateCurlyInString: they are fio's
-  t.throws(() => one('size=${LP_FIO_UNSET}'), {message: /^job\.fio:8: size has no value/})
+  t.throws(() => one('size=${LP_FIO_UNSET}'), {
+    message: /^job\.fio:8: size has no value \(\$\{LP_FIO_UNSET\} is not set in the environment\)$/,
+  })
 })
 
 test('engines that wait for each I/O have one in flight, and say so', t => {
@@ -289,6 +308,9 @@ test('rates are those of a thread and of a direction', t => {
   t.like(one('rw=randrw\nrwmixread=70\nrate_iops=100'), {rate_iops: 200, rwmixread: 50})
   t.like(one('rw=randwrite\nrate_iops=100,50'), {rate_iops: 50})
   t.like(one('rw=write\nbs=64k\nrate=1m'), {rate_iops: 16})
+  t.like(one('rw=write\nrate_iops=,100'), {rate_iops: 100})
+  t.like(one('rw=write\nrate_iops=100,'), {rate_iops: undefined})
+  t.true(notesOf('rate_iops=100\nrate_min=50').some(note => note.startsWith('rate_min has no effect')))
   t.like(one('rw=randread\nrate_iops=50\nrate_process=poisson'), {rate_iops: 50, rate_process: 'poisson'})
 })
 
@@ -296,7 +318,91 @@ test('sizes of blocks: split, in a range, and both beside bs', t => {
   t.like(one('bs=4k\nbssplit=8k/50:64k/50'), {bs: undefined, bssplit: '8192/50:65536/50'})
   t.like(one('bsrange=4k-16k'), {bssplit: '4096:8192:12288:16384'})
   t.like(one('bsrange=4k-4k'), {bssplit: '4096'})
-  t.like(one('bs=4k\nba=4k'), {bs: '4096'})
+  t.like(one('bsrange=4k:8k'), {bssplit: '4096:8192'})
+  t.like(one('bsrange=8k-4k,2k-3k'), {bssplit: '4096:8192,2048/66.666666667:3072'})
+  t.like(one('size=1000000\nio_size=20000\ntime_based=0'), {size: 999_936, io_size: 19_968})
+})
+
+test('where I/Os go', t => {
+  t.like(one('rw=read:-8k'), {rw: 'read', seq_step: -8192, seq_ios: undefined})
+  t.like(one('rw=write:112k'), {seq_step: 112 * 1024})
+  t.like(one('rw=randread:8'), {rw: 'randread', seq_ios: 8, rw_sequencer: 'sequential', seq_step: undefined})
+  t.like(one('rw=randread:8\nrw_sequencer=identical'), {seq_ios: 8, rw_sequencer: 'identical'})
+  t.like(one('rw=randread:1\nrw_sequencer=identical'), {seq_ios: undefined, rw_sequencer: undefined})
+  t.like(one('rw=randread\npercentage_random=70'), {percentage_random: 70})
+  t.like(one('rw=randwrite\npercentage_random=50,20'), {percentage_random: 20})
+  t.like(one('rw=read\npercentage_random=70'), {percentage_random: undefined})
+  t.like(one('rw=randread\nbssplit=512/50:4k/50\nba=4k'), {blockalign: 4096})
+  t.like(one('rw=read\nba=4k'), {blockalign: undefined})
+  t.like(one('rw=randread\nrandom_distribution=zoned:50/5:30/15:20/'), {
+    random_distribution: 'zoned:50/5:30/15:20/',
+  })
+})
+
+test('a random map is kept where all blocks have one size, and else a note says that it is not', t => {
+  const mapOf = (lines: string) => {
+    const {jobs, notes} = parseFioFile(`[a]\nfilename=/x\nioengine=libaio\ndirect=1\nrw=randread\n${lines}`, 'job.fio')
+    return [jobs[0]!.target![0]!.norandommap, notes.some(note => note.includes('norandommap'))]
+  }
+  t.deepEqual(mapOf(''), [false, false])
+  t.deepEqual(mapOf('bs=8k,4k'), [false, false])
+  t.deepEqual(mapOf('bsrange=4k-4k'), [false, false])
+  t.deepEqual(mapOf('random_distribution=random'), [false, false])
+  t.deepEqual(mapOf('ba=4k'), [false, false])
+  for (const lines of ['norandommap', 'ba=8k', 'random_distribution=zoned:50/5:50/'])
+    t.deepEqual(mapOf(lines), [undefined, false], lines)
+  t.deepEqual(mapOf('random_distribution=zipf:1.1'), [undefined, false])
+  for (const lines of ['bssplit=4k/50:8k/50', 'rw=randrw\nbs=8k,4k', 'rw=randread:8', 'percentage_random=50'])
+    t.deepEqual(mapOf(lines), [undefined, true], lines)
+})
+
+test('a startdelay counts from the first begin', t => {
+  const delaysOf = (text: string) =>
+    targetsOf(`[global]\nioengine=null\nsize=1m\n${text}`).map(({startdelay}) => startdelay)
+  t.deepEqual(delaysOf('[a]\n[b]\nstartdelay=4\n[c]\nstartdelay=500ms\n'), [undefined, 4, 0.5])
+  t.deepEqual(delaysOf('[a]\nstartdelay=5\n[b]\nstartdelay=7\n'), [undefined, 2])
+  t.deepEqual(delaysOf('startdelay=5\n[a]\n[b]\nstonewall\n'), [undefined, undefined])
+  t.true(notesOf('startdelay=5').some(note => note.startsWith('startdelay: fio would begin 5 s later')))
+})
+
+test('words that say nothing without another word', t => {
+  for (const line of ['do_verify=0', 'verify_backlog=8', 'latency_window=5', 'zoneskip=1m', 'flow_id=3', 'ss_dur=9'])
+    t.notThrows(() => one(line), line)
+  for (const line of [
+    'do_verify=0\nverify=crc32c\nrw=write',
+    'latency_window=5\nlatency_target=1',
+    'zoneskip=1m\nzonesize=1m',
+  ])
+    t.throws(() => one(line), {message: /^job\.fio:8: .* is not supported: /}, line)
+})
+
+test('which errors let a run go on', t => {
+  const wordOf = (lines: string) => one(lines).continue_on_error
+  for (const word of ['0', 'none', 'verify', 'write']) t.is(wordOf(`continue_on_error=${word}`), 'none', word)
+  for (const word of ['1', 'all', 'io', 'read']) t.is(wordOf(`continue_on_error=${word}`), 'all', word)
+  t.is(wordOf('rw=randtrim\nioengine=io_uring\ncontinue_on_error=write'), 'all')
+  t.is(wordOf('rw=rw\ncontinue_on_error=io'), 'all')
+})
+
+test('other checksums of fio are a note', t => {
+  t.like(one('rw=write\nverify=md5'), {verify: 'crc32c'})
+  t.deepEqual(notesOf('rw=write\nverify=sha256'), ['verify=sha256: lunpath checks the same blocks by crc32c'])
+  t.like(one('verify=0'), {verify: 'none'})
+})
+
+test("no option of fio 3.33's is a word that lunpath does not know, and each refusal says why", async t => {
+  const {stdout} = await run('fio', ['--cmdhelp=all'])
+  const options = [...stdout.matchAll(/^ *([a-z][\w-]*)\s*:/gm)].map(([, key]) => key!)
+  t.true(options.length > 190)
+  const unknown = options.filter(key => {
+    try {
+      one(`${key}=7`)
+      return false
+    } catch (error) {
+      return /not understood|is not supported$/.test((error as Error).message)
+    }
+  })
+  t.deepEqual(unknown, [])
 })
 
 test('a seed of 64 bits is exact, and without one runs are alike, as in fio', t => {
@@ -320,6 +426,13 @@ test('where a job does its I/O', t => {
   for (const name of ['a.0.0', 'a.1.0']) writeFileSync(join(place, name), '')
   t.deepEqual(paths(`[a]\ndirectory=${place}\nnumjobs=2\n`), [join(place, 'a.0.0'), join(place, 'a.1.0')])
   t.throws(() => paths(`[a]\ndirectory=${place}\nnumjobs=3\n`), {message: /^a\.fio:1: .* or make .*\/a\.2\.0$/})
+  for (const name of ['f0-a', 'f1-a']) writeFileSync(join(place, name), '')
+  const format = `directory=${place}\nfilename_format=f$filenum-$JOBNAME\n`
+  t.deepEqual(paths(`[a]\n${format}nrfiles=2\niodepth=2\nioengine=libaio\n`), [
+    join(place, 'f0-a'),
+    join(place, 'f1-a'),
+  ])
+  t.deepEqual(paths(`[a]\nfilename=f-$jobnum\ndirectory=/d\n`), ['/d/f-$jobnum'])
   t.deepEqual(paths('[a]\n[b]\nfilename=/y\n', {volume: 'db1'}), ['db1', '/y'])
   t.deepEqual(paths('[a]\n', {filename: '/dev/sdz'}), ['/dev/sdz'])
   t.throws(() => paths('[b]\nfilename=/y\n', {volume: 'db1'}), {message: /db1 would not be measured: leave it out/})
@@ -335,13 +448,7 @@ test('where a job does its I/O', t => {
 
 test('what lunpath does otherwise than fio is a note', t => {
   const {notes} = parseFioFile('[a]\nfilename=/x\nrw=randread\nruntime=1\nrefill_buffers\nwrite_bw_log=b\n', 'a.fio')
-  for (const word of [
-    'page cache',
-    'refill_buffers',
-    'ioengine',
-    'norandommap',
-    'write_bw_log has no effect: fio writes no logs',
-  ])
+  for (const word of ['page cache', 'refill_buffers', 'ioengine', 'write_bw_log has no effect: fio writes no logs'])
     t.true(
       notes.some(note => note.includes(word)),
       word,
@@ -353,6 +460,7 @@ test('what lunpath does otherwise than fio is a note', t => {
     'fsync=0',
     'zonemode=none',
     'loops=1',
+    'rate_min=0',
     'overwrite=1',
     'io_submit_mode=offload',
     'new_group',

@@ -135,6 +135,27 @@ const forms: Record<string, string> = {
   'flushes in what only reads': '[a]\nfilename=FILE0\nrw=read\nbs=64k\nsize=1m\nfsync=4\n',
   'flushes at a rate': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=4\nrate_iops=200\n',
   'flushes between what is verified': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nfsync=4\nverify=crc32c\n',
+  'a size that is no multiple of the block': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1000k\nnumber_ios=15\n',
+  'all of a file that blocks do not fill': '[a]\nfilename=FILE0\nrw=write\nbs=48k\n',
+  'no I/O at all, of odd bytes': '[a]\nioengine=null\nsize=20000\nrw=read\n',
+  'holes, once through a part of a file': '[a]\nfilename=FILE0\nrw=write:64k\nbs=16k\nsize=1m\n',
+  'holes, as many bytes as the file has': '[a]\nfilename=FILE0\nrw=write:16k\nbs=16k\n',
+  backwards: '[a]\nfilename=FILE0\nrw=write:-128k\nbs=64k\nnumber_ios=9\n',
+  'backwards through all of it': '[a]\nfilename=FILE0\nrw=write:-128k\nbs=64k\n',
+  'a random map: each block once': '[a]\nfilename=FILE0\nrw=randwrite\nbs=4k\nsize=2m\noffset=1m\n',
+  'a random map that blocks do not fill': '[a]\nfilename=FILE0\nrw=randwrite\nbs=48k\nsize=1m\n',
+  'a random map of each thread': '[a]\nfilename=FILE0\nrw=randwrite\nbs=16k\nsize=1m\nnumjobs=2\n',
+  'a random map, three times': '[a]\nfilename=FILE0\nrw=randwrite\nbs=16k\nsize=1m\nloops=3\n',
+  'a random map, read and written': '[a]\nfilename=FILE0\nrw=randread\nbs=16k\nsize=1m\n',
+  'no random I/Os in a random pattern':
+    '[a]\nfilename=FILE0\nrw=randwrite\npercentage_random=0\nnorandommap\nbs=16k\nsize=1m\n',
+  'all in one zone':
+    '[a]\nfilename=FILE0\nrw=randwrite\nnorandommap\nrandom_distribution=zoned:0/50:100/1:0/49\nbs=4k\nnumber_ios=500\n',
+  'a start of its own': '[global]\nbs=64k\nsize=1m\nrw=write\n[a]\nfilename=FILE0\n[b]\nfilename=FILE1\nstartdelay=1\n',
+  'the engine vsync': '[a]\nfilename=FILE0\nioengine=vsync\nrw=write\nbs=64k\nsize=1m\n',
+  'another checksum': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nverify=sha1\n',
+  'files by a format':
+    '[a]\ndirectory=DIRECTORY\nfilename_format=file$filenum\nnrfiles=2\nioengine=libaio\niodepth=2\nrw=write\nbs=64k\nsize=2m\n',
   'verification of what was written': '[a]\nfilename=FILE0\nrw=write\nbs=64k\nsize=1m\nverify=crc32c\n',
 }
 for (const [title, text] of Object.entries(forms)) {
@@ -149,6 +170,36 @@ for (const [title, text] of Object.entries(forms)) {
   })
 }
 
+/** At random places, and so of each form what holds wherever those are: how many blocks of 4 KiB lie side by side there. */
+const atRandom: Record<string, [text: string, runs: number[]]> = {
+  'a run of I/Os at a random offset': [
+    '[a]\nfilename=FILE0\nrw=randwrite:8\nnorandommap\nbs=16k\nnumber_ios=8\n',
+    [32],
+  ],
+  'one I/O again and again': [
+    '[a]\nfilename=FILE0\nrw=randwrite:99\nrw_sequencer=identical\nnorandommap\nbs=16k\nnumber_ios=63\n',
+    [4],
+  ],
+  'offsets that are multiples of more than a block': [
+    '[a]\nfilename=FILE0\nrw=randwrite\nnorandommap\nba=512k\nbs=4k\nnumber_ios=500\n',
+    Array(8).fill(1),
+  ],
+  'offsets of a direction with larger blocks': [
+    '[a]\nfilename=FILE0\nrw=randrw\nnorandommap\nbs=4k,512k\nrwmixread=10\nio_size=1g\nnumber_ios=200\n',
+    [1024],
+  ],
+}
+for (const [title, [text, runs]] of Object.entries(atRandom)) {
+  test.serial(`as fio does it: ${title}`, async t => {
+    for (const done of [await byFio(t, text), await byLunpath(t, text)]) t.deepEqual(runsOf(done.touched[0]!), runs)
+  })
+}
+
+function runsOf(blocks: number[]): number[] {
+  const begins = blocks.filter((block, index) => block !== (blocks[index - 1] ?? -2) + 1)
+  return begins.map((begin, index) => blocks.filter(at => at >= begin && at < (begins[index + 1] ?? Infinity)).length)
+}
+
 /** What fio refuses, lunpath refuses too. */
 const refused: Record<string, string> = {
   'words for 0 and 1': 'direct=false',
@@ -156,6 +207,10 @@ const refused: Record<string, string> = {
   'a rate in two ways': 'rate=1m\nrate_iops=10',
   'an option that is none': 'nonsense=1',
   'a beginning of a word': 'rw=r',
+  'zones that do not add up': 'rw=randread\nrandom_distribution=zoned:60/10:30/90',
+  'zones larger than all': 'rw=randread\nrandom_distribution=zoned:60/10:40/95',
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: it is fio's
+  'a variable that is not set': 'rw=${LP_FIO_UNSET}',
 }
 for (const [title, lines] of Object.entries(refused)) {
   test.serial(`as fio refuses it: ${title}`, async t => {
@@ -179,6 +234,15 @@ test.serial('psync with iodepth=32 has one I/O in flight and no pool', async t =
   const {results} = await byLunpath(t, text)
   t.like(results[0]!.targets[0], {engine: 'pread', iodepth: 1, engineFlags: []})
   t.true(results[0]!.notes!.some(note => note.startsWith('iodepth=32 has no effect')))
+})
+
+test.serial('a target with a startdelay begins so much later, and its time is its own', async t => {
+  const begun = performance.now()
+  const {results} = await byLunpath(t, forms['a start of its own']!)
+  const wallSeconds = (performance.now() - begun) / 1000
+  const [, late] = results[0]!.targets
+  t.like(late, {name: 'b', job: {startdelay: 1}})
+  t.true(late!.elapsedSeconds! + 1 < wallSeconds, `${late!.elapsedSeconds} s of ${wallSeconds} s`)
 })
 
 test.serial('a target that ends before another has rates of its own time', async t => {

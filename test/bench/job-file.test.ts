@@ -82,6 +82,8 @@ test('a word that is none of its list is told once, with the list', t => {
 })
 
 test('what the command line names is measured by the targets that name nothing', async t => {
+  const named = await file(t, 'fio.conf', '[global]\nioengine=null\nsize=1m\n[a]\n')
+  t.like((await readJobFile(named)).jobs[0]!.target, [{name: 'a', ioengine: 'null'}])
   const open = await file(t, 'open.toml', 'rw = "read"\n')
   t.like((await readJobFile(open, {volume: 'db1'})).jobs, [{rw: 'read', volume: 'db1'}])
   const two = await file(t, 'two.toml', '[[target]]\niodepth = 2\n[[target]]\nfilename = "/x"\n')
@@ -114,6 +116,11 @@ test('options of the command line stand before what a job file says, for each of
     iodepth: 8,
     notes: ['--iodepth stands before what the job file says'],
   })
+  const random: JobSpec = {volume: 'v', rw: 'randread', norandommap: false, seq_ios: 8}
+  t.like(withOptions(random, {rw: 'read'}), {rw: 'read', norandommap: undefined, seq_ios: undefined})
+  t.like(withOptions(random, {rw: 'randwrite', bs: '8k'}), {norandommap: false, seq_ios: 8})
+  t.like(withOptions(random, {bssplit: '4k/50:8k/50'}), {norandommap: undefined, seq_ios: 8})
+  t.like(withOptions({volume: 'v', rw: 'read', seq_step: 4096}, {rw: 'randread'}), {seq_step: undefined})
   t.deepEqual(withOptions(job, {}), job)
   for (const options of [{ioengine: 'libaio'}, {direct: false}] as const)
     t.throws(() => withOptions({volume: 'v'}, options), {message: /cannot be followed: no target of the job file/})

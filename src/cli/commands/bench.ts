@@ -48,7 +48,7 @@ export function benchCommand(program: Command): void {
     .option('--number_ios <n>', 'end each thread after so many I/Os', wholeNumber)
     .option('--fsync <n>', 'flush after each so many writes of a thread', wholeNumber)
     .option('--fdatasync <n>', 'the same, without the metadata of a file', wholeNumber)
-    .option('--random_distribution <kind>', 'random, zipf:THETA or pareto:H')
+    .option('--random_distribution <kind>', 'random, zipf:THETA, pareto:H or zoned:ACCESS/SIZE:…')
     .option('--rate_iops <n>', 'open loop: arrivals a second, whatever the target does', number)
     .addOption(new Option('--rate_process <kind>', 'spacing of arrivals').choices(['linear', 'poisson']))
     .option('--thinktime <us>', 'microseconds of pause after each I/O of a thread')
@@ -71,7 +71,10 @@ export function benchCommand(program: Command): void {
     .addOption(
       new Option('--sync <kind>', 'for --filename: open it with O_SYNC or O_DSYNC').choices(['none', 'sync', 'dsync']),
     )
-    .option('--job <file>', 'a job file: TOML, or fio’s own (.fio, .ini, .job); options beside it stand before its own')
+    .option(
+      '--job <file>',
+      'a job file: TOML, or fio’s own (.fio, .ini, .job, .conf, .cfg); options beside it stand before its own',
+    )
     .option('--write-to <identity...>', 'to write: the serial number (else MAJOR:MINOR, inode:N) of what may be lost')
     .option('--size-is <size...>', 'to write: its size', collectSize)
     .option('--sweep <over>', 'iodepth=1,2,4,… or rate_iops=…: one run for each, and the knee', sweepOf)
