@@ -81,7 +81,7 @@ class Workload {
 
   static PerDirection<uint32_t> UnitsOf(const TargetSpec& spec) {
     PerDirection<uint32_t> units{};
-    for (Direction direction : kEachDirection) {
+    for (Direction direction : kMixed) {
       if (spec.Has(direction))
         units[direction] = spec.order.align != 0 ? spec.order.align : spec.SmallestBlock(direction);
     }
@@ -90,7 +90,7 @@ class Workload {
 
   static PerDirection<uint64_t> PlacesOf(const TargetSpec& spec, Range range, const PerDirection<uint32_t>& units) {
     PerDirection<uint64_t> places{};
-    for (Direction direction : kEachDirection) {
+    for (Direction direction : kMixed) {
       if (spec.Has(direction)) places[direction] = (range.size - spec.LargestBlock(direction)) / units[direction] + 1;
     }
     return places;
