@@ -13,6 +13,7 @@ import {examineNode} from '../src/node-check.js'
 import {portHolders} from '../src/port-holders.js'
 import {Store} from '../src/state/store.js'
 import {FileVolumeDriver} from '../src/volumes/file.js'
+import {tmpfs} from './fixtures/tmpfs.js'
 
 async function temporary(t: ExecutionContext, parent = tmpdir()): Promise<string> {
   const directory = await realpath(await mkdtemp(join(parent, 'lp-doctor-')))
@@ -78,7 +79,7 @@ test('pools: one in use, one to be made, one full of others, one that cannot be,
 })
 
 test('a pool in memory is a warning', async t => {
-  const directory = await temporary(t, '/dev/shm')
+  const directory = await temporary(t, tmpfs)
   const pool = named(await examine({pools: [{name: 'memory', directory}]}), 'pool memory')
   t.is(pool.status, 'warn')
   t.regex(pool.found, /tmpfs/)

@@ -19,6 +19,7 @@ import {
   startNative,
 } from '../fixtures/native-bench.js'
 import {nodeEnvironment} from '../fixtures/node-environment.js'
+import {tmpfs} from '../fixtures/tmpfs.js'
 import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
@@ -32,7 +33,7 @@ function forbidProgram(): Promise<string> {
 }
 
 async function loopDevice(t: ExecutionContext) {
-  const file = await dataFile(t, sizeBytes, '/dev/shm')
+  const file = await dataFile(t, sizeBytes, tmpfs)
   const {device} = await attachLoop(t, file)
   return {file, device}
 }

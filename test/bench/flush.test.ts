@@ -10,6 +10,7 @@ import {makeLun} from '../fixtures/lun-by-hand.js'
 import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative} from '../fixtures/native-bench.js'
 import {openRecordingPortal} from '../fixtures/portals.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
+import {tmpfs} from '../fixtures/tmpfs.js'
 import {withLoop} from '../fixtures/with-loop.js'
 
 const synchronizeCache10 = 0x35
@@ -174,7 +175,7 @@ for (const iodepth of [1, 16]) {
 }
 
 withLoop('Little’s law holds with the flushes in flight', async t => {
-  const {device} = await attachLoop(t, await dataFile(t, 16 * MiB, '/dev/shm'))
+  const {device} = await attachLoop(t, await dataFile(t, 16 * MiB, tmpfs))
   const path = pathDevice(device, {engine: 'io_uring', direct: true})
   const one = nativeTarget(path, {mix: mixes.write, iodepth: 16, flushAfter: {fsync: 1, fdatasync: 0}})
   const {littleInFlight, flush} = (await startNative([one], {runtimeMs: 1000}).report).targets[0]!

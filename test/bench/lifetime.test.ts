@@ -18,6 +18,7 @@ import {exclusively} from '../fixtures/claims.js'
 import {until} from '../fixtures/cli.js'
 import {compiled} from '../fixtures/compiled.js'
 import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative} from '../fixtures/native-bench.js'
+import {tmpfs} from '../fixtures/tmpfs.js'
 import {withLoop} from '../fixtures/with-loop.js'
 
 const run = promisify(execFile)
@@ -234,7 +235,7 @@ async function stopInItsCode(thread: string): Promise<() => Promise<void>> {
 }
 
 withLoop('a thread that cannot be stopped keeps its device until it ends, and adds nothing to the report', async t => {
-  const image = await dataFile(t, 16 * MiB, '/dev/shm')
+  const image = await dataFile(t, 16 * MiB, tmpfs)
   const {device} = await attachLoop(t, image)
   const blocks = [{bytes: 65_536, percent: 100}]
   for (const engine of ['pread', 'io_uring', 'libaio'] as const) {

@@ -4,6 +4,7 @@ import test from 'ava'
 import type {NativeTarget} from '../../src/bench/native.js'
 import {MiB} from '../contract/observe.js'
 import {dataFile, mixes, nativeTarget, nullDevice, pathDevice, startNative} from '../fixtures/native-bench.js'
+import {tmpfs} from '../fixtures/tmpfs.js'
 
 const TiB = 2 ** 40
 
@@ -32,7 +33,7 @@ function sparseTarget(path: string, sizeBytes: number): Partial<NativeTarget> {
 for (const tebibytes of [8, 16]) {
   test.serial(`verify over ${tebibytes} TiB in blocks of 512 bytes takes memory for what is written`, async t => {
     // On tmpfs, whose files may be that large.
-    const path = await dataFile(t, 0, '/dev/shm')
+    const path = await dataFile(t, 0, tmpfs)
     await truncate(path, tebibytes * TiB)
     await forgetPeak()
     const before = await peakBytes()
@@ -49,7 +50,7 @@ for (const tebibytes of [8, 16]) {
 }
 
 test.serial('a table that may not grow ends the run, and says what to give', async t => {
-  const path = await dataFile(t, 0, '/dev/shm')
+  const path = await dataFile(t, 0, tmpfs)
   await truncate(path, TiB)
   const target = nativeTarget(nullDevice, sparseTarget(path, TiB))
   // Two pages for each block that lies alone: its generation's, and one of page tables.
