@@ -1,7 +1,7 @@
 import {countOf, mergeData, percentileOf} from './buckets.js'
 import {formatNs, textReport} from './report.js'
+import {endingWords} from './report-rounds.js'
 import type {BenchResult, SeriesPoint, TargetResult} from './result.js'
-import {endingWords} from './rounds.js'
 import {median} from './statistics.js'
 import type {SteadyReport} from './steady-run.js'
 import {type Axis, escapeHtml, type Line, lineChart} from './svg.js'

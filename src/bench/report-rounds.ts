@@ -1,5 +1,5 @@
 import {formatNs, textReport} from './report.js'
-import {type Ending, endingWords} from './rounds.js'
+import type {Ending} from './rounds.js'
 import type {SteadyReport} from './steady-run.js'
 import type {SweepReport} from './sweep.js'
 
@@ -34,4 +34,11 @@ export function textSteady({rounds, verdict, words, results, ...ending}: SteadyR
 function endOf(ending: Partial<Ending>): string[] {
   const words = endingWords(ending)
   return words === null ? [] : [words]
+}
+
+/** Null where all went to its end. Results of older versions do not say how they ended. */
+export function endingWords({state, error}: Partial<Ending>): string | null {
+  if (state === undefined || state === 'finished') return null
+  if (!error) return `ended in its last round: ${state}`
+  return `${state} before ${error.round}: ${error.message}`
 }

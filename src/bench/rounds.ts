@@ -61,10 +61,3 @@ export class Rounds {
     return {state: this.results.at(-1)!.state, error}
   }
 }
-
-/** Null where all went to its end. Results of older versions do not say how they ended. */
-export function endingWords({state, error}: Partial<Ending>): string | null {
-  if (state === undefined || state === 'finished') return null
-  if (!error) return `ended in its last round: ${state}`
-  return `${state} before ${error.round}: ${error.message}`
-}
