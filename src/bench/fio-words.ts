@@ -211,12 +211,10 @@ export const idleWithout: Record<string, string[]> = {
 export const refusals: Record<string, string> = {
   ...because('lunpath flushes between writes (fsync=N), not after the last one', ['end_fsync', 'fsync_on_close']),
   ...because('the flushes that lunpath has are fsync=N and fdatasync=N', ['sync_file_range', 'write_barrier']),
-  ...because('use lunpath bench --until-steady', ['steadystate', 'steadystate_duration', 'steadystate_ramp_time']),
+  ...because('use lunpath bench --until-steady', ['steadystate', ...idleWithout.steadystate!]),
   ...because('use lunpath bench --sweep iodepth=1,2,4,…, which finds the knee', [
     'latency_target',
-    'latency_window',
-    'latency_percentile',
-    'latency_run',
+    ...idleWithout.latency_target!,
   ]),
   max_latency: 'no latency ends a run: the largest one is in the result',
   ...because('lunpath replays no logs', ['read_iolog', ...idleWithout.read_iolog!]),
@@ -240,12 +238,11 @@ export const refusals: Record<string, string> = {
   ...because('lunpath gives its I/Os no priority', [
     'prio',
     'prioclass',
-    'cmdprio',
-    'cmdprio_class',
     'cmdprio_percentage',
     'cmdprio_bssplit',
+    ...idleWithout['cmdprio_percentage|cmdprio_bssplit']!,
   ]),
-  ...because('jobs of lunpath do not wait for each other: give each a rate_iops', ['flow', 'flow_id', 'flow_sleep']),
+  ...because('jobs of lunpath do not wait for each other: give each a rate_iops', ['flow', ...idleWithout.flow!]),
   ...because('lunpath verifies what the same job has written, when it has written all of it', [
     'do_verify',
     'verify_only',
@@ -261,9 +258,7 @@ export const refusals: Record<string, string> = {
   ]),
   ...because('lunpath does not mix discards into other I/O here: use rw=trim', [
     'trim_percentage',
-    'trim_verify_zero',
-    'trim_backlog',
-    'trim_backlog_batch',
+    ...idleWithout.trim_percentage!,
   ]),
   ...because('lunpath makes no files and does not lengthen them', [
     'opendir',
@@ -278,11 +273,7 @@ export const refusals: Record<string, string> = {
   ...because('lunpath submits each I/O as it is, without flags', ['atomic', 'nowait', 'force_async']),
   serialize_overlap: 'lunpath holds no I/O back for another one',
   ignore_error: 'each error counts; continue_on_error says whether the run goes on',
-  ...because('lunpath sleeps between I/Os, and counts the I/Os that were answered', [
-    'thinktime_spin',
-    'thinktime_blocks_type',
-    'thinktime_iotime',
-  ]),
+  ...because('lunpath sleeps between I/Os, and counts the I/Os that were answered', idleWithout.thinktime!),
   rate_ignore_thinktime: 'in open loop there is no thinktime',
   exit_what: 'exitall ends the jobs that run beside each other, and no others',
 }

@@ -17,6 +17,8 @@ const begin = '# lunpath begin: lunpath writes all lines from here to its end'
 const end = '# lunpath end'
 /** Where the file was not there at all, everybody could log in to all targets, and that stays so for those of others. */
 const allForAll = 'ALL ALL'
+/** In place of a target's name: all of them. */
+const all = 'ALL'
 /** ietd skips a line that is longer, and goes on to the next one. */
 const maxLineBytes = 8191
 const closedPrefix = 'lunpath-closed-'
@@ -109,14 +111,18 @@ export class IetAccess {
       .split('\n')
       .slice(0, -1)
       .filter(line => Buffer.byteLength(line) <= maxLineBytes - 1)
+    // The first line of each name. ietd finds the target of a line by the name, whatever its case (usr/plain.c, match).
+    const first = new Map<string, {at: number; entries: string[]}>()
+    for (const [at, line] of lines.entries()) {
+      const [name, entries] = words(line)
+      const key = name === all ? all : nameKey(name)
+      if (!first.has(key)) first.set(key, {at, entries: entries.split(',')})
+    }
+    const ofAll = first.get(all)
     return iqn => {
-      const line = lines.find(one => {
-        const [name] = words(one)
-        // ietd finds the target of a line by the name, whatever its case (usr/plain.c, match).
-        return nameKey(name) === nameKey(iqn) || name === 'ALL'
-      })
-      const entries = line === undefined ? [] : words(line)[1].split(',')
-      return {file, ours: block.has(iqn), access: readEntries(entries)}
+      const own = first.get(nameKey(iqn))
+      const found = own && (!ofAll || own.at < ofAll.at) ? own : ofAll
+      return {file, ours: block.has(iqn), access: readEntries(found?.entries ?? [])}
     }
   }
 

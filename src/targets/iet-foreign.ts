@@ -32,12 +32,14 @@ export async function foreignTargets(
   const tids = targets.map(({tid}) => tid)
   const accounts = await accountLists(link, tids)
   const found: ForeignTarget[] = []
+  const spellings = new Map<string, number>()
+  for (const {iqn} of targets) spellings.set(nameKey(iqn), (spellings.get(nameKey(iqn)) ?? 0) + 1)
   for (const target of targets) {
     const {iqn, tid} = target
     const [incoming = [], outgoing = []] = accounts.get(tid)!
     const [session, own] = await readParameters(link, tid, 0n, iqn)
     const parameters = {...describeChanged('session', session!), ...describeChanged('target', own!)}
-    const isOneOfTwo = targets.filter(other => nameKey(other.iqn) === nameKey(iqn)).length > 1
+    const isOneOfTwo = spellings.get(nameKey(iqn))! > 1
     const unit = isOneOfTwo
       ? 'to ietd it is one with another target, whose name differs in its case alone'
       : await foreignUnit(target)
