@@ -169,7 +169,10 @@ test('calls behind one that hangs fail at their own deadline, and their requests
   const {control, received} = await server(t, (socket, bytes) => {
     if (bytes.readInt32LE(76) === 5) socket.end(reply(0))
   })
-  const calls = [1, 2, 3, 4].map(tid => control.run([[request.deleteTarget(tid)]], {timeoutMs: 300}))
+  // The first one's deadline is the last: a request whose own is still to come when its turn does would be sent.
+  const calls = [1_000, 300, 300, 300].map((timeoutMs, index) =>
+    control.run([[request.deleteTarget(index + 1)]], {timeoutMs}),
+  )
   t.deepEqual(
     (await Promise.all(calls)).map(({failure}) => failure?.code),
     Array(4).fill('ETIMEDOUT'),
