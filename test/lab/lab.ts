@@ -1,3 +1,4 @@
+import {existsSync, readdirSync, readFileSync} from 'node:fs'
 import {Readable} from 'node:stream'
 import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
@@ -9,7 +10,26 @@ import {type LabOptions, onLines, runInLab} from './vm.js'
 export const insideLab = process.env.LUNPATH_INSIDE_LAB === '1'
 
 /** Of the file's one VM. The deadline, by default 4 minutes, is for boot and tests together. */
-export type FileLabOptions = Pick<LabOptions, 'memoryMiB' | 'cpus' | 'disksBytes' | 'modules' | 'deadlineMs'>
+export type FileLabOptions = Pick<
+  LabOptions,
+  'machine' | 'memoryMiB' | 'cpus' | 'disksBytes' | 'modules' | 'deadlineMs'
+>
+
+/**
+ * The path in the machine of the file's disk of that number, which begins at 1: /dev/vda under QEMU, /dev/ubda under User
+ * Mode Linux. On the host, where the file is loaded too, a name that no device has.
+ */
+export function labDisk(number: number): string {
+  const serial = `lab-disk-${number}`
+  if (!insideLab) return `/dev/${serial}`
+  const block = '/sys/block'
+  const name = readdirSync(block).find(device => {
+    const file = `${block}/${device}/serial`
+    return existsSync(file) && readFileSync(file, 'utf8').trim() === serial
+  })
+  if (!name) throw new Error(`The lab has no disk ${number}: lab.options({disksBytes}) says how many there are`)
+  return `/dev/${name}`
+}
 
 type Implementation = (t: ExecutionContext) => unknown
 
@@ -79,6 +99,9 @@ async function runFile(): Promise<void> {
     ...given,
     environment: {LUNPATH_INSIDE_LAB: '1'},
     directory: packageRoot(),
+    onMachine: (title, reason) => {
+      if (reason) process.stderr.write(`lab: ${title} runs ${test.meta.file}, since:\n${reason}\n`)
+    },
     onStdout: chunk => results.push(chunk),
     onStderr: chunk => {
       stderr = Buffer.concat([stderr, chunk]).subarray(-stderrTailBytes)
