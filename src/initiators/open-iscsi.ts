@@ -63,6 +63,8 @@ const logoutPauseMs = 500
 const diskPollMs = 2
 /** udev takes some 0.2 s, and many times that on a busy machine. */
 const stablePathMs = 30_000
+/** udev has looked into a device by then. */
+const probedMs = 3_000
 
 /** What a disk is looked for by, in one target. */
 interface Wanted {
@@ -509,13 +511,26 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     return flushed
   }
 
-  /** multipathd's device goes before its paths do. */
+  /**
+   * multipathd's device goes before its paths do. One that was written to is opened once more when its writer closes it, by
+   * udev, which looks what is on it now (udev(7), "watch"): it is busy for that long.
+   */
   async #unjoin(device: string, force: boolean): Promise<void> {
     const name = await this.#sysfs.blockAttribute(device, 'dm/name')
     if (name === undefined) return
-    await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs}).catch(error => {
-      if (!force) throw inUse(device, 'is not given up by multipathd', error)
-    })
+    const until = performance.now() + probedMs
+    for (;;) {
+      try {
+        await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs})
+        return
+      } catch (error) {
+        if (performance.now() >= until) {
+          if (!force) throw inUse(device, 'is not given up by multipathd', error)
+          return
+        }
+      }
+      await sleep(100)
+    }
   }
 
   /** @throws INITIATOR_FAILED, INITIATOR_UNAVAILABLE where sessions are left after some attempts: they are stuck */

@@ -38,7 +38,7 @@ const freePortal = async (address: string): Promise<Portal> => ({address, port: 
 // The lab has this machine's files, and compiles more slowly.
 test.before(async t => {
   t.timeout(300_000)
-  await Promise.all([readEngines(), writeEngines()])
+  await Promise.all([readEngines('undefined'), writeEngines('undefined')])
 })
 
 const libiscsi = new LibiscsiInitiator()
@@ -111,7 +111,9 @@ lab("the benchmark's own data path reads what libiscsi reads, and the file has",
   const {path, sizeBytes} = spec.volume
   await writeFile(path, randomBytes(sizeBytes))
   await driver.export(spec)
-  const {stdout} = await run(await readEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+  const {stdout} = await run(await readEngines('undefined'), [formatPortal(portal), spec.iqn, path], {
+    timeoutMs: 120_000,
+  })
   t.deepEqual(JSON.parse(stdout), bothRead)
 })
 
@@ -126,7 +128,9 @@ lab("the benchmark's own data path writes what libiscsi writes, whatever was neg
     for (const InitialR2T of ['Yes', 'No']) {
       await writeFile(parameter('ImmediateData'), ImmediateData)
       await writeFile(parameter('InitialR2T'), InitialR2T)
-      const {stdout} = await run(await writeEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+      const {stdout} = await run(await writeEngines('undefined'), [formatPortal(portal), spec.iqn, path], {
+        timeoutMs: 120_000,
+      })
       const {writes, reads, ...agreed} = JSON.parse(stdout) as BothWrote
       t.like(agreed, {immediateData: ImmediateData === 'Yes', initialR2t: InitialR2T === 'Yes'})
       t.true(writes > 0 && reads > 0)
