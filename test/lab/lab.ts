@@ -1,8 +1,8 @@
-import {existsSync, readdirSync, readFileSync} from 'node:fs'
 import {Readable} from 'node:stream'
 import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
 import {packageRoot} from '../../src/native.js'
+import {diskOfLab} from './disk.js'
 import type {Outcome} from './inside.js'
 import {makePair, type Pair, type PairedOptions} from './pair.js'
 import {type LabOptions, onLines, runInLab} from './vm.js'
@@ -16,20 +16,9 @@ export type FileLabOptions = Pick<
   'machine' | 'memoryMiB' | 'cpus' | 'disksBytes' | 'modules' | 'deadlineMs'
 >
 
-/**
- * The path in the machine of the file's disk of that number, which begins at 1: /dev/vda under QEMU, /dev/ubda under User
- * Mode Linux. On the host, where the file is loaded too, a name that no device has.
- */
+/** The path of the file's disk of that number. On the host, where the file is loaded too, a name that no device has. */
 export function labDisk(number: number): string {
-  const serial = `lab-disk-${number}`
-  if (!insideLab) return `/dev/${serial}`
-  const block = '/sys/block'
-  const name = readdirSync(block).find(device => {
-    const file = `${block}/${device}/serial`
-    return existsSync(file) && readFileSync(file, 'utf8').trim() === serial
-  })
-  if (!name) throw new Error(`The lab has no disk ${number}: lab.options({disksBytes}) says how many there are`)
-  return `/dev/${name}`
+  return insideLab ? diskOfLab(number) : `/dev/lab-disk-${number}`
 }
 
 type Implementation = (t: ExecutionContext) => unknown
