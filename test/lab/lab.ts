@@ -98,7 +98,7 @@ async function runFile(): Promise<void> {
   const inside = fileURLToPath(new URL('inside.js', import.meta.url))
   const code = await runInLab([process.execPath, inside, fileURLToPath(test.meta.file)], {
     ...given,
-    environment: {LUNPATH_INSIDE_LAB: '1'},
+    environment: {LUNPATH_INSIDE_LAB: '1', LUNPATH_TEST_LOGS: '/tmp'},
     directory: packageRoot(),
     onMachine: (title, reason) => {
       if (reason) process.stderr.write(`lab: ${title} runs ${test.meta.file}, since:\n${reason}\n`)
