@@ -4,6 +4,7 @@ import test, {type ExecutionContext} from 'ava'
 import {packageRoot} from '../../src/native.js'
 import {diskOfLab} from './disk.js'
 import type {Outcome} from './inside.js'
+import {makePair, type Pair, type PairedOptions} from './pair.js'
 import {type LabOptions, onLines, runInLab} from './vm.js'
 
 /** True in the VM. A test file is loaded there too, so what it does beside declaring tests happens on both sides. */
@@ -54,6 +55,17 @@ export function lab(title: string, implementation: Implementation): void {
 /** How the VM of this file is made; to be called before its tests run. */
 lab.options = (options: FileLabOptions): void => {
   Object.assign(given, options)
+}
+
+/**
+ * Two machines with a cable between them, for a test on the host (pair.ts); they end with the test.
+ * @param options of each; the deadline, from here to the test's end, is that of lab.options()
+ */
+lab.pair = async (t: ExecutionContext, options: readonly [PairedOptions, PairedOptions] = [{}, {}]): Promise<Pair> => {
+  t.timeout(given.deadlineMs! + marginMs)
+  const pair = await makePair(options, given.deadlineMs!)
+  t.teardown(() => pair.close())
+  return pair
 }
 
 lab.skip = (title: string, implementation: Implementation): void => {

@@ -12,6 +12,7 @@ export interface Machine {
   readonly readyMs: number
   /** Without these its disks are not there. */
   readonly diskModules: readonly string[]
+  readonly networkModules: readonly string[]
   /** What keeps it from running here, in words for people, with what to do about it; undefined where nothing is known to. */
   missing(): string | undefined
   start(options: LabOptions, layout: Layout): Promise<Start>
@@ -39,5 +40,14 @@ export const firstChannel = 3
  */
 export type ChannelName = 'console' | 'control' | 'stdout' | 'stderr' | 'duplex'
 
+/** Its frames go to and fro in UDP datagrams on loopback as L2TPv3 (RFC 3931, 4.1.2), of one session and without a cookie. */
+export const l2tp = {address: '127.0.0.1', session: 1} as const
+
 /** Made by scripts/lab-image. */
 export const labDirectory = (): string => join(packageRoot(), '.cache', 'lab')
+
+/** Of a machine with this address on its cable; locally administered. */
+export function macOf(address: string): string {
+  const bytes = address.split('/')[0]!.split('.').map(Number)
+  return ['02', '00', ...bytes.map(byte => byte.toString(16).padStart(2, '0'))].join(':')
+}

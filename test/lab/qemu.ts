@@ -1,6 +1,6 @@
 import {existsSync} from 'node:fs'
 import {join} from 'node:path'
-import {firstChannel, type Layout, labDirectory, type Machine, type Start} from './machine.js'
+import {firstChannel, type Layout, l2tp, labDirectory, type Machine, macOf, type Start} from './machine.js'
 import type {LabOptions} from './vm.js'
 
 const program = '/usr/bin/qemu-system-x86_64'
@@ -16,6 +16,7 @@ export const qemu: Machine = {
   mostCpus: 8,
   readyMs: 300_000,
   diskModules: ['virtio_blk'],
+  networkModules: ['virtio_net'],
   missing() {
     if (!existsSync(kernel()) || !existsSync(initrd())) {
       return `There is no lab in ${labDirectory()}. Run: scripts/lab-image`
@@ -23,7 +24,8 @@ export const qemu: Machine = {
     return existsSync(program) ? undefined : `${program} is missing: apt-get install qemu-system-x86`
   },
   async start(options, layout): Promise<Start> {
-    return {file: program, args: [...machineArguments(options), ...channelArguments(layout), ...diskArguments(layout)]}
+    const parts = [machineArguments(options), channelArguments(layout), diskArguments(layout), cableArguments(options)]
+    return {file: program, args: parts.flat()}
   },
 }
 
@@ -64,6 +66,18 @@ function diskArguments({disks}: Layout): string[] {
     '-device',
     `virtio-blk-pci,drive=disk${i},serial=lab-disk-${i + 1}`,
   ])
+}
+
+function cableArguments({cable}: LabOptions): string[] {
+  if (!cable) return []
+  const {address, session} = l2tp
+  const ends = `src=${address},srcport=0,dst=${address},dstport=${cable.port}`
+  return [
+    '-netdev',
+    `l2tpv3,id=cable,udp=on,counter=off,${ends},rxsession=${session},txsession=${session}`,
+    '-device',
+    `virtio-net-pci,netdev=cable,mac=${macOf(cable.address)}`,
+  ]
 }
 
 /** In an option of QEMU's a comma within a value is written twice. */

@@ -3,7 +3,7 @@ import {statfs} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {packageRoot} from '../../src/native.js'
-import {firstChannel, type Layout, labDirectory, type Machine, type Start} from './machine.js'
+import {firstChannel, type Layout, l2tp, labDirectory, type Machine, macOf, type Start} from './machine.js'
 import type {LabOptions} from './vm.js'
 
 const program = '/usr/bin/linux.uml'
@@ -19,6 +19,7 @@ export const uml: Machine = {
   mostCpus: 1,
   readyMs: 60_000,
   diskModules: [],
+  networkModules: [],
   missing() {
     if (process.arch !== 'x64') return `Debian has no User Mode Linux for ${process.arch}`
     if (!existsSync(program)) return `${program} is missing: apt-get install user-mode-linux`
@@ -38,7 +39,7 @@ const begin = 'ulimit -c 0; LD_PRELOAD=$0 "$@"; exit'
 
 const defaultMemoryMiB = 1024
 
-async function kernelArguments({memoryMiB = defaultMemoryMiB}: LabOptions, layout: Layout): Promise<string[]> {
+async function kernelArguments({memoryMiB = defaultMemoryMiB, cable}: LabOptions, layout: Layout): Promise<string[]> {
   const {channels, disks} = layout
   const args = ['root=/dev/root', 'rootfstype=hostfs', 'rootflags=/', 'ro', `mem=${memoryMiB}M`, 'quiet']
   // Where its pid and management socket would lie, which nobody needs and a killed one would leave: nothing can be made there.
@@ -50,6 +51,12 @@ async function kernelArguments({memoryMiB = defaultMemoryMiB}: LabOptions, layou
   }
   // No copy-on-write file below it, then its serial number (arch/um/drivers/ubd_kern.c).
   for (const [i, fd] of disks.entries()) args.push(`ubd${i}=/proc/self/fd/${fd},,lab-disk-${i + 1}`)
+  if (cable) {
+    const {address, session} = l2tp
+    const ends = `src=${address},srcport=0,dst=${address},dstport=${cable.port}`
+    const sessions = `rx_session=${session},tx_session=${session}`
+    args.push(`vec0:transport=l2tpv3,udp=1,v6=0,${ends},${sessions},mac=${macOf(cable.address)}`)
+  }
   return args
 }
 

@@ -35,6 +35,10 @@ export interface LabOptions {
   onMachine?: (title: string, reason?: string) => void
   /** The command runs on a terminal that is connected with these, and not with onStdout and onStderr. */
   terminal?: {input: NodeJS.ReadableStream; output: NodeJS.WritableStream; rows: number; columns: number}
+  /** The command's standard input and output are connected with these; neither ends while the machine runs. */
+  conversation?: {input: NodeJS.ReadableStream; output: NodeJS.WritableStream}
+  /** A network interface, cable0, whose frames go to a UDP port of this machine (cable.ts), with its address as 10.0.0.1/24. */
+  cable?: {port: number; address: string}
 }
 
 export type LabErrorCode = 'LAB_MISSING' | 'LAB_CRASHED' | 'LAB_SETUP' | 'LAB_DEADLINE' | 'LAB_CANCELLED'
@@ -82,14 +86,15 @@ export async function runInLab(command: readonly string[], options: LabOptions =
 }
 
 async function runOn(machine: Machine, command: readonly string[], options: LabOptions): Promise<number> {
-  const {deadlineMs = 600_000, signal, terminal} = options
+  const {deadlineMs = 600_000, signal} = options
+  const talk = options.terminal ?? options.conversation
   const missing = machine.missing()
   if (missing) throw new LabError('LAB_MISSING', missing)
   const job = jobText(machine, command, options)
   if (signal?.aborted) throw new LabError('LAB_CANCELLED', 'The lab was cancelled before it started')
   const disks = await emptyDisks(options.disksBytes ?? [])
   try {
-    const channels: ChannelName[] = ['console', 'control', 'stdout', 'stderr', ...(terminal ? ['duplex' as const] : [])]
+    const channels: ChannelName[] = ['console', 'control', 'stdout', 'stderr', ...(talk ? ['duplex' as const] : [])]
     const firstDisk = firstChannel + channels.length
     const {file, args, environment} = await machine.start(options, {
       channels,
@@ -130,6 +135,7 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
           options.onMachine?.(machine.title)
           control!.write(`${Buffer.from(job).toString('base64')}\n`)
         }
+        if (word === 'open') talk?.input.pipe(duplex!)
         if (word === 'error') fail('LAB_SETUP', `The lab could not be set up: ${rest}`)
         if (word === 'drained') kill()
         if (word === 'exit') {
@@ -137,10 +143,7 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
           after(drainMs, kill)
         }
       })
-      if (terminal && duplex) {
-        terminal.input.pipe(duplex)
-        duplex.pipe(terminal.output, {end: false})
-      }
+      if (talk) duplex!.pipe(talk.output, {end: false})
       // Writing to a machine that has ended.
       for (const stream of child.stdio) stream?.on('error', () => undefined)
 
@@ -161,7 +164,7 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
       function finish() {
         for (const timer of timers) clearTimeout(timer)
         signal?.removeEventListener('abort', cancel)
-        if (terminal && duplex) terminal.input.unpipe(duplex)
+        if (talk && duplex) talk.input.unpipe(duplex)
         if (code !== undefined && !failure) return resolve(code)
         const crash = ready
           ? new LabError('LAB_CRASHED', `The lab crashed before ${command[0]} had ended`)
@@ -180,7 +183,7 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
 function jobText(
   machine: Machine,
   command: readonly string[],
-  {terminal, modules = [], disksBytes = [], ...options}: LabOptions,
+  {terminal, conversation, cable, modules = [], disksBytes = [], ...options}: LabOptions,
 ): string {
   const [file] = command
   if (!file || file.includes('=')) throw new TypeError(`${JSON.stringify(file)} is no command`)
@@ -192,8 +195,11 @@ function jobText(
     ...options.environment,
   }
   const lines = [['directory', options.directory ?? packageRoot()]]
+  if (conversation) lines.push(['conversation', ''])
+  if (cable) lines.push(['cable', cable.address])
   if (terminal) lines.push(['terminal', `${terminal.rows} ${terminal.columns}`])
   if (disksBytes.length > 0) modules = [...machine.diskModules, ...modules]
+  if (cable) modules = [...machine.networkModules, ...modules]
   for (const module of modules) lines.push(['module', module])
   for (const [name, value] of Object.entries(environment)) lines.push(['environment', `${name}=${value}`])
   for (const argument of command) lines.push(['argument', argument])
