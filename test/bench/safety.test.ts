@@ -183,6 +183,20 @@ test('a device that another process has open for writing without a claim, as tgt
   await refused(t, node, writeTo, /is open for writing/)
 })
 
+test('a device that a process has open for writing beside many other files', async t => {
+  const {device, writeTo} = await blockDevice(t)
+  const handle = await open(device, 'r+')
+  const others = Array<'ignore'>(200).fill('ignore')
+  const holder = spawn('sleep', ['300'], {stdio: [...others, handle.fd]})
+  const ended = once(holder, 'close')
+  t.teardown(async () => {
+    holder.kill('SIGKILL')
+    await ended
+  })
+  await handle.close()
+  await refused(t, device, writeTo, new RegExp(`is open for writing in process ${holder.pid} \\(sleep\\)`))
+})
+
 test('what lies under a loop device, by any name of it', async t => {
   const {image, device, writeTo} = await blockDevice(t)
   const file: WriteTo = {identity: `inode:${(await stat(image)).ino}`, sizeBytes: 32 * MiB}
