@@ -63,6 +63,8 @@ const logoutPauseMs = 500
 const diskPollMs = 2
 /** udev takes some 0.2 s, and many times that on a busy machine. */
 const stablePathMs = 30_000
+/** iscsid brings a lost connection back in this time where it can. */
+const recoveryMs = 10_000
 /** udev has looked into a device by then. */
 const probedMs = 3_000
 
@@ -255,13 +257,14 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   /** The disk in each session with the target, proven, and what stands for all of them. */
   async #find(wanted: Wanted): Promise<Device> {
     const {iqn, lun, portals, expected} = wanted
-    const sessions = (await this.#sysfs.sessionsOf(iqn)).filter(
-      session => isLoggedIn(session) && portals.some(portal => samePortal(portal, session.portal)),
-    )
+    const all = (await this.#sysfs.sessionsOf(iqn)).filter(session => isAtOne(portals, session))
+    const sessions = all.filter(isLoggedIn)
     if (sessions.length === 0) {
-      throw new StorageError('INITIATOR_FAILED', `There is no session with ${iqn}`, {
+      const states = all.map(({state}) => state)
+      const what = states.length === 0 ? 'There is no session' : `The connection is lost (${states}) of the session`
+      throw new StorageError('INITIATOR_FAILED', `${what} with ${iqn}`, {
         op: 'initiator.find',
-        info: {iqn, portals: portals.map(formatPortal)},
+        info: {iqn, portals: portals.map(formatPortal), states},
       })
     }
     const found = await Promise.all(sessions.map(session => this.#provenDisk(session, wanted)))
@@ -402,9 +405,20 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   async verify(device: Device, expected: Partial<Identity>): Promise<Device> {
     const {iqn, lun, paths, missingPortals} = device
     const portals = [...paths.map(({portal}) => portal), ...missingPortals]
-    return this.#queue.run(iqn, async () =>
-      this.#find({iqn, lun, portals, expected, before: await this.#sysfs.sessionsOf(iqn)}),
-    )
+    return this.#queue.run(iqn, async () => {
+      await this.#awaitRecovery(iqn, portals)
+      return this.#find({iqn, lun, portals, expected, before: await this.#sysfs.sessionsOf(iqn)})
+    })
+  }
+
+  /** A connection that is lost for a moment is brought back by iscsid, within seconds where the portal answers. */
+  async #awaitRecovery(iqn: string, portals: readonly Portal[]): Promise<void> {
+    const until = performance.now() + recoveryMs
+    while (performance.now() < until) {
+      const sessions = (await this.#sysfs.sessionsOf(iqn)).filter(session => isAtOne(portals, session))
+      if (sessions.some(isLoggedIn) || !sessions.some(({state}) => state === 'FAILED')) return
+      await sleep(100)
+    }
   }
 
   async rescan(device: Device, sizeBytes: number): Promise<Device> {
@@ -616,6 +630,10 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
       return records
     })
   }
+}
+
+function isAtOne(portals: readonly Portal[], {portal}: KernelSession): boolean {
+  return portals.some(one => samePortal(one, portal))
 }
 
 function isLoggedIn({state}: KernelSession): boolean {
