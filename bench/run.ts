@@ -56,11 +56,20 @@ async function releasing<T>(signal: AbortSignal, work: (release: Release) => Pro
   const interruption = new Promise<never>((_, reject) =>
     signal.addEventListener('abort', () => reject(signal.reason), {signal: over.signal}),
   )
+  let failed = true
   try {
-    return await Promise.race([work(release), interruption])
+    const done = await Promise.race([work(release), interruption])
+    failed = false
+    return done
   } finally {
     over.abort()
-    for (const cleanup of cleanups.reverse()) await cleanup()
+    for (const cleanup of cleanups.reverse()) {
+      await cleanup().catch(error => {
+        // What failed first says more.
+        if (!failed) throw error
+        console.error(`bench: what was set up could not be taken down: ${error.message}`)
+      })
+    }
   }
 }
 
