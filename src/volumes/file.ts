@@ -27,7 +27,7 @@ import {DirectorySync} from './directory-sync.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
 import {existsError, shrinkError, throwIfAborted} from './errors.js'
 import {examineFileSystem, type FileSystem} from './file-system.js'
-import {isVolumeId} from './id.js'
+import {checkVolumeId, isVolumeId} from './id.js'
 import {checkBackingPath} from './path.js'
 import {reserveSpace} from './preallocate.js'
 import {SparseFiles} from './sparse-files.js'
@@ -191,9 +191,9 @@ export class FileVolumeDriver implements VolumeDriver {
     await this.#checkUsable('volume.look')
   }
 
-  create({id, sizeBytes, preallocate = false}: CreateVolume): Promise<Volume> {
+  async create({id, sizeBytes, preallocate = false}: CreateVolume): Promise<Volume> {
+    checkSize(sizeBytes)
     return this.#change('volume.create', id, async () => {
-      checkSize(sizeBytes)
       const existing = await this.#adopt(id, sizeBytes)
       if (existing) return existing
       return this.#withReservation(id, sizeBytes, async () => {
@@ -332,8 +332,8 @@ export class FileVolumeDriver implements VolumeDriver {
   }
 
   async get(id: VolumeId): Promise<Volume | undefined> {
-    await this.#checkUsable('volume.get')
     if (!isVolumeId(id)) return undefined
+    await this.#checkUsable('volume.get')
     const entry = await this.#look(id)
     return entry && this.#volume(id, entry)
   }
@@ -427,13 +427,8 @@ export class FileVolumeDriver implements VolumeDriver {
    */
   #change<T>(op: string, id: VolumeId, task: () => Promise<T>): Promise<T> {
     const change = this.#queue.run(id, async () => {
+      checkVolumeId(id, op)
       await this.#checkUsable(op)
-      if (!isVolumeId(id)) {
-        throw new StorageError('NAME_INVALID', `${JSON.stringify(id)} is not a volume id: expected 16 hex digits`, {
-          op,
-          info: {id},
-        })
-      }
       try {
         return await task()
       } catch (error) {

@@ -1,4 +1,5 @@
 import {randomBytes} from 'node:crypto'
+import {StorageError} from '../errors.js'
 import type {VolumeId} from '../types.js'
 
 /** A new volume id: 64 random bits as 16 lowercase hex digits. The caller checks that no volume has it yet. */
@@ -8,4 +9,13 @@ export function newVolumeId(): VolumeId {
 
 export function isVolumeId(value: string): value is VolumeId {
   return /^[0-9a-f]{16}$/.test(value)
+}
+
+/** `op` goes into the error. @throws NAME_INVALID */
+export function checkVolumeId(id: string, op: string): asserts id is VolumeId {
+  if (isVolumeId(id)) return
+  throw new StorageError('NAME_INVALID', `${JSON.stringify(id)} is not a volume id: expected 16 hex digits`, {
+    op,
+    info: {id},
+  })
 }

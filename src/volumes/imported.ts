@@ -8,7 +8,7 @@ import {imageFormatAt} from '../image-format.js'
 import {sectorBytes} from '../size.js'
 import type {Volume, VolumeId} from '../types.js'
 import {poolMarker} from './file.js'
-import {isVolumeId} from './id.js'
+import {checkVolumeId} from './id.js'
 import {checkBackingPath} from './path.js'
 
 /** `Volume.driver` and `Volume.pool` of what was imported: no driver owns it. */
@@ -23,12 +23,7 @@ export const importedDriver = 'imported'
  * md, claimed exclusively, or locked by a process)
  */
 export async function openImported(path: string, id: VolumeId): Promise<Volume> {
-  if (!isVolumeId(id)) {
-    throw new StorageError('NAME_INVALID', `${JSON.stringify(id)} is not a volume id: expected 16 hex digits`, {
-      op: 'volume.import',
-      info: {id},
-    })
-  }
+  checkVolumeId(id, 'volume.import')
   checkBackingPath(path)
   const {real, stats} = await resolve(path)
   if (stats.isFile()) return importFile(real, stats, id)

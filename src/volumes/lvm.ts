@@ -11,7 +11,7 @@ import {copyFileContents} from './copy.js'
 import {mappedDevices, mappedName, orphanedDevices, suspendedVolumes} from './device-mapper.js'
 import type {CloneVolume, CreateVolume, PoolCapacity, VolumeDriver} from './driver.js'
 import {existsError, shrinkError, throwIfAborted} from './errors.js'
-import {isVolumeId} from './id.js'
+import {checkVolumeId, isVolumeId} from './id.js'
 import {Ledger, type Promised} from './ledger.js'
 import {type LvmSystem, withoutUdevd, writeLvmSystemDirectory} from './lvm-config.js'
 import type {ScannableOptions} from './lvm-devices.js'
@@ -204,9 +204,10 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
     }
   }
 
-  create({id, sizeBytes, preallocate}: CreateVolume): Promise<Volume> {
+  async create({id, sizeBytes, preallocate}: CreateVolume): Promise<Volume> {
+    checkSize(sizeBytes)
     return this.#change('volume.create', id, async () => {
-      const wanted: Promised = {sizeBytes: this.#roundUp(checkSize(sizeBytes)), thin: this.#isThin(preallocate)}
+      const wanted: Promised = {sizeBytes: this.#roundUp(sizeBytes), thin: this.#isThin(preallocate)}
       const existing = await this.#adopt(id, wanted.sizeBytes)
       if (existing) return existing
       return this.#withReservation(id, wanted, () => this.#make({...wanted, id, name: id, role: 'id'}))
@@ -310,8 +311,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   }
 
   async get(id: VolumeId): Promise<Volume | undefined> {
-    this.#checkOpen('volume.get')
     if (!isVolumeId(id)) return undefined
+    this.#checkOpen('volume.get')
     const entry = await this.#poolErrors('volume.get', () => this.#look(id))
     return entry && this.#volume(id, entry)
   }
@@ -827,13 +828,8 @@ export class LvmVolumeDriver extends EventEmitter<Events> implements VolumeDrive
   /** One change at a time per id, after a check of what the caller gave. */
   #change<T>(op: string, id: VolumeId, task: () => Promise<T>): Promise<T> {
     const change = this.#queue.run(id, async () => {
+      checkVolumeId(id, op)
       this.#checkOpen(op)
-      if (!isVolumeId(id)) {
-        throw new StorageError('NAME_INVALID', `${JSON.stringify(id)} is not a volume id: expected 16 hex digits`, {
-          op,
-          info: {id},
-        })
-      }
       return this.#poolErrors(op, async () => {
         try {
           return await task()

@@ -520,41 +520,6 @@ export function targetContract(name: string, options: TargetContractOptions): vo
     if (dataPath) t.is((await login({portal, iqn: spec.iqn, initiator})).serial, spec.volume.id)
   })
 
-  test(`${name}: names that could be misread are refused before anything is made`, async t => {
-    const {driver, directory} = await setUp(t)
-    const spec = await volumeSpec(directory)
-    const bad: Record<string, Partial<ExportSpec>> = {
-      'a comma in the path': {volume: {...spec.volume, path: `${directory}/a,bstype=null`}},
-      'a newline in the path': {volume: {...spec.volume, path: `${directory}/a\nb`}},
-      'a NUL in the path': {volume: {...spec.volume, path: `${directory}/a\0b`}},
-      'a relative path': {volume: {...spec.volume, path: 'v.img'}},
-      'an id that is none': {volume: {...spec.volume, id: '0123'}},
-      'upper case in the id': {volume: {...spec.volume, id: '0123456789ABCDEF'}},
-      'a comma in the IQN': {iqn: 'iqn.2026-01.io.lunpath:a,b'},
-      'a control character in the IQN': {iqn: 'iqn.2026-01.io.lunpath:a\u0007'},
-      'two dots in the IQN': {iqn: 'iqn.2026-01.io.lunpath:..'},
-      'no IQN': {iqn: ''},
-      'an address that is none': {access: {addresses: ['everyone'], names: []}},
-      'an address and more': {access: {addresses: ['127.0.0.1,x=y'], names: []}},
-      'a prefix too long': {access: {addresses: ['127.0.0.1/33'], names: []}},
-      'an initiator name that is none': {access: {addresses: [], names: ['ALL']}},
-      'a comma in the CHAP user': {auth: {incoming: {user: 'a,password=x', secret: 'a-good-secret-01'}}},
-    }
-    for (const [what, change] of Object.entries(bad)) {
-      t.throws(() => driver.check({...spec, ...change}), {code: 'NAME_INVALID'}, what)
-      const error = await t.throwsAsync(driver.export({...spec, ...change}), {instanceOf: StorageError}, what)
-      t.is(error?.code, 'NAME_INVALID', what)
-    }
-    const secrets = ['short', 'with,a comma,in it', 'with\nnewline-0001', 'x'.repeat(500)]
-    for (const secret of secrets) {
-      const auth = {incoming: {user: 'guest', secret}}
-      t.throws(() => driver.check({...spec, auth}), {code: 'INVALID_ARGUMENT'})
-      const error = await refusedWith(t, 'INVALID_ARGUMENT', driver.export({...spec, auth}))
-      t.false(error.message.includes(secret))
-    }
-    t.deepEqual(await driver.list(), [])
-  })
-
   test(`${name}: no error tells a secret`, async t => {
     const {driver, directory} = await setUp(t)
     const spec = await volumeSpec(directory, {auth: {incoming: {user: 'guest', secret: 'top-secret-0001'}}})
