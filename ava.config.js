@@ -1,32 +1,16 @@
-// The files that take minutes begin first: else the last of them runs alone. Those are files of the lab, whose machines
-// are emulated.
-const slowest = [
-  'e2e/kernel-path',
-  'e2e/kernel-guest',
-  'e2e/host-route',
-  'volumes/lvm-pools',
-  'volumes/lost-pools',
-  'volumes/lvm-batches',
-  'volumes/lvm',
-  'targets/iet',
-  'e2e/lvm-scan',
-  'initiators/open-iscsi',
-  'volumes/lvm-create',
-  'volumes/lvm-faults',
-  'targets/lio',
-  'targets/iet-import',
-  'e2e/crash-points',
-]
+// The files that take longest begin first: else the last of them runs alone. How long each took when they were last recorded
+// (`npm test -- --record`) is in test/seconds.json; one that is not there may take long.
+import {readFileSync} from 'node:fs'
 
-const rank = file => {
-  const at = slowest.findIndex(name => file.endsWith(`/dist/test/${name}.test.js`))
-  return at < 0 ? slowest.length : at
-}
+const top = new URL('./dist/test/', import.meta.url).pathname
+const seconds = JSON.parse(readFileSync(new URL('./test/seconds.json', import.meta.url), 'utf8'))
+const rank = file => seconds[file.slice(top.length, -'.test.js'.length)] ?? Number.POSITIVE_INFINITY
 
 export default {
   files: ['dist/test/**/*.test.js'],
   workerThreads: false,
   concurrency: 2,
   timeout: '10m',
-  sortTestFiles: (a, b) => rank(a) - rank(b) || a.localeCompare(b),
+  require: ['./test/run/note-times.js'],
+  sortTestFiles: (a, b) => (rank(a) === rank(b) ? a.localeCompare(b) : rank(b) - rank(a)),
 }

@@ -1,5 +1,4 @@
-import {type ChildProcess, execFile, spawn} from 'node:child_process'
-import {once} from 'node:events'
+import {execFile} from 'node:child_process'
 import {mkdtemp, rm, truncate, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -10,6 +9,7 @@ import {freePort} from '../src/sandbox/ports.js'
 import {request, TgtControl} from '../src/targets/tgt-control.js'
 import {parseTargets} from '../src/targets/tgt-show.js'
 import {lunParameters} from '../src/targets/tgt-spec.js'
+import {type BenchDaemon, startDaemon} from './daemon.js'
 import {type Comparison, compile, countExecve} from './measure.js'
 import type {Release} from './trials.js'
 
@@ -31,7 +31,7 @@ export interface EndToEndOptions {
 /** What the trials of this file share: a daemon with some exports, and what is done to it. */
 interface Load {
   directory: string
-  daemon: ChildProcess
+  daemon: BenchDaemon
   make: (times: number) => Promise<string[]>
   unexport: (ids: string[]) => Promise<void>
   /** Waits until tgtd has forgotten what was unexported: lunpath leaves the last part of that for a quiet time. */
@@ -105,9 +105,9 @@ async function startLoad(
   {concurrency, existing, directory}: Pick<EndToEndOptions, 'concurrency' | 'existing'> & {directory: string},
   release: Release,
 ): Promise<Load> {
-  const daemon = await serve(directory)
-  release(() => stop(daemon))
-  const api = new ApiClient(join(directory, 'api.sock'), {maxSockets: concurrency})
+  const daemon = await startDaemon(directory, await configuration())
+  release(() => daemon.stop())
+  const api = new ApiClient(daemon.socket, {maxSockets: concurrency})
   release(async () => api.close())
 
   const make = async (times: number): Promise<string[]> => {
@@ -182,21 +182,13 @@ export async function unexportComparison(
   }
 }
 
-async function execveOf(daemon: ChildProcess, task: () => Promise<void>, operations: number): Promise<number | null> {
+async function execveOf(daemon: BenchDaemon, task: () => Promise<void>, operations: number): Promise<number | null> {
   const started = await countExecve(task, daemon.pid)
   return started === null ? null : started / operations
 }
 
-/** A daemon as `lunpath serve` runs it, with everything in `directory`. */
-async function serve(directory: string): Promise<ChildProcess> {
-  const config = join(directory, 'lunpath.toml')
-  await writeFile(
-    config,
-    `[daemon]
-directory = "${directory}"
-socket = "${directory}/api.sock"
-logLevel = "warn"
-[volumes]
+async function configuration(): Promise<string> {
+  return `[volumes]
 overcommit = 1000
 [targets]
 portals = ["127.0.0.1:${await freePort()}"]
@@ -205,31 +197,5 @@ endWithDaemon = true
 uri = "test:///default"
 [metrics]
 listen = ""
-`,
-  )
-  const child = spawn(process.execPath, ['dist/src/cli/main.js', 'serve', '--config', config], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-  })
-  const client = new ApiClient(`${directory}/api.sock`)
-  for (let tries = 0; tries < 200; tries++) {
-    if (child.exitCode !== null) break
-    const serves = await client.call<{state: string}>('GET', '/status').then(
-      ({state}) => state === 'serving',
-      () => false,
-    )
-    if (serves) {
-      client.close()
-      return child
-    }
-    await sleep(50)
-  }
-  await stop(child)
-  throw new Error('the daemon did not start')
-}
-
-async function stop(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null) return
-  const exited = once(child, 'exit')
-  child.kill('SIGTERM')
-  await exited
+`
 }

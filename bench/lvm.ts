@@ -7,6 +7,7 @@ import {promisify} from 'node:util'
 import {newVolumeId} from '../src/volumes/id.js'
 import {LvmVolumeDriver} from '../src/volumes/lvm.js'
 import {createGroup} from '../src/volumes/lvm-create.js'
+import {diskOfLab} from '../test/lab/disk.js'
 import {type Comparison, countExecve, median} from './measure.js'
 
 const run = promisify(execFile)
@@ -37,11 +38,12 @@ export async function lvmComparison(
   release(() => rm(directory, {recursive: true, force: true}))
   const systemDirectory = join(directory, 'lvm')
   const thinPool = kind === 'thin' ? 'thin' : undefined
-  await createGroup({group, devices: ['/dev/vda'], thinPool, thinBytes: 2 ** 30, systemDirectory})
+  const disk = diskOfLab(1)
+  await createGroup({group, devices: [disk], thinPool, thinBytes: 2 ** 30, systemDirectory})
   const env = {PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LC_ALL: 'C', LVM_SYSTEM_DIR: systemDirectory}
   release(async () => {
     await run('vgremove', ['--yes', '--force', group], {env})
-    await run('pvremove', ['--yes', '/dev/vda'], {env})
+    await run('pvremove', ['--yes', disk], {env})
   })
   const driver = new LvmVolumeDriver({
     pool: 'bench',

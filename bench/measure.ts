@@ -1,4 +1,4 @@
-import {spawn} from 'node:child_process'
+import {spawn, spawnSync} from 'node:child_process'
 import {once} from 'node:events'
 import {closeSync, fdatasyncSync, openSync, writeSync} from 'node:fs'
 import {mkdtemp, readFile, rm} from 'node:fs/promises'
@@ -44,22 +44,36 @@ export function summarize(values: number[]): Summary {
 }
 
 /**
- * Runs both sides in turn, `pairs` times, and compares within each pair: what the machine does meanwhile falls on both
- * sides alike. Which side goes first alternates. One pair before counts for nothing: it warms both up.
+ * Runs both sides in turn, `pairs` times, so that what the machine does meanwhile falls on both alike. Which side goes first
+ * alternates.
  */
-export async function measurePaired({ours, other}: Pick<Comparison, 'ours' | 'other'>, pairs: number): Promise<Paired> {
-  const results: {ours: number; other: number}[] = []
-  for (let pair = -1; pair < pairs; pair++) {
+export async function inTurn<S>(
+  {ours, other}: {ours: () => Promise<S>; other: () => Promise<S>},
+  pairs: number,
+): Promise<{ours: S; other: S}[]> {
+  const results: {ours: S; other: S}[] = []
+  for (let pair = 0; pair < pairs; pair++) {
     const oursFirst = pair % 2 === 0
     const first = await (oursFirst ? ours : other)()
     const second = await (oursFirst ? other : ours)()
-    if (pair >= 0) results.push(oursFirst ? {ours: first, other: second} : {ours: second, other: first})
+    results.push(oursFirst ? {ours: first, other: second} : {ours: second, other: first})
   }
+  return results
+}
+
+/** Compares within each pair. */
+export function paired(results: readonly {ours: number; other: number}[]): Paired {
   return {
     ours: summarize(results.map(result => result.ours)),
     other: summarize(results.map(result => result.other)),
     ratio: median(results.map(result => result.ours / result.other)),
   }
+}
+
+/** Compares `pairs` pairs of samples. One pair before counts for nothing: it warms both sides up. */
+export async function measurePaired(sides: Pick<Comparison, 'ours' | 'other'>, pairs: number): Promise<Paired> {
+  const [, ...results] = await inTurn(sides, pairs + 1)
+  return paired(results)
 }
 
 /** The median of 100 appends of 4 KiB, each made durable: what the disk costs any operation that stores something. */
@@ -80,6 +94,16 @@ export async function fdatasyncMicroseconds(directory = tmpdir()): Promise<numbe
     closeSync(fd)
     await rm(own, {recursive: true})
   }
+}
+
+/** The median of 50 runs of /bin/true: what a program costs here before it does anything. */
+export function spawnMilliseconds(): number {
+  const times = Array.from({length: 50}, () => {
+    const began = performance.now()
+    spawnSync('/bin/true', {stdio: 'ignore'})
+    return performance.now() - began
+  })
+  return median(times)
 }
 
 /**
@@ -134,5 +158,6 @@ export async function describeMachine(): Promise<Record<string, unknown>> {
     node: process.version,
     load1: loadavg()[0],
     fdatasyncUs: Math.round(await fdatasyncMicroseconds()),
+    spawnUs: Math.round(spawnMilliseconds() * 1e3),
   }
 }

@@ -1,5 +1,6 @@
 import type {NativeIscsiEngine} from '../src/bench/native.js'
 import type {LabOptions} from '../test/lab/vm.js'
+import {cinderRows} from './cinder.js'
 import {computeComparison} from './compute.js'
 import {endToEndComparison, unexportComparison} from './end-to-end.js'
 import {eventLoopComparison} from './event-loop.js'
@@ -16,25 +17,50 @@ import {type IscsiFigure, iscsiComparison, iscsiWriteComparison} from './iscsi.j
 import {existingComparison, parallelComparison, targetcliComparison} from './lio.js'
 import {loginComparison} from './login.js'
 import {lvmComparison} from './lvm.js'
-import type {Comparison} from './measure.js'
+import type {Comparison, Paired} from './measure.js'
 import {provisionComparison} from './provision.js'
 
 /** Hands over what must be undone when the trial is over, last first. */
 export type Release = (cleanup: () => Promise<void>) => void
 
-/** A row of the table: what is compared, in which unit, and the bar that the ratio ours ÷ other must hold, if any. */
-export interface Trial {
+export type Bar = {atMost: number} | {atLeast: number}
+
+interface TrialFacts {
   bench: string
   name: string
   unit: string
   better: 'lower' | 'higher'
-  bar: {atMost: number} | {atLeast: number} | null
-  prepare: (release: Release) => Promise<Comparison>
   /** It needs a kernel of its own: the bench runs in the lab, in a VM of this kind. */
-  lab?: Pick<LabOptions, 'cpus' | 'memoryMiB' | 'disksBytes' | 'modules'>
+  lab?: Pick<LabOptions, 'machine' | 'cpus' | 'memoryMiB' | 'disksBytes' | 'modules'>
 }
 
-export const trials: Trial[] = [
+/** A row of the table: what is compared, in which unit, and the bar that the ratio ours ÷ other must hold, if any. */
+export interface Trial extends TrialFacts {
+  bar: Bar | null
+  prepare: (release: Release) => Promise<Comparison>
+}
+
+/** A trial whose samples have several figures: each is a result. */
+export interface TableTrial extends TrialFacts {
+  /** Where the command line does not say. */
+  pairs: number
+  measure: (pairs: number, release: Release) => Promise<TableRow[]>
+}
+
+export interface TableRow {
+  /** Behind the trial's. */
+  name: string
+  otherName: string
+  statistic: string
+  paired: Paired
+  bar: Bar | null
+  beside: Record<string, unknown>
+}
+
+/** These bars were measured with spawns that cost what emulation makes of them. */
+const emulated = {machine: 'qemu'} as const
+
+export const trials: (Trial | TableTrial)[] = [
   {
     bench: 'provision',
     name: 'tgt: new target + LUN + ids + rule against tgtadm, one at a time',
@@ -153,14 +179,28 @@ export const trials: Trial[] = [
     better: 'lower',
     bar: {atMost: 0.6},
     prepare: loginComparison,
-    lab: {},
+    lab: emulated,
   },
+  cinder('tgt'),
+  cinder('lio'),
 ]
+
+function cinder(target: 'tgt' | 'lio'): TableTrial {
+  return {
+    bench: 'cinder',
+    name: target === 'tgt' ? 'Cinder, tgt' : 'Cinder, LIO',
+    unit: 'ms',
+    better: 'lower',
+    pairs: 3,
+    measure: (pairs, release) => cinderRows(target, pairs, release),
+    lab: {memoryMiB: 2048, disksBytes: [12 * 2 ** 30], modules: ['dm-mod']},
+  }
+}
 
 function iet(name: string, atMost: number | null, prepare: Trial['prepare']): Trial {
   const unit = name.startsWith('64 requests') ? 'requests' : 'ms'
   const bar = atMost === null ? null : {atMost}
-  return {bench: 'iet', name: `IET (double): ${name}`, unit, better: 'lower', bar, prepare, lab: {}}
+  return {bench: 'iet', name: `IET (double): ${name}`, unit, better: 'lower', bar, prepare, lab: emulated}
 }
 
 function io(trial: IoTrial, bar: Trial['bar']): Trial {
@@ -210,7 +250,7 @@ function iscsiWrite(
 }
 
 function lio(name: string, atMost: number, prepare: Trial['prepare']): Trial {
-  const lab = {cpus: 2, memoryMiB: 2048}
+  const lab = {...emulated, cpus: 2, memoryMiB: 2048}
   return {bench: 'lio', name: `LIO: ${name}`, unit: 'ms', better: 'lower', bar: {atMost}, prepare, lab}
 }
 
@@ -224,7 +264,7 @@ function lvm(step: 'create' | 'delete', kind: 'thick' | 'thin', concurrency: num
     better: 'lower',
     bar,
     prepare: release => lvmComparison({step, kind, count: concurrency === 1 ? 3 : 8, concurrency}, release),
-    lab: {disksBytes: [4 * 2 ** 30], modules: ['dm-mod', 'dm-thin-pool']},
+    lab: {...emulated, disksBytes: [4 * 2 ** 30], modules: ['dm-mod', 'dm-thin-pool']},
   }
 }
 

@@ -8,7 +8,7 @@ import {backingAt, backingOfLun, backingOfScsi, overlap} from '../src/backing.js
 import {run} from '../src/exec.js'
 import {attachLoop, MiB} from './contract/observe.js'
 import {withLoop} from './fixtures/with-loop.js'
-import {lab} from './lab/lab.js'
+import {lab, labDisk} from './lab/lab.js'
 import {TestGroup} from './volumes/lvm-group.js'
 
 async function image(t: ExecutionContext): Promise<string> {
@@ -94,7 +94,7 @@ lab('a SCSI disk by its paths, its address and its partitions', async t => {
 })
 
 lab('a logical volume is its dm node, shares with its disk, and shares nothing with its neighbour', async t => {
-  const group = await TestGroup.make('vgbytes', '/dev/vda')
+  const group = await TestGroup.make('vgbytes', labDisk(1))
   t.teardown(() => group.shell.close())
   for (const name of ['one', 'two']) await group.run('lvcreate', '--size', '8m', '--name', name, 'vgbytes')
   const {rdev} = await stat('/dev/vgbytes/one')
@@ -102,10 +102,10 @@ lab('a logical volume is its dm node, shares with its disk, and shares nothing w
   const nodes = await Promise.all(names.map(async name => ({name, rdev: (await stat(`/dev/${name}`)).rdev})))
   const node = nodes.find(one => one.rdev === rdev)!
   t.true(await shares('/dev/vgbytes/one', `/dev/${node.name}`))
-  t.true(await shares('/dev/vgbytes/one', '/dev/vda'))
+  t.true(await shares('/dev/vgbytes/one', labDisk(1)))
   t.false(await shares('/dev/vgbytes/one', '/dev/vgbytes/two'))
   const {device} = await attachLoop(t, '/dev/vgbytes/one')
   t.true(await shares(device, `/dev/${node.name}`))
-  t.true(await shares(device, '/dev/vda'))
+  t.true(await shares(device, labDisk(1)))
   t.false(await shares(device, '/dev/vgbytes/two'))
 })

@@ -63,6 +63,10 @@ const logoutPauseMs = 500
 const diskPollMs = 2
 /** udev takes some 0.2 s, and many times that on a busy machine. */
 const stablePathMs = 30_000
+/** iscsid brings a lost connection back in this time where it can. */
+const recoveryMs = 10_000
+/** udev has looked into a device by then. */
+const probedMs = 3_000
 
 /** What a disk is looked for by, in one target. */
 interface Wanted {
@@ -253,13 +257,14 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   /** The disk in each session with the target, proven, and what stands for all of them. */
   async #find(wanted: Wanted): Promise<Device> {
     const {iqn, lun, portals, expected} = wanted
-    const sessions = (await this.#sysfs.sessionsOf(iqn)).filter(
-      session => isLoggedIn(session) && portals.some(portal => samePortal(portal, session.portal)),
-    )
+    const all = (await this.#sysfs.sessionsOf(iqn)).filter(session => isAtOne(portals, session))
+    const sessions = all.filter(isLoggedIn)
     if (sessions.length === 0) {
-      throw new StorageError('INITIATOR_FAILED', `There is no session with ${iqn}`, {
+      const states = all.map(({state}) => state)
+      const what = states.length === 0 ? 'There is no session' : `The connection is lost (${states}) of the session`
+      throw new StorageError('INITIATOR_FAILED', `${what} with ${iqn}`, {
         op: 'initiator.find',
-        info: {iqn, portals: portals.map(formatPortal)},
+        info: {iqn, portals: portals.map(formatPortal), states},
       })
     }
     const found = await Promise.all(sessions.map(session => this.#provenDisk(session, wanted)))
@@ -400,9 +405,20 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
   async verify(device: Device, expected: Partial<Identity>): Promise<Device> {
     const {iqn, lun, paths, missingPortals} = device
     const portals = [...paths.map(({portal}) => portal), ...missingPortals]
-    return this.#queue.run(iqn, async () =>
-      this.#find({iqn, lun, portals, expected, before: await this.#sysfs.sessionsOf(iqn)}),
-    )
+    return this.#queue.run(iqn, async () => {
+      await this.#awaitRecovery(iqn, portals)
+      return this.#find({iqn, lun, portals, expected, before: await this.#sysfs.sessionsOf(iqn)})
+    })
+  }
+
+  /** A connection that is lost for a moment is brought back by iscsid, within seconds where the portal answers. */
+  async #awaitRecovery(iqn: string, portals: readonly Portal[]): Promise<void> {
+    const until = performance.now() + recoveryMs
+    while (performance.now() < until) {
+      const sessions = (await this.#sysfs.sessionsOf(iqn)).filter(session => isAtOne(portals, session))
+      if (sessions.some(isLoggedIn) || !sessions.some(({state}) => state === 'FAILED')) return
+      await sleep(100)
+    }
   }
 
   async rescan(device: Device, sizeBytes: number): Promise<Device> {
@@ -509,13 +525,26 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
     return flushed
   }
 
-  /** multipathd's device goes before its paths do. */
+  /**
+   * multipathd's device goes before its paths do. One that was written to is opened once more when its writer closes it, by
+   * udev, which looks what is on it now (udev(7), "watch"): it is busy for that long.
+   */
   async #unjoin(device: string, force: boolean): Promise<void> {
     const name = await this.#sysfs.blockAttribute(device, 'dm/name')
     if (name === undefined) return
-    await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs}).catch(error => {
-      if (!force) throw inUse(device, 'is not given up by multipathd', error)
-    })
+    const until = performance.now() + probedMs
+    for (;;) {
+      try {
+        await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs})
+        return
+      } catch (error) {
+        if (performance.now() >= until) {
+          if (!force) throw inUse(device, 'is not given up by multipathd', error)
+          return
+        }
+      }
+      await sleep(100)
+    }
   }
 
   /** @throws INITIATOR_FAILED, INITIATOR_UNAVAILABLE where sessions are left after some attempts: they are stuck */
@@ -601,6 +630,10 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
       return records
     })
   }
+}
+
+function isAtOne(portals: readonly Portal[], {portal}: KernelSession): boolean {
+  return portals.some(one => samePortal(one, portal))
 }
 
 function isLoggedIn({state}: KernelSession): boolean {

@@ -9,7 +9,7 @@ import {start} from '../../src/bench/run.js'
 import {run} from '../../src/exec.js'
 import {exclusively} from '../fixtures/claims.js'
 import {until} from '../fixtures/cli.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 
 const execute = promisify(execFile)
 const MiB = 2 ** 20
@@ -58,7 +58,7 @@ lab('where no thread can be started, that is the error of the run', async t => {
 async function hangingDevice(t: ExecutionContext, name: string) {
   const dmsetup = (...args: string[]) => run('dmsetup', args, {env: {DM_DISABLE_UDEV: '1'}})
   const uuid = `lunpath-test-${name}`
-  await dmsetup('create', name, '--uuid', uuid, '--table', `0 ${diskBytes / 512} linear /dev/vda 0`)
+  await dmsetup('create', name, '--uuid', uuid, '--table', `0 ${diskBytes / 512} linear ${labDisk(1)} 0`)
   t.teardown(() => until('the device can be removed', () => dmsetup('remove', name).then(ok, failed)))
   return {
     path: `/dev/mapper/${name}`,

@@ -25,7 +25,7 @@ import {deviceNumber} from '../../src/device-number.js'
 import {StorageError} from '../../src/errors.js'
 import {run} from '../../src/exec.js'
 import {attachLoop, MiB, readAt, writeAt} from '../contract/observe.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 import {TestGroup} from '../volumes/lvm-group.js'
 
 async function temporary(t: ExecutionContext): Promise<string> {
@@ -183,6 +183,20 @@ test('a device that another process has open for writing without a claim, as tgt
   await refused(t, node, writeTo, /is open for writing/)
 })
 
+test('a device that a process has open for writing beside many other files', async t => {
+  const {device, writeTo} = await blockDevice(t)
+  const handle = await open(device, 'r+')
+  const others = Array<'ignore'>(200).fill('ignore')
+  const holder = spawn('sleep', ['300'], {stdio: [...others, handle.fd]})
+  const ended = once(holder, 'close')
+  t.teardown(async () => {
+    holder.kill('SIGKILL')
+    await ended
+  })
+  await handle.close()
+  await refused(t, device, writeTo, new RegExp(`is open for writing in process ${holder.pid} \\(sleep\\)`))
+})
+
 test('what lies under a loop device, by any name of it', async t => {
   const {image, device, writeTo} = await blockDevice(t)
   const file: WriteTo = {identity: `inode:${(await stat(image)).ino}`, sizeBytes: 32 * MiB}
@@ -259,11 +273,11 @@ lab('a device under device-mapper, and the mapped device by its own uuid', async
 })
 
 lab('a physical volume of LVM, and the logical volume that has a file system', async t => {
-  const group = await TestGroup.make('vgsafe', '/dev/vdb')
+  const group = await TestGroup.make('vgsafe', labDisk(2))
   t.teardown(() => group.shell.close())
-  await refused(t, '/dev/vdb', await numberOf('/dev/vdb', 256 * MiB), /holds LVM2_member/)
+  await refused(t, labDisk(2), await numberOf(labDisk(2), 256 * MiB), /holds LVM2_member/)
   await group.run('lvcreate', '--size', '32m', '--name', 'lv', 'vgsafe')
-  await refused(t, '/dev/vdb', await numberOf('/dev/vdb', 256 * MiB), /is held by dm-\d+/)
+  await refused(t, labDisk(2), await numberOf(labDisk(2), 256 * MiB), /is held by dm-\d+/)
   await run('mkfs.ext4', ['-q', '/dev/vgsafe/lv'])
   await refused(t, '/dev/vgsafe/lv', {identity: 'any', sizeBytes: 32 * MiB}, /holds ext4/)
   const mountPoint = await mounted(t, '/dev/vgsafe/lv')

@@ -7,16 +7,15 @@ import type {Disk, Volume} from '../../src/types.js'
 import {sha256} from '../contract/initiators.js'
 import {Node} from '../fixtures/node.js'
 import {KernelPath, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 
 const MiB = 2 ** 20
 const group = 'vg0'
 const domain = 'guest'
-// An emulated machine in an emulated machine: it boots in more than a minute.
+// It is emulated: where the lab is too, it boots in more than a minute.
 const guestMs = 480_000
 
 lab.options({
-  cpus: 2,
   memoryMiB: 2048,
   disksBytes: [512 * MiB],
   modules: ['dm-mod'],
@@ -35,7 +34,7 @@ test.before(async t => {
   await guest.boot()
   node = await Node.make({targets: path.lio, compute: {uri: path.libvirtd.uri}})
   await node.start()
-  await node.api.call('POST', '/pools', {group, devices: ['/dev/vda']})
+  await node.api.call('POST', '/pools', {group, devices: [labDisk(1)]})
   await guest.waitReady({timeoutMs: guestMs})
 })
 

@@ -14,7 +14,7 @@ import {LogLines, Node} from '../fixtures/node.js'
 import {generator, pick, seed} from '../fixtures/random.js'
 import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {KernelPath, type PathState, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 
 const MiB = 2 ** 20
 const domains = ['vm1', 'vm2']
@@ -60,7 +60,7 @@ async function startNode(t: ExecutionContext, driver: 'lio' | 'tgt', options: Da
   })
   await node.start(options)
   if (!known) {
-    await node.api.call('POST', '/pools', {group, devices: ['/dev/vda'], thin: true, thinBytes: 512 * MiB})
+    await node.api.call('POST', '/pools', {group, devices: [labDisk(1)], thin: true, thinBytes: 512 * MiB})
   }
   return node
 }
@@ -140,7 +140,7 @@ lab('3. the disk under an exported volume fails: errors at each end, and it all 
   const node = await startNode(t, 'lio', {logTo: log})
   // Behind the disk's first MiB: its own label would make LVM see one disk twice.
   const sectors = (255 * MiB) / 512
-  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 2048\n`})
+  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear ${labDisk(2)} 2048\n`})
   const {number} = (await mappedDevices()).find(({name}) => name === 'disk')!
   const table = async (text: string) => {
     await run('dmsetup', ['suspend', '--noflush', '--nolockfs', 'disk'])
@@ -173,7 +173,7 @@ lab('3. the disk under an exported volume fails: errors at each end, and it all 
   await t.throwsAsync(node.api.call('DELETE', `/volumes/${volume.id}`), {code: 'POOL_UNUSABLE'})
   await t.throwsAsync(attach(node, {pool: failing}), {code: 'POOL_UNUSABLE'})
 
-  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+  await table(`0 ${sectors} linear ${labDisk(2)} 2048\n`)
   t.is(sha256(await readDirect(volume.path, range)), sha256(data))
   const again = {volume: volume.id, pool: undefined, sizeBytes: undefined}
   await attach(node, again)
@@ -186,7 +186,7 @@ lab('3. the disk under an exported volume fails: errors at each end, and it all 
   const detached = await lunpath(['--socket', node.socket, 'detach', volume.id])
   t.like(detached, {exitCode: 0, stdout: `detached ${volume.id}\n`})
   t.regex(detached.stderr, /could not be flushed: what this host had not written to it yet may be lost/)
-  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+  await table(`0 ${sectors} linear ${labDisk(2)} 2048\n`)
   await node.api.call('DELETE', `/volumes/${volume.id}`)
   await until('the journal is empty', () => node.daemon.operations.rooms.journal.unfinished().length === 0)
   await nothingLeft(t, node, failing)

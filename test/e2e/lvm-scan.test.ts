@@ -7,7 +7,7 @@ import type {Disk, Volume} from '../../src/types.js'
 import {until} from '../fixtures/cli.js'
 import {LogLines, Node} from '../fixtures/node.js'
 import {KernelPath, pathState, readDirect, writeDirect} from '../lab/kernel-path.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 
 const MiB = 2 ** 20
 const domain = 'vm'
@@ -48,12 +48,12 @@ lab('guests’ LVM and dead disks are nothing to our pool', async t => {
   await node.start({logTo: log})
 
   // What a guest's LVM would write, for a group of the same name as ours.
-  await run('vgcreate', [group, '/dev/vdc'])
-  const guestsLabel = await readDirect('/dev/vdc', {offsetMiB: 0, lengthMiB: 2})
+  await run('vgcreate', [group, labDisk(3)])
+  const guestsLabel = await readDirect(labDisk(3), {offsetMiB: 0, lengthMiB: 2})
   await run('vgremove', ['--force', '--yes', group])
-  await run('pvremove', ['/dev/vdc'])
+  await run('pvremove', [labDisk(3)])
 
-  await node.api.call('POST', '/pools', {group, devices: ['/dev/vda'], thin: true, thinBytes: 256 * MiB})
+  await node.api.call('POST', '/pools', {group, devices: [labDisk(1)], thin: true, thinBytes: 256 * MiB})
   const create = () => node.api.call<{volume: Volume}>('POST', '/volumes', {pool: group, sizeBytes: 16 * MiB})
   const seen = async () => {
     const {stdout} = await run('pvs', ['--reportformat', 'json', '-o', 'pv_name'], {
@@ -77,25 +77,25 @@ lab('guests’ LVM and dead disks are nothing to our pool', async t => {
   await t.throwsAsync(node.api.call('POST', '/pools', {group: 'other', devices: [device]}), refused)
 
   await writeDirect(device, {offsetMiB: 0, data: guestsLabel})
-  t.deepEqual(await seen(), ['/dev/vda'])
+  t.deepEqual(await seen(), [labDisk(1)])
   await work()
 
   // An imported disk is a guest's as well.
-  const imported = await node.api.call<{volume: Volume}>('POST', '/volumes/import', {path: '/dev/vdc'})
-  await writeDirect('/dev/vdc', {offsetMiB: 0, data: guestsLabel})
+  const imported = await node.api.call<{volume: Volume}>('POST', '/volumes/import', {path: labDisk(3)})
+  await writeDirect(labDisk(3), {offsetMiB: 0, data: guestsLabel})
   await work()
-  t.deepEqual(await seen(), ['/dev/vda'])
+  t.deepEqual(await seen(), [labDisk(1)])
   await node.api.call('DELETE', `/volumes/${imported.volume.id}`)
-  await run('wipefs', ['--all', '/dev/vdc'])
+  await run('wipefs', ['--all', labDisk(3)])
 
   // What an operator adds to the group by hand is there for the next command.
-  await lvmOn(['/dev/vda', '/dev/vdb'], 'vgextend', '--yes', group, '/dev/vdb')
+  await lvmOn([labDisk(1), labDisk(2)], 'vgextend', '--yes', group, labDisk(2))
   await work()
-  t.deepEqual(await seen(), ['/dev/vda', '/dev/vdb'])
+  t.deepEqual(await seen(), [labDisk(1), labDisk(2)])
   // The same with a device that was not there before. Its label is not where the disk's own would be.
-  const table = `0 ${(64 * MiB) / 512} linear /dev/vdc 8192\n`
+  const table = `0 ${(64 * MiB) / 512} linear ${labDisk(3)} 8192\n`
   await run('dmsetup', ['create', 'later'], {input: table})
-  await lvmOn(['/dev/vda', '/dev/vdb', '/dev/mapper/later'], 'vgextend', '--yes', group, '/dev/mapper/later')
+  await lvmOn([labDisk(1), labDisk(2), '/dev/mapper/later'], 'vgextend', '--yes', group, '/dev/mapper/later')
   await work()
   t.is((await seen()).length, 3)
 
@@ -140,7 +140,10 @@ lab('guests’ LVM and dead disks are nothing to our pool', async t => {
     t.is((await seen()).length, 3, key)
   }
   // With both lunpath's takes the place of one, and what that one forbids stays forbidden.
-  t.is(await hosts('filter=["r|loop|"] global_filter=["a|^/dev/vd|", "a|^/dev/dm-|", "r|.*|"]'), 'ok')
+  t.is(
+    await hosts(`filter=["r|loop|"] global_filter=["a|^${labDisk(1).slice(0, -1)}|", "a|^/dev/dm-|", "r|.*|"]`),
+    'ok',
+  )
   await node.stopDaemon()
   await node.start({logTo: log})
   await work()

@@ -632,6 +632,19 @@ lab('18. tgtd restarts and its target comes late: connecting again logs in anew'
   await nothingLeft(t, unit)
 })
 
+lab('18b. a session that iscsid is about to bring back is waited for before its disk is proven', async t => {
+  const unit = await lun(t)
+  const device = await initiator.connect(spec(unit))
+  await tgtd.restart()
+  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  const verified = initiator.verify(device, spec(unit).expected)
+  await sleep(500)
+  await unit.restore()
+  t.is((await verified).path, device.path)
+  await initiator.disconnect(unit.iqn)
+  await nothingLeft(t, unit)
+})
+
 lab('19. a target that is gone while logged in: the disconnect ends, without a flush, and nothing stays', async t => {
   const unit = await lun(t)
   await initiator.connect(spec(unit))

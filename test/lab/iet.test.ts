@@ -9,7 +9,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {Iet, type IetOptions, ietPrograms} from './iet.js'
-import {insideLab, lab} from './lab.js'
+import {insideLab, lab, labDisk} from './lab.js'
 
 lab.options({deadlineMs: 540_000, disksBytes: [16 * 2 ** 20]})
 
@@ -171,7 +171,7 @@ lab('2. targets, volumes and the listing in the order of IET', async t => {
   t.is(await raw.addTarget(fd, 0, 'iqn.2001-04.com.example:disk.b'), 2)
   t.is(await raw.addVolume(fd, 1, 0, 'Path=/run/f0.img,Type=fileio'), '0')
   t.is(await raw.addVolume(fd, 1, 5, 'path=/run/f1.img,TYPE=fileio,IOMode=ro,BlockSize=4096'), '0')
-  t.is(await raw.addVolume(fd, 1, 7, 'Type=blockio,Path=/dev/vda'), '0')
+  t.is(await raw.addVolume(fd, 1, 7, `Type=blockio,Path=${labDisk(1)}`), '0')
   t.is(await raw.addVolume(fd, 2, 0, 'Type=nullio'), '0')
   t.is(
     await listing(iet, 'volume'),
@@ -180,7 +180,7 @@ lab('2. targets, volumes and the listing in the order of IET', async t => {
 tid:1 name:iqn.2001-04.com.example:disk.a
 	lun:0 state:0 iotype:fileio iomode:wt blocks:32768 blocksize:512 path:/run/f0.img
 	lun:5 state:0 iotype:fileio iomode:ro blocks:2048 blocksize:4096 path:/run/f1.img
-	lun:7 state:0 iotype:blockio iomode:wt blocks:32768 blocksize:512 path:/dev/vda
+	lun:7 state:0 iotype:blockio iomode:wt blocks:32768 blocksize:512 path:${labDisk(1)}
 `,
   )
   t.is(
@@ -385,7 +385,7 @@ lab('11. what ADD_VOLUME takes and refuses', async t => {
   const taken = [
     'Path=/run/f.img',
     'pAtH=/run/f.img,tYpE=fileio,iomode=wb,BLOCKSIZE=4096',
-    'Path=/dev/vda,Type=fileio',
+    `Path=${labDisk(1)},Type=fileio`,
     'BlockSize=4096,Type=nullio,Sectors=8',
     `Path=/run/f.img,ScsiId=1234567890123456,ScsiSN=${'1'.repeat(32)}`,
   ]

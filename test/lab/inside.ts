@@ -3,11 +3,12 @@
 //
 // ava's own runner runs the tests, without the command around it: that takes four times as long to start under
 // emulation. So this stands for lib/worker/base.js of ava 7.
-import {writeSync} from 'node:fs'
+import {existsSync, readFileSync, writeSync} from 'node:fs'
 import {createRequire} from 'node:module'
 import {join} from 'node:path'
 import {pathToFileURL} from 'node:url'
 import {packageRoot} from '../../src/native.js'
+import {logFile} from '../run/log-file.js'
 
 export interface Outcome {
   title: string
@@ -77,14 +78,26 @@ async function run(testFile: string): Promise<void> {
   process.on('exit', code => {
     if (!finished && code === 0) process.exitCode = 1
   })
+  process.env.LUNPATH_TEST_FILE = testFile
   await import(pathToFileURL(testFile).href)
 }
 
-function failureOf({title, err = {}, logs}: StateChange): Outcome {
+const logTailLines = 40
+
+/** The end of the daemon's log, which is gone with the machine. */
+function daemonLog(): string[] {
+  const path = logFile()
+  if (!existsSync(path) || path === '/dev/null') return []
+  const lines = readFileSync(path, 'utf8').trimEnd().split('\n')
+  return [`The daemon's log ends:\n${lines.slice(-logTailLines).join('\n')}`]
+}
+
+function failureOf({title, err = {}, logs = []}: StateChange): Outcome {
   const details = (err.formattedDetails ?? []).map(({label, formatted}) => `${label}\n${formatted}`)
   if (err.formattedError) details.push(err.formattedError)
   if (err.stack) details.push(err.stack)
-  return {title: title!, passed: false, message: err.message || err.assertion || 'failed', details, logs}
+  const message = err.message || err.assertion || 'failed'
+  return {title: title!, passed: false, message, details, logs: [...logs, ...daemonLog()]}
 }
 
 function report(outcome: Outcome): void {

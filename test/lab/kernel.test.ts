@@ -6,7 +6,7 @@ import {open, readdir, readFile, writeFile} from 'node:fs/promises'
 import type {ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {loadAddon} from '../../src/native.js'
-import {lab} from './lab.js'
+import {lab, labDisk} from './lab.js'
 
 const MiB = 2 ** 20
 
@@ -61,8 +61,6 @@ lab('4. CUSE, loop and the disks made of nothing are there', async t => {
   t.true(existsSync('/dev/cuse'))
   await modprobe('loop')
   t.true(existsSync('/dev/loop-control'))
-  await modprobe('null_blk', 'nr_devices=1', 'gb=1')
-  t.is((await readFile('/sys/block/nullb0/size', 'utf8')).trim(), `${(1024 * MiB) / 512}`)
   await modprobe('scsi_debug', 'dev_size_mb=8')
   const [host] = await readdir('/sys/bus/pseudo/drivers/scsi_debug/adapter0').then(names =>
     names.filter(name => /^host\d+$/.test(name)),
@@ -77,7 +75,7 @@ lab('5. our addons load', t => {
 
 lab('6. a logical volume holds what is written, and its snapshot what was there before', async t => {
   await modprobe('dm-snapshot')
-  await run('vgcreate', [...withoutUdev, '--yes', 'lab', '/dev/vda'])
+  await run('vgcreate', [...withoutUdev, '--yes', 'lab', labDisk(1)])
   t.teardown(() => run('vgremove', [...withoutUdev, '--force', 'lab']))
   await run('lvcreate', [...withoutUdev, '--yes', '--name', 'volume', '--size', '64m', 'lab'])
   const before = randomBytes(4096)

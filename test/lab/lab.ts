@@ -2,14 +2,24 @@ import {Readable} from 'node:stream'
 import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
 import {packageRoot} from '../../src/native.js'
+import {diskOfLab} from './disk.js'
 import type {Outcome} from './inside.js'
+import {makePair, type Pair, type PairedOptions} from './pair.js'
 import {type LabOptions, onLines, runInLab} from './vm.js'
 
 /** True in the VM. A test file is loaded there too, so what it does beside declaring tests happens on both sides. */
 export const insideLab = process.env.LUNPATH_INSIDE_LAB === '1'
 
 /** Of the file's one VM. The deadline, by default 4 minutes, is for boot and tests together. */
-export type FileLabOptions = Pick<LabOptions, 'memoryMiB' | 'cpus' | 'disksBytes' | 'modules' | 'deadlineMs'>
+export type FileLabOptions = Pick<
+  LabOptions,
+  'machine' | 'memoryMiB' | 'cpus' | 'disksBytes' | 'modules' | 'deadlineMs'
+>
+
+/** The path of the file's disk of that number. On the host, where the file is loaded too, a name that no device has. */
+export function labDisk(number: number): string {
+  return insideLab ? diskOfLab(number) : `/dev/lab-disk-${number}`
+}
 
 type Implementation = (t: ExecutionContext) => unknown
 
@@ -47,6 +57,17 @@ lab.options = (options: FileLabOptions): void => {
   Object.assign(given, options)
 }
 
+/**
+ * Two machines with a cable between them, for a test on the host (pair.ts); they end with the test.
+ * @param options of each; the deadline, from here to the test's end, is that of lab.options()
+ */
+lab.pair = async (t: ExecutionContext, options: readonly [PairedOptions, PairedOptions] = [{}, {}]): Promise<Pair> => {
+  t.timeout(given.deadlineMs! + marginMs)
+  const pair = await makePair(options, given.deadlineMs!)
+  t.teardown(() => pair.close())
+  return pair
+}
+
 lab.skip = (title: string, implementation: Implementation): void => {
   test.skip(title, implementation)
 }
@@ -77,8 +98,11 @@ async function runFile(): Promise<void> {
   const inside = fileURLToPath(new URL('inside.js', import.meta.url))
   const code = await runInLab([process.execPath, inside, fileURLToPath(test.meta.file)], {
     ...given,
-    environment: {LUNPATH_INSIDE_LAB: '1'},
+    environment: {LUNPATH_INSIDE_LAB: '1', LUNPATH_TEST_LOGS: '/tmp'},
     directory: packageRoot(),
+    onMachine: (title, reason) => {
+      if (reason) process.stderr.write(`lab: ${title} runs ${test.meta.file}, since:\n${reason}\n`)
+    },
     onStdout: chunk => results.push(chunk),
     onStderr: chunk => {
       stderr = Buffer.concat([stderr, chunk]).subarray(-stderrTailBytes)

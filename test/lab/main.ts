@@ -1,8 +1,12 @@
-import {Command, CommanderError, InvalidArgumentError} from 'commander'
+import {Command, CommanderError, InvalidArgumentError, Option} from 'commander'
 import {parseSize} from '../../src/size.js'
+import type {MachineName} from './machine.js'
+import {machineNames} from './machines.js'
 import {LabError, type LabOptions, runInLab} from './vm.js'
 
 interface Flags {
+  machine?: MachineName
+  which?: boolean
   memory: number
   disk: number[]
   module: string[]
@@ -12,13 +16,19 @@ interface Flags {
 }
 
 const program = new Command('npm run lab --')
-  .description('Runs a command, or a shell without one, in a VM with Debian’s kernel and this machine’s files.')
+  .description('Runs a command, or a shell without one, with a kernel of its own and this machine’s files.')
   .argument('[command...]', 'with its arguments; runs in the checkout')
-  .option('--memory <MiB>', 'the VM’s memory', positive, 1024)
-  .option('--disk <size>', 'an empty disk (/dev/vda, /dev/vdb …), as 2GiB; can be given more than once', addDisk, [])
+  .option('--memory <MiB>', 'the machine’s memory', positive, 1024)
+  .option('--disk <size>', 'an empty disk, as 2GiB; can be given more than once', addDisk, [])
   .option('--module <name>', 'a kernel module to load; can be given more than once', collect, [])
   .option('--env <name=value>', 'for the command; can be given more than once', addVariable, {})
   .option('--deadline <seconds>', 'for a command, not for a shell', positive, 600)
+  .addOption(
+    new Option('--machine <name>', 'User Mode Linux or QEMU; default: uml, and qemu where that cannot run').choices(
+      machineNames,
+    ),
+  )
+  .option('--which', 'starts the machine, says which it is and why, and ends')
   .option('--console', 'the kernel’s messages, on standard error')
   .passThroughOptions()
   .helpOption('-h, --help', 'this text')
@@ -27,13 +37,15 @@ const program = new Command('npm run lab --')
     'after',
     `
 All that is here is there, and what the command writes is gone afterwards. /tmp and /run are its own. Nothing of the
-VM stays behind; Ctrl-C ends it.
+machine stays behind; Ctrl-C ends it. User Mode Linux runs at this machine’s speed with one processor, and calls its disks
+/dev/ubda, /dev/ubdb …; QEMU emulates a processor, and calls them /dev/vda, /dev/vdb … . LUNPATH_LAB_MACHINE stands for
+--machine, for the tests as well.
 
-Exit codes: the command's own; 2 wrong usage, 124 deadline, 125 the VM failed or crashed, 130 Ctrl-C.
+Exit codes: the command's own; 2 wrong usage, 124 deadline, 125 the machine failed or crashed, 130 Ctrl-C.
 
 Examples:
   npm run lab -- uname -r
-  npm run lab -- --disk 1GiB --module dm-thin-pool sh -c 'pvcreate /dev/vda && pvs'
+  npm run lab -- --disk 1GiB --module dm-thin-pool sh -c 'pvcreate /dev/ubda && pvs'
   npm run lab -- --disk 1GiB               a shell`,
   )
 
@@ -67,6 +79,7 @@ async function main(): Promise<number> {
   const abort = new AbortController()
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => abort.abort())
   const options: LabOptions = {
+    machine: flags.machine,
     memoryMiB: flags.memory,
     disksBytes: flags.disk,
     modules: flags.module,
@@ -75,8 +88,17 @@ async function main(): Promise<number> {
     onStdout: chunk => process.stdout.write(chunk),
     onStderr: chunk => process.stderr.write(chunk),
   }
+  if (flags.which) {
+    options.onMachine = (title, reason) => process.stdout.write(reason ? `${title}, since:\n${reason}\n` : `${title}\n`)
+    return runInLab(['true'], {...options, deadlineMs: flags.deadline * 1000})
+  }
+  const shellWanted = program.args.length === 0
+  options.onMachine = (title, reason) => {
+    if (reason) process.stderr.write(`lab: ${title} runs the command, since:\n${reason}\n`)
+    else if (shellWanted) process.stderr.write(`lab: a shell in ${title}; exit or Ctrl-D ends it\n`)
+  }
   if (flags.console) options.onConsole = chunk => process.stderr.write(chunk)
-  if (program.args.length > 0) {
+  if (!shellWanted) {
     return runInLab(program.args, {...options, deadlineMs: flags.deadline * 1000})
   }
   return shell(options)

@@ -5,22 +5,25 @@ import {tmpdir} from 'node:os'
 import {relative} from 'node:path'
 import {promisify} from 'node:util'
 import test from 'ava'
+import {run} from '../../src/exec.js'
 import {packageRoot} from '../../src/native.js'
+import {testProgram} from '../fixtures/errno-fs.js'
 import {LabError, type LabOptions, runInLab} from './vm.js'
 
 const MiB = 2 ** 20
 
-/** Process ids of the QEMUs that a process of ours started. */
-async function qemusOf(parent: number): Promise<number[]> {
-  const found: number[] = []
+/** Process ids of what runs of the machines that a process of ours started: each leads a session of its own. */
+async function machinesOf(parent: number): Promise<number[]> {
+  const all: {pid: number; parent: number; session: number}[] = []
   for (const name of await readdir('/proc')) {
     if (!/^\d+$/.test(name)) continue
     const stat = await readFile(`/proc/${name}/stat`, 'utf8').catch(() => '')
-    // The name of the program, then state and parent (proc(5)).
-    const [, program, parentOfIt] = /\((.*)\) \S (\d+)/.exec(stat) ?? []
-    if (program?.startsWith('qemu-system') && Number(parentOfIt) === parent) found.push(Number(name))
+    // Behind the program's name: state, parent, group, session (proc(5)). One that has ended is of no interest.
+    const [, state, parentOfIt, session] = /\) (\S) (\d+) \d+ (\d+)/.exec(stat) ?? []
+    if (state && state !== 'Z') all.push({pid: Number(name), parent: Number(parentOfIt), session: Number(session)})
   }
-  return found
+  const leaders = all.filter(process => process.parent === parent && process.session === process.pid)
+  return all.filter(({session}) => leaders.some(({pid}) => pid === session)).map(({pid}) => pid)
 }
 
 /** The deadline is what a broken lab would take; how long these tests take says nothing. */
@@ -34,18 +37,19 @@ async function failureOf(command: string[], options: LabOptions): Promise<LabErr
   }
 }
 
-test.serial('1. a command gets its arguments, and its output and exit code come back', async t => {
+const behaves = test.macro<[LabOptions]>(async (t, machine) => {
   let stdout = ''
   let stderr = ''
   const awkward = ['', 'a b', "it's", '"$HOME"', 'line\nbreak\n', 'ünï']
   const script = `
     printf '<%s>' "$@"
-    printf '%s;' "$NAMED" "$(cat /sys/block/vdb/serial)" "$(cat /sys/block/vda/size)" "$(cat /sys/module/loop/initstate)"
+    printf '%s;' "$NAMED" "$(cat /sys/block/{ubd,vd}b/serial 2>/dev/null)" "$(cat /sys/block/{ubd,vd}a/size 2>/dev/null)" "$(cat /sys/module/loop/initstate)"
     ls /tmp /run/lock
     sleep 1000 &
     seq 100000 >&2
     exit 7`
   const code = await runInLab(['bash', '-c', script, 'bash', ...awkward], {
+    ...machine,
     disksBytes: [4 * MiB, MiB],
     modules: ['loop'],
     environment: {NAMED: "the value's"},
@@ -64,28 +68,36 @@ test.serial('1. a command gets its arguments, and its output and exit code come 
   t.is(stdout, `${words}the value's;lab-disk-2;8192;live;/run/lock:\n\n/tmp:\n${inTmp}`)
   t.is(stderr.trim().split('\n').length, 100_000)
   t.true(stderr.endsWith('\n100000\n'))
-  t.deepEqual(await qemusOf(process.pid), [])
+  t.deepEqual(await machinesOf(process.pid), [])
 })
 
-test.serial('2. a kernel panic ends it at once, with what the kernel said', async t => {
-  const error = await failureOf(['sh', '-c', 'echo c >/proc/sysrq-trigger; sleep 1000'], {})
+test.serial('1. a command gets its arguments, and its output and exit code come back', behaves, {})
+test.serial('1. a command gets its arguments, and its output and exit code come back, from QEMU', behaves, {
+  machine: 'qemu',
+})
+
+const panics = test.macro<[LabOptions]>(async (t, machine) => {
+  const error = await failureOf(['sh', '-c', 'echo c >/proc/sysrq-trigger; sleep 1000'], machine)
   t.is(error.code, 'LAB_CRASHED')
   t.regex(error.message, /crashed before sh had ended/)
   t.regex(error.console, /Kernel panic - not syncing/)
-  t.deepEqual(await qemusOf(process.pid), [])
+  t.deepEqual(await machinesOf(process.pid), [])
 })
+
+test.serial('2. a kernel panic ends it at once, with what the kernel said', panics, {})
+test.serial('2. a kernel panic ends QEMU at once, with what the kernel said', panics, {machine: 'qemu'})
 
 test.serial('3. a deadline ends it', async t => {
   const error = await failureOf(['sleep', '1000'], {deadlineMs: 300})
   t.is(error.code, 'LAB_DEADLINE')
-  t.deepEqual(await qemusOf(process.pid), [])
+  t.deepEqual(await machinesOf(process.pid), [])
 })
 
 test.serial('4. a signal ends it', async t => {
   const abort = new AbortController()
   const ended = failureOf(['sleep', '1000'], {signal: abort.signal, onConsole: () => abort.abort()})
   t.is((await ended).code, 'LAB_CANCELLED')
-  t.deepEqual(await qemusOf(process.pid), [])
+  t.deepEqual(await machinesOf(process.pid), [])
 })
 
 test.serial('5. what cannot be set up says why', async t => {
@@ -95,39 +107,43 @@ test.serial('5. what cannot be set up says why', async t => {
 })
 
 /** The command for people, as soon as its kernel has said something. */
-async function startedCli(...args: string[]): Promise<{cli: ChildProcess; ended: Promise<unknown[]>; qemu: number}> {
+async function startedCli(
+  ...args: string[]
+): Promise<{cli: ChildProcess; ended: Promise<unknown[]>; machine: number[]}> {
   const cli = spawn(process.execPath, ['dist/test/lab/main.js', '--console', ...args], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
   const ended = once(cli, 'exit')
   await once(cli.stderr!, 'data')
   cli.stderr!.resume()
-  const [qemu] = await qemusOf(cli.pid!)
-  return {cli, ended, qemu: qemu!}
+  return {cli, ended, machine: await machinesOf(cli.pid!)}
 }
 
-/** Settles when the process is gone; one that stays fails the test by ava's own timeout. */
-async function gone(pid: number): Promise<void> {
-  const ended = async () => /^\S+ \(.*\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '1 () Z'))
-  while (!(await ended())) await new Promise(resolve => setTimeout(resolve, 20))
+/** Settles when the processes are gone; one that stays fails the test by ava's own timeout. */
+async function gone(pids: number[]): Promise<void> {
+  const ended = async (pid: number) =>
+    /^\S+ \(.*\) Z/.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '1 () Z'))
+  for (const pid of pids) while (!(await ended(pid))) await new Promise(resolve => setTimeout(resolve, 20))
 }
 
-test.serial('6. Ctrl-C and SIGKILL of the command leave no QEMU and no file', async t => {
+const leavesNothing = test.macro<string[]>(async (t, ...args) => {
   const files = async () => (await readdir(tmpdir())).filter(name => name.startsWith('lp-lab-'))
   const before = await files()
-  const interrupted = await startedCli('--disk', '1MiB', 'sleep', '1000')
-  t.truthy(interrupted.qemu)
+  const interrupted = await startedCli(...args, '--disk', '1MiB', 'sleep', '1000')
+  t.true(interrupted.machine.length > 0)
   interrupted.cli.kill('SIGINT')
   t.deepEqual(await interrupted.ended, [130, null])
-  await gone(interrupted.qemu)
+  await gone(interrupted.machine)
 
-  const killed = await startedCli('--disk', '1MiB', 'sleep', '1000')
-  t.truthy(killed.qemu)
+  const killed = await startedCli(...args, '--disk', '1MiB', 'sleep', '1000')
+  t.true(killed.machine.length > 0)
   killed.cli.kill('SIGKILL')
   t.deepEqual(await killed.ended, [null, 'SIGKILL'])
-  await gone(killed.qemu)
+  await gone(killed.machine)
   t.deepEqual(await files(), before)
 })
+test.serial('6. Ctrl-C and SIGKILL of the command leave no machine and no file', leavesNothing)
+test.serial('6. Ctrl-C and SIGKILL of the command leave no QEMU and no file', leavesNothing, '--machine', 'qemu')
 
 test.serial('7. lab() gives each test the outcome that it had in the VM, and a crash fails the rest', async t => {
   const cli = 'node_modules/ava/entrypoints/cli.mjs'
@@ -159,4 +175,38 @@ test.serial('7. lab() gives each test the outcome that it had in the VM, and a c
   t.regex(stdout, /message: ['"]?2 is not 3/)
   t.regex(stdout, /an error of the test/)
   t.regex(stdout, /Kernel panic - not syncing/)
+})
+
+test.serial('8. where User Mode Linux cannot run, QEMU does, and says why', async t => {
+  const lab = ['dist/test/lab/main.js', '--', 'uname', '-r']
+  const {stdout, stderr} = await run(await testProgram('forbid'), ['ptrace', '--', process.execPath, ...lab])
+  t.regex(stdout, /-amd64\n$/)
+  t.regex(stderr, /^lab: QEMU runs the command, since:\nUser Mode Linux ended before it had come up\n(.|\n)*ptrace/)
+  const named = run(await testProgram('forbid'), [
+    'ptrace',
+    '--',
+    process.execPath,
+    'dist/test/lab/main.js',
+    '--machine',
+    'uml',
+    'true',
+  ])
+  t.regex((await t.throwsAsync(named))!.message, /status 125: lab: User Mode Linux ended before/)
+})
+
+test.serial('9. the machine is the one that is wanted, and one that cannot be is refused', async t => {
+  const kernelOf = async (options: LabOptions) => {
+    let release = ''
+    const onStdout = (chunk: Buffer) => {
+      release += chunk
+    }
+    t.is(await runInLab(['sh', '-c', 'nproc; uname -r'], {...options, onStdout}), 0)
+    return release
+  }
+  t.regex(await kernelOf({cpus: 2}), /^2\n.*-amd64\n$/)
+  await t.throwsAsync(runInLab(['true'], {machine: 'uml', cpus: 2}), {
+    instanceOf: TypeError,
+    message: /has 1 processor/,
+  })
+  await t.throwsAsync(runInLab(['true'], {machine: 'bochs' as 'uml'}), {instanceOf: TypeError, message: /uml, qemu/})
 })

@@ -1,18 +1,21 @@
 import {spawn} from 'node:child_process'
-import {existsSync} from 'node:fs'
 import {type FileHandle, mkdtemp, open, rm, statfs} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import type {Duplex} from 'node:stream'
 import {stripVTControlCharacters} from 'node:util'
 import {packageRoot} from '../../src/native.js'
+import {type ChannelName, firstChannel, type Machine, type MachineName} from './machine.js'
+import {candidates} from './machines.js'
 
 export interface LabOptions {
+  /** Default: the one that suits (machines.ts). */
+  machine?: MachineName
   /** Default 1024. */
   memoryMiB?: number
-  /** The guest's processors; default 1, since emulated ones cost each other more than they bring on a busy machine. */
+  /** Its processors; default 1. For more it takes QEMU, whose emulated ones cost each other more than they bring. */
   cpus?: number
-  /** An empty virtio disk for each, /dev/vda first, with the serial `lab-disk-1` and so on. Sparse, gone afterwards. */
+  /** An empty disk for each, /dev/ubda or /dev/vda first, with the serial `lab-disk-1` and so on. Sparse, gone afterwards. */
   disksBytes?: readonly number[]
   /** Kernel modules to load before the command runs, with what they need. */
   modules?: readonly string[]
@@ -28,15 +31,21 @@ export interface LabOptions {
   onStderr?: (chunk: Buffer) => void
   /** The kernel's messages as they come; their end is in a LabError anyway. */
   onConsole?: (chunk: Buffer) => void
+  /** Which machine runs the command, and why it is not the one that is tried first. */
+  onMachine?: (title: string, reason?: string) => void
   /** The command runs on a terminal that is connected with these, and not with onStdout and onStderr. */
   terminal?: {input: NodeJS.ReadableStream; output: NodeJS.WritableStream; rows: number; columns: number}
+  /** The command's standard input and output are connected with these; neither ends while the machine runs. */
+  conversation?: {input: NodeJS.ReadableStream; output: NodeJS.WritableStream}
+  /** A network interface, cable0, whose frames go to a UDP port of this machine (cable.ts), with its address as 10.0.0.1/24. */
+  cable?: {port: number; address: string}
 }
 
 export type LabErrorCode = 'LAB_MISSING' | 'LAB_CRASHED' | 'LAB_SETUP' | 'LAB_DEADLINE' | 'LAB_CANCELLED'
 
 /**
- * What went wrong with the VM itself. LAB_MISSING: no image or no QEMU on this machine. LAB_CRASHED: the guest's kernel
- * or QEMU ended before the command did. LAB_SETUP: the guest could not be put together. LAB_DEADLINE, LAB_CANCELLED.
+ * What went wrong with the machine itself. LAB_MISSING: none comes up here. LAB_CRASHED: its kernel, or the program that
+ * runs it, ended before the command did. LAB_SETUP: it could not be put together. LAB_DEADLINE, LAB_CANCELLED.
  */
 export class LabError extends Error {
   override readonly name = 'LabError'
@@ -51,40 +60,56 @@ export class LabError extends Error {
   }
 }
 
-const qemu = '/usr/bin/qemu-system-x86_64'
 const consoleTailBytes = 4096
 /** What the command wrote is passed on within this time after its end, unless a process cannot be killed. */
 const drainMs = 5000
 
-// Without its mitigations and its zeroing of memory the emulated kernel needs half the time for small requests.
-// With oops=panic and panic=-1 a crash ends the machine at once, and -no-reboot QEMU with it.
-const kernelCommandLine =
-  'console=ttyS0 quiet panic=-1 oops=panic mitigations=off init_on_alloc=0 no_timer_check random.trust_cpu=on'
-
 /**
- * Runs a command in a VM with Debian's kernel and this machine's files: it sees all that is here and can write anywhere,
- * but nothing that it writes comes back. /tmp, /run and /dev are its own; no network but loopback, no udevd, no systemd.
- * The VM runs under emulation (TCG), so it needs no /dev/kvm. When the command has ended, so have all processes that it
- * left in the VM. The VM dies with this process.
+ * Runs a command in a machine with a kernel of its own and this machine's files: it sees all that is here and can write
+ * anywhere, but nothing that it writes comes back. /tmp, /run and /dev are its own; no network but loopback, no udevd, no
+ * systemd. The kernel is User Mode Linux, or Debian's generic one in a VM (machines.ts says which and why). When the command
+ * has ended, so have all processes that it left there. The machine dies with this process.
  * @returns the command's exit code; 128 + n where signal n ended it; 127 and 126 as env(1) gives them
  * @throws LabError
  */
 export async function runInLab(command: readonly string[], options: LabOptions = {}): Promise<number> {
-  const {deadlineMs = 600_000, signal, terminal} = options
-  const image = labImage()
+  let reason: string | undefined
+  for (const machine of candidates(options)) {
+    try {
+      return await runOn(machine, command, {...options, onMachine: title => options.onMachine?.(title, reason)})
+    } catch (error) {
+      if (!(error instanceof LabError && error.code === 'LAB_MISSING')) throw error
+      reason = reason === undefined ? error.message : `${reason}\n${error.message}`
+    }
+  }
+  throw new LabError('LAB_MISSING', reason!)
+}
+
+async function runOn(machine: Machine, command: readonly string[], options: LabOptions): Promise<number> {
+  const {deadlineMs = 600_000, signal} = options
+  const talk = options.terminal ?? options.conversation
+  const missing = machine.missing()
+  if (missing) throw new LabError('LAB_MISSING', missing)
+  const job = jobText(machine, command, options)
   if (signal?.aborted) throw new LabError('LAB_CANCELLED', 'The lab was cancelled before it started')
   const disks = await emptyDisks(options.disksBytes ?? [])
   try {
+    const channels: ChannelName[] = ['console', 'control', 'stdout', 'stderr', ...(talk ? ['duplex' as const] : [])]
+    const firstDisk = firstChannel + channels.length
+    const {file, args, environment} = await machine.start(options, {
+      channels,
+      disks: disks.map((_, i) => firstDisk + i),
+    })
     return await new Promise<number>((resolve, reject) => {
-      const args = qemuArguments(image, options, {command, disks})
-      const channels = terminal ? 5 : 4
-      const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', qemu, ...args], {
+      const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', file, ...args], {
         // A group of its own: Ctrl-C is for us, who then end it.
         detached: true,
-        stdio: ['ignore', 'pipe', 'pipe', ...Array(channels).fill('pipe'), ...disks.map(({fd}) => fd)],
+        env: environment ?? process.env,
+        stdio: ['ignore', 'pipe', 'pipe', ...channels.map(() => 'pipe' as const), ...disks.map(({fd}) => fd)],
       })
-      const [console, control, stdout, stderr, tty] = child.stdio.slice(firstChannel) as Duplex[]
+      const [console, control, stdout, stderr, duplex] = child.stdio.slice(firstChannel) as Duplex[]
       let tail = Buffer.alloc(0)
+      let ready = false
       let code: number | undefined
       let failure: LabError | undefined
       const kill = () => child.kill('SIGKILL')
@@ -105,6 +130,12 @@ export async function runInLab(command: readonly string[], options: LabOptions =
       stderr?.on('data', (chunk: Buffer) => options.onStderr?.(chunk))
       onLines(control!, line => {
         const [word, rest = ''] = splitOnce(line)
+        if (word === 'ready') {
+          ready = true
+          options.onMachine?.(machine.title)
+          control!.write(`${Buffer.from(job).toString('base64')}\n`)
+        }
+        if (word === 'open') talk?.input.pipe(duplex!)
         if (word === 'error') fail('LAB_SETUP', `The lab could not be set up: ${rest}`)
         if (word === 'drained') kill()
         if (word === 'exit') {
@@ -112,19 +143,19 @@ export async function runInLab(command: readonly string[], options: LabOptions =
           after(drainMs, kill)
         }
       })
-      if (terminal && tty) {
-        terminal.input.pipe(tty)
-        tty.pipe(terminal.output, {end: false})
-      }
+      if (talk) duplex!.pipe(talk.output, {end: false})
       // Writing to a machine that has ended.
       for (const stream of child.stdio) stream?.on('error', () => undefined)
 
+      after(machine.readyMs, () => {
+        if (!ready) fail('LAB_MISSING', `${machine.title} did not come up within ${machine.readyMs} ms`)
+      })
       after(deadlineMs, () => fail('LAB_DEADLINE', `The lab did not end within ${deadlineMs} ms`))
       const cancel = () => fail('LAB_CANCELLED', 'The lab was cancelled')
       signal?.addEventListener('abort', cancel, {once: true})
 
       child.once('error', cause => {
-        failure ??= new LabError('LAB_MISSING', `QEMU could not be started: ${cause.message}`)
+        failure ??= new LabError('LAB_MISSING', `${machine.title} could not be started: ${cause.message}`)
         finish()
       })
       // All that was written has been read by then.
@@ -133,9 +164,12 @@ export async function runInLab(command: readonly string[], options: LabOptions =
       function finish() {
         for (const timer of timers) clearTimeout(timer)
         signal?.removeEventListener('abort', cancel)
-        if (terminal && tty) terminal.input.unpipe(tty)
+        if (talk && duplex) talk.input.unpipe(duplex)
         if (code !== undefined && !failure) return resolve(code)
-        const error = failure ?? new LabError('LAB_CRASHED', `The lab crashed before ${command[0]} had ended`)
+        const crash = ready
+          ? new LabError('LAB_CRASHED', `The lab crashed before ${command[0]} had ended`)
+          : new LabError('LAB_MISSING', `${machine.title} ended before it had come up`)
+        const error = failure ?? crash
         const said = readable(tail)
         reject(said ? new LabError(error.code, error.message, said) : error)
       }
@@ -145,54 +179,11 @@ export async function runInLab(command: readonly string[], options: LabOptions =
   }
 }
 
-/** Descriptors 0 to 2 are QEMU's own, then come the channels, then the disks. */
-const firstChannel = 3
-
-function qemuArguments(
-  image: LabImage,
-  options: LabOptions,
-  {command, disks}: {command: readonly string[]; disks: readonly FileHandle[]},
-): string[] {
-  const {memoryMiB = 1024, cpus = 1, terminal} = options
-  const args = ['-nodefaults', '-nographic', '-no-reboot', '-no-user-config', '-machine', 'q35', '-cpu', 'max']
-  args.push('-accel', 'tcg,thread=multi', '-smp', `${cpus}`, '-m', `${memoryMiB}`)
-  args.push('-kernel', image.kernel, '-initrd', image.initrd, '-append', kernelCommandLine)
-  const job = Buffer.from(jobText(command, options)).toString('base64')
-  args.push('-fw_cfg', `name=opt/org.lunpath.lab,string=${job}`)
-
-  for (const [id, path] of [
-    ['host', '/'],
-    ['lab', image.directory],
-  ] as const) {
-    // Two file systems below one share can have the same inode numbers.
-    args.push('-fsdev', `local,id=${id},path=${commasDoubled(path)},security_model=none,readonly=on,multidevs=remap`)
-    args.push('-device', `virtio-9p-pci,fsdev=${id},mount_tag=${id}`)
-  }
-
-  const channels = ['console', 'control', 'stdout', 'stderr', ...(terminal ? ['terminal'] : [])]
-  for (const [i, name] of channels.entries()) args.push('-chardev', `socket,id=${name},fd=${firstChannel + i}`)
-  args.push('-serial', 'chardev:console')
-  if (terminal) args.push('-serial', 'chardev:terminal')
-  args.push('-device', 'virtio-serial-pci')
-  for (const name of ['control', 'stdout', 'stderr']) {
-    args.push('-device', `virtserialport,chardev=${name},name=org.lunpath.lab.${name}`)
-  }
-
-  for (const i of disks.keys()) {
-    const fd = firstChannel + channels.length + i
-    args.push(
-      '-blockdev',
-      `driver=raw,node-name=disk${i},discard=unmap,cache.no-flush=on,file.driver=file,file.filename=/dev/fd/${fd},file.locking=off`,
-    )
-    args.push('-device', `virtio-blk-pci,drive=disk${i},serial=lab-disk-${i + 1}`)
-  }
-  return args
-}
-
 /** What scripts/lab-init obeys, which says what the lines mean. */
 function jobText(
+  machine: Machine,
   command: readonly string[],
-  {terminal, modules = [], disksBytes = [], ...options}: LabOptions,
+  {terminal, conversation, cable, modules = [], disksBytes = [], ...options}: LabOptions,
 ): string {
   const [file] = command
   if (!file || file.includes('=')) throw new TypeError(`${JSON.stringify(file)} is no command`)
@@ -204,29 +195,16 @@ function jobText(
     ...options.environment,
   }
   const lines = [['directory', options.directory ?? packageRoot()]]
+  if (conversation) lines.push(['conversation', ''])
+  if (cable) lines.push(['cable', cable.address])
   if (terminal) lines.push(['terminal', `${terminal.rows} ${terminal.columns}`])
-  if (disksBytes.length > 0) lines.push(['module', 'virtio_blk'])
+  if (disksBytes.length > 0) modules = [...machine.diskModules, ...modules]
+  if (cable) modules = [...machine.networkModules, ...modules]
   for (const module of modules) lines.push(['module', module])
   for (const [name, value] of Object.entries(environment)) lines.push(['environment', `${name}=${value}`])
   for (const argument of command) lines.push(['argument', argument])
   if (lines.some(([, value]) => value!.includes('\0'))) throw new TypeError('An argument holds a NUL character')
   return lines.map(([word, value]) => `${word} ${Buffer.from(value!).toString('base64')}\n`).join('')
-}
-
-interface LabImage {
-  directory: string
-  kernel: string
-  initrd: string
-}
-
-function labImage(): LabImage {
-  const directory = join(packageRoot(), '.cache', 'lab')
-  const image = {directory, kernel: join(directory, 'kernel'), initrd: join(directory, 'initrd.img')}
-  if (!existsSync(image.kernel) || !existsSync(image.initrd)) {
-    throw new LabError('LAB_MISSING', `There is no lab in ${directory}. Run: scripts/lab-image`)
-  }
-  if (!existsSync(qemu)) throw new LabError('LAB_MISSING', `${qemu} is missing: apt-get install qemu-system-x86`)
-  return image
 }
 
 /** Sparse files that have no name any more, so that they go with their last descriptor, whatever happens. */
@@ -256,11 +234,6 @@ const sharedMemory = '/dev/shm'
 async function hasRoom(directory: string, bytes: number): Promise<boolean> {
   const facts = await statfs(directory).catch(() => undefined)
   return facts !== undefined && facts.bavail * facts.bsize > bytes
-}
-
-/** In an option of QEMU's a comma within a value is written twice. */
-function commasDoubled(value: string): string {
-  return value.replaceAll(',', ',,')
 }
 
 /** Calls back for each whole line; the rest at the end of the stream is no line. */

@@ -18,7 +18,7 @@ import {startIetNode} from '../fixtures/iet-node.js'
 import {Node} from '../fixtures/node.js'
 import {scrape} from '../fixtures/scrape.js'
 import {type Iet, ietPrograms} from '../lab/iet.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 
 const mebibyte = 2 ** 20
 const initiator = 'iqn.2026-01.io.lunpath.test:initiator'
@@ -138,7 +138,7 @@ lab('traced: no open of the device, not by its descriptor in /proc either', asyn
 
 lab('a volume has its id as ScsiId and serial, and the mode that was asked for', async t => {
   const {driver, directory, iet} = await setUpIet(t, {blockSizeBytes: 4096})
-  const disk = {id: 'fedcba9876543210', path: '/dev/vda', kind: 'block', sizeBytes: 16 * mebibyte} as const
+  const disk = {id: 'fedcba9876543210', path: labDisk(1), kind: 'block', sizeBytes: 16 * mebibyte} as const
   const specs = [
     await volumeSpec(directory),
     await volumeSpec(directory, {writeCache: 'back'}),
@@ -173,7 +173,7 @@ lab(
   'nullio: the volume’s size and ids without the volume; it is put back, adopted, and changed to another type',
   async t => {
     const {driver, directory, iet} = await setUpIet(t, {blockSizeBytes: 4096, keepOnClose: true})
-    const disk = {id: 'fedcba9876543210', path: '/dev/vda', kind: 'block', sizeBytes: 16 * mebibyte} as const
+    const disk = {id: 'fedcba9876543210', path: labDisk(1), kind: 'block', sizeBytes: 16 * mebibyte} as const
     const spec = await volumeSpec(directory, {ioType: 'nullio'})
     const cached = await volumeSpec(directory, {volume: disk, ioType: 'fileio'})
     // Nothing of the volume is looked at, not even whether it is there.
@@ -206,7 +206,7 @@ lab(
     await next.export({...cached, ioType: 'nullio'})
     t.like((await next.get(cached.iqn))!.luns[0], {...unit, serial: disk.id})
     await next.export(cached)
-    t.like((await next.get(cached.iqn))!.luns[0], {ioType: 'fileio', path: '/dev/vda'})
+    t.like((await next.get(cached.iqn))!.luns[0], {ioType: 'fileio', path: labDisk(1)})
 
     const refused: Partial<ExportSpec>[] = [
       {ioType: 'blockio'},

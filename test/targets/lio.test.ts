@@ -19,7 +19,7 @@ import {stayLoggedIn, targetContract, temporaryDirectory, until, volumeSpec} fro
 import {Node} from '../fixtures/node.js'
 import {type BothWrote, bothRead, readEngines, writeEngines} from '../fixtures/path-programs.js'
 import {scrape} from '../fixtures/scrape.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 import {makeForeignTarget, present, wipe} from './lio-by-hand.js'
 
 const mebibyte = 2 ** 20
@@ -38,7 +38,7 @@ const freePortal = async (address: string): Promise<Portal> => ({address, port: 
 // The lab has this machine's files, and compiles more slowly.
 test.before(async t => {
   t.timeout(300_000)
-  await Promise.all([readEngines(), writeEngines()])
+  await Promise.all([readEngines('undefined'), writeEngines('undefined')])
 })
 
 const libiscsi = new LibiscsiInitiator()
@@ -111,7 +111,9 @@ lab("the benchmark's own data path reads what libiscsi reads, and the file has",
   const {path, sizeBytes} = spec.volume
   await writeFile(path, randomBytes(sizeBytes))
   await driver.export(spec)
-  const {stdout} = await run(await readEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+  const {stdout} = await run(await readEngines('undefined'), [formatPortal(portal), spec.iqn, path], {
+    timeoutMs: 120_000,
+  })
   t.deepEqual(JSON.parse(stdout), bothRead)
 })
 
@@ -126,7 +128,9 @@ lab("the benchmark's own data path writes what libiscsi writes, whatever was neg
     for (const InitialR2T of ['Yes', 'No']) {
       await writeFile(parameter('ImmediateData'), ImmediateData)
       await writeFile(parameter('InitialR2T'), InitialR2T)
-      const {stdout} = await run(await writeEngines(), [formatPortal(portal), spec.iqn, path], {timeoutMs: 120_000})
+      const {stdout} = await run(await writeEngines('undefined'), [formatPortal(portal), spec.iqn, path], {
+        timeoutMs: 120_000,
+      })
       const {writes, reads, ...agreed} = JSON.parse(stdout) as BothWrote
       t.like(agreed, {immediateData: ImmediateData === 'Yes', initialR2t: InitialR2T === 'Yes'})
       t.true(writes > 0 && reads > 0)
@@ -137,7 +141,7 @@ lab("the benchmark's own data path writes what libiscsi writes, whatever was neg
 
 lab('a block device is offered with the id as serial and WWID, and is free again afterwards', async t => {
   const {driver, directory, portal} = await setUp(t)
-  const volume = {...(await volumeSpec(directory)).volume, path: '/dev/vda', kind: 'block', sizeBytes: 64 * mebibyte}
+  const volume = {...(await volumeSpec(directory)).volume, path: labDisk(1), kind: 'block', sizeBytes: 64 * mebibyte}
   for (const readOnly of [false, true]) {
     const spec = await volumeSpec(directory, {access: byName, readOnly, volume: volume as ExportSpec['volume']})
     const made = await driver.export(spec)
@@ -154,7 +158,7 @@ lab('a block device is offered with the id as serial and WWID, and is free again
     await session.close()
     t.is((await driver.get(spec.iqn))?.luns[0]?.readOnly, readOnly)
     await driver.unexport(spec.iqn)
-    const device = await open('/dev/vda', 0o200 | 2)
+    const device = await open(labDisk(1), 0o200 | 2)
     await device.close()
   }
 })
@@ -175,12 +179,12 @@ lab('what cannot be a volume is refused in words, and nothing stays', async t =>
   t.regex(await messageOf({path: directory}), /no regular file/)
   t.regex(await messageOf({kind: 'block'}), /no block device/)
   t.regex(await messageOf({sizeBytes: 32 * mebibyte}), /has 16777216 bytes, the volume 33554432/)
-  await run('mke2fs', ['-q', '/dev/vda'])
+  await run('mke2fs', ['-q', labDisk(1)])
   await mkdir(join(directory, 'mounted'))
-  await run('mount', ['/dev/vda', join(directory, 'mounted')])
-  t.teardown(() => run('umount', ['/dev/vda']).catch(() => undefined))
-  t.regex(await messageOf({kind: 'block', path: '/dev/vda'}), /it is mounted, exported already, or held/)
-  await run('umount', ['/dev/vda'])
+  await run('mount', [labDisk(1), join(directory, 'mounted')])
+  t.teardown(() => run('umount', [labDisk(1)]).catch(() => undefined))
+  t.regex(await messageOf({kind: 'block', path: labDisk(1)}), /it is mounted, exported already, or held/)
+  await run('umount', [labDisk(1)])
   t.is((await refusal(driver.export(given({path: `${directory}/${'x'.repeat(250)}`})))).code, 'NAME_INVALID')
   const none = {incoming: {user: 'guest', secret: 'NULL-is-no-secret'}}
   t.is((await refusal(driver.export({...spec, auth: none}))).code, 'INVALID_ARGUMENT')

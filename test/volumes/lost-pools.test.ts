@@ -6,7 +6,7 @@ import type {Volume} from '../../src/types.js'
 import {MiB} from '../contract/observe.js'
 import {until} from '../fixtures/cli.js'
 import {Node} from '../fixtures/node.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 
 lab.options({disksBytes: [256 * MiB, 256 * MiB], modules: ['dm-mod', 'ext4'], deadlineMs: 900_000})
 
@@ -26,7 +26,7 @@ lab('01. a group that is renamed stays listed as unusable, is a problem, and wor
   const node = await Node.make()
   t.teardown(() => node.stop())
   await node.start()
-  await node.api.call('POST', '/pools', {group: 'vg0', devices: ['/dev/vda']})
+  await node.api.call('POST', '/pools', {group: 'vg0', devices: [labDisk(1)]})
   const volume = await make(node, 'vg0')
   const lvm = (...args: string[]) => run('lvm', args, {env: {LVM_SYSTEM_DIR: join(node.directory, 'lvm/vg0')}})
   await lvm('vgrename', 'vg0', 'renamed')
@@ -74,10 +74,10 @@ lab('02. a pool on a file system that is unmounted, and mounted again', async t 
   const node = await Node.make()
   t.teardown(() => node.stop())
   const directory = join(node.directory, 'volumes')
-  await run('mkfs.ext4', ['-q', '/dev/vdb'])
+  await run('mkfs.ext4', ['-q', labDisk(2)])
   await mkdir(directory, {mode: 0o700})
   const mount = async () => {
-    await run('mount', ['/dev/vdb', directory])
+    await run('mount', [labDisk(2), directory])
     await run('chmod', ['700', directory])
   }
   await mount()

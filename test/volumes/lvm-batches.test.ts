@@ -11,7 +11,7 @@ import type {LvmVolumeDriver} from '../../src/volumes/lvm.js'
 import {inBytes, readVolume, volumeFields} from '../../src/volumes/lvm-facts.js'
 import {Removals} from '../../src/volumes/lvm-removal.js'
 import {codeOf, MiB, readAt, writeAt} from '../contract/observe.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
 lab.options({disksBytes: [1024 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 900_000})
@@ -47,7 +47,7 @@ test('what is added while a batch runs goes together into the next one, and each
 
 let made: Promise<TestGroup> | undefined
 async function group(t: ExecutionContext): Promise<TestGroup> {
-  made ??= TestGroup.make('vg', '/dev/vda', {name: 'thin', size: '256m'})
+  made ??= TestGroup.make('vg', labDisk(1), {name: 'thin', size: '256m'})
   const own = await made
   t.teardown(() => own.empty())
   return own

@@ -11,10 +11,10 @@ import {createGroup, type GroupSpec} from '../../src/volumes/lvm-create.js'
 import {deleteGroup} from '../../src/volumes/lvm-delete.js'
 import type {GroupCrash} from '../fixtures/crash-group.js'
 import {dyingLvm, type MapperRequest, mapperLibrary} from '../fixtures/dying-lvm.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 
 const MiB = 2 ** 20
-const devices = ['/dev/vda', '/dev/vdb']
+const devices = [labDisk(1), labDisk(2)]
 const group = 'vg0'
 const thinPool = 'thin'
 
@@ -162,7 +162,7 @@ lab('others’ volumes and groups stay', async t => {
   await t.throwsAsync(deleteGroup(spec), {code: 'POOL_IN_USE', message: /theirs/})
   await removeForeign('theirs')
   await isWhole(t, 'after refusals')
-  await t.throwsAsync(createGroup({...spec, devices: ['/dev/vda']}), {code: 'VOLUME_EXISTS'})
+  await t.throwsAsync(createGroup({...spec, devices: [labDisk(1)]}), {code: 'VOLUME_EXISTS'})
   t.is(await deleteGroup(spec), 'removed')
   await isGone(t, 'ours')
 

@@ -14,7 +14,7 @@ import {LvmVolumeDriver} from '../../src/volumes/lvm.js'
 import {createGroup} from '../../src/volumes/lvm-create.js'
 import {codeOf, MiB, readAt, writeAt} from '../contract/observe.js'
 import {dyingLvm, mapperLibrary} from '../fixtures/dying-lvm.js'
-import {insideLab, lab} from '../lab/lab.js'
+import {insideLab, lab, labDisk} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
 lab.options({
@@ -29,7 +29,7 @@ if (!insideLab) test.before(mapperLibrary)
 let made: Promise<TestGroup> | undefined
 /** One group for most tests: each leaves it empty. */
 async function group(t: ExecutionContext): Promise<TestGroup> {
-  made ??= TestGroup.make('vg', '/dev/vda', {name: 'thin', size: '256m'})
+  made ??= TestGroup.make('vg', labDisk(1), {name: 'thin', size: '256m'})
   const own = await made
   t.teardown(() => own.empty())
   return own
@@ -143,6 +143,8 @@ for (const [left, leave] of halfActive) {
     await activate(own, 'n', 'thin')
     await leave(own, t)
     const {pid} = driver.lvm
+    // The shell dies with the command before it can say what it makes of what is left.
+    process.kill(pid!, 'SIGSTOP')
     const creating = driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
     await sleep(20)
     process.kill(pid!, 'SIGKILL')
@@ -225,11 +227,11 @@ lab('06. deleted data is wiped before its space is free, and volumes of others s
   /** Where the byte 3 MiB of a volume lies on the disk: past the page cache of either. */
   const locate = async (name: string) => {
     const [row] = await own.run('lvs', '--units', 'b', '--nosuffix', '-o', 'seg_pe_ranges,vg_extent_size', `vg/${name}`)
-    const [pv] = await own.run('pvs', '--units', 'b', '--nosuffix', '-o', 'pe_start', '/dev/vda')
-    const [, firstExtent] = /^\/dev\/vda:(\d+)-\d+$/.exec(row!.seg_pe_ranges!)!
+    const [pv] = await own.run('pvs', '--units', 'b', '--nosuffix', '-o', 'pe_start', labDisk(1))
+    const [, firstExtent] = /:(\d+)-\d+$/.exec(row!.seg_pe_ranges!)!
     const offset = Number(pv!.pe_start) + Number(firstExtent) * Number(row!.vg_extent_size) + 3 * MiB
     return async () => {
-      const block = ['if=/dev/vda', 'iflag=direct', 'bs=4096', 'count=1', `skip=${offset / 4096}`, 'status=none']
+      const block = [`if=${labDisk(1)}`, 'iflag=direct', 'bs=4096', 'count=1', `skip=${offset / 4096}`, 'status=none']
       return (await run('dd', block)).stdout.includes(secret.toString())
     }
   }
@@ -348,7 +350,7 @@ lab('09. thin pool full: nothing thin is made from the limit on, nothing becomes
 lab('10. a disk that fails under the group: errors, nothing half-made, and work again when it is back', async t => {
   // Behind the disk's first MiB: its own label would make LVM see one disk twice.
   const sectors = (511 * MiB) / 512
-  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear /dev/vdb 2048\n`})
+  await run('dmsetup', ['create', 'disk'], {input: `0 ${sectors} linear ${labDisk(2)} 2048\n`})
   const {number} = (await mappedDevices()).find(({name}) => name === 'disk')!
   const own = await TestGroup.make('vgdm', `/dev/dm-${number.split(':')[1]}`)
   const driver = await own.open(t)
@@ -359,11 +361,11 @@ lab('10. a disk that fails under the group: errors, nothing half-made, and work 
     await dmsetup(['load', 'disk'], text)
     await dmsetup(['resume', 'disk'])
   }
-  for (const broken of [`0 ${sectors} error\n`, `0 ${sectors} flakey /dev/vdb 2048 0 60\n`]) {
+  for (const broken of [`0 ${sectors} error\n`, `0 ${sectors} flakey ${labDisk(2)} 2048 0 60\n`]) {
     await table(broken)
     t.is(await codeOf(driver.create({id: newVolumeId(), sizeBytes: 8 * MiB})), 'POOL_UNUSABLE', broken)
     t.is(await codeOf(driver.extend(volume, 16 * MiB)), 'POOL_UNUSABLE', broken)
-    await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+    await table(`0 ${sectors} linear ${labDisk(2)} 2048\n`)
     t.deepEqual(await driver.list(), [volume], broken)
     t.is((await readAt(volume.path, 4, 4096)).toString(), 'kept')
     t.is((await driver.capacity()).provisionedBytes, 8 * MiB)
@@ -375,7 +377,7 @@ lab('10. a disk that fails under the group: errors, nothing half-made, and work 
   await driver.delete(victim)
   await table(`0 ${sectors} error\n`)
   await driver.settled()
-  await table(`0 ${sectors} linear /dev/vdb 2048\n`)
+  await table(`0 ${sectors} linear ${labDisk(2)} 2048\n`)
   await driver.close()
   await driver.open()
   await driver.settled()
@@ -396,40 +398,40 @@ lab('11. a group is made of empty devices alone, and the reason is said', async 
     const error = (await t.throwsAsync(create(devices), {message: why})) as StorageError
     t.is(error.code, code)
   }
-  await run('mkfs.ext4', ['-q', '/dev/vdd'])
-  await refused(['/dev/vdc', '/dev/vdd'], 'DEVICE_IN_USE', /holds ext4 \(filesystem\).*wipefs/)
+  await run('mkfs.ext4', ['-q', labDisk(4)])
+  await refused([labDisk(3), labDisk(4)], 'DEVICE_IN_USE', /holds ext4 \(filesystem\).*wipefs/)
   await mkdir('/tmp/mounted', {recursive: true})
-  await run('mount', ['/dev/vdd', '/tmp/mounted'])
-  await refused(['/dev/vdd'], 'DEVICE_IN_USE', /mounted|claimed/)
+  await run('mount', [labDisk(4), '/tmp/mounted'])
+  await refused([labDisk(4)], 'DEVICE_IN_USE', /mounted|claimed/)
   await run('umount', ['/tmp/mounted'])
-  await run('wipefs', ['--all', '/dev/vdd'])
-  await run('mkswap', ['/dev/vdd'])
-  await refused(['/dev/vdd'], 'DEVICE_IN_USE', /holds swap/)
-  await run('wipefs', ['--all', '/dev/vdd'])
+  await run('wipefs', ['--all', labDisk(4)])
+  await run('mkswap', [labDisk(4)])
+  await refused([labDisk(4)], 'DEVICE_IN_USE', /holds swap/)
+  await run('wipefs', ['--all', labDisk(4)])
   // An MBR with one partition, as fdisk writes it.
   const table = Buffer.alloc(512)
   table.writeUInt8(0x83, 446 + 4)
   table.writeUInt32LE(2048, 446 + 8)
   table.writeUInt32LE(8192, 446 + 12)
   table.writeUInt16LE(0xaa55, 510)
-  await writeAt('/dev/vdd', table, 0)
-  await refused(['/dev/vdd'], 'DEVICE_IN_USE', /holds dos \(partitions\)|has partitions/)
-  await writeAt('/dev/vdd', Buffer.alloc(4096), 0)
-  const holder = await dmsetup(['create', 'holds'], '0 8 linear /dev/vdd 0\n')
+  await writeAt(labDisk(4), table, 0)
+  await refused([labDisk(4)], 'DEVICE_IN_USE', /holds dos \(partitions\)|has partitions/)
+  await writeAt(labDisk(4), Buffer.alloc(4096), 0)
+  const holder = await dmsetup(['create', 'holds'], `0 8 linear ${labDisk(4)} 0\n`)
   t.is(holder.code, 0)
-  await refused(['/dev/vdd'], 'DEVICE_IN_USE', /claimed|held by/)
+  await refused([labDisk(4)], 'DEVICE_IN_USE', /claimed|held by/)
   await dmsetup(['remove', 'holds'])
   await refused(['/dev/null'], 'UNSUPPORTED', /no block device/)
   await refused(['/dev/nosuch'], 'VOLUME_MISSING', /cannot be reached/)
   await refused([], 'NOT_FOUND', /name the devices/)
 
-  const disk = await open('/dev/vdc', 'r')
+  const disk = await open(labDisk(3), 'r')
   t.is(await signatureOf(disk.fd), undefined, 'no refusal has written anything')
-  const fresh = await create(['/dev/vdc', '/dev/vdd'])
+  const fresh = await create([labDisk(3), labDisk(4)])
   t.deepEqual(await signatureOf(disk.fd), {type: 'LVM2_member', usage: 'raid'})
   await disk.close()
   t.is(fresh.name, 'fresh')
-  await refused(['/dev/vdd'], 'VOLUME_EXISTS', /is not changed/)
+  await refused([labDisk(4)], 'VOLUME_EXISTS', /is not changed/)
   t.is(
     (await createGroup({group: 'fresh', devices: [], thinPool: 'thin', systemDirectory})).name,
     'fresh',

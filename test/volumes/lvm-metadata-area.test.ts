@@ -6,7 +6,7 @@ import {newVolumeId} from '../../src/volumes/id.js'
 import {LvmVolumeDriver} from '../../src/volumes/lvm.js'
 import {createGroup} from '../../src/volumes/lvm-create.js'
 import {codeOf, MiB} from '../contract/observe.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
 lab.options({disksBytes: [256 * MiB, 256 * MiB, 256 * MiB], modules: ['dm-mod', 'dm-thin-pool'], deadlineMs: 900_000})
@@ -15,7 +15,7 @@ lab('01. a group that lunpath makes has room for the metadata of 10,000 volumes,
   const systemDirectory = await mkdtemp(join(tmpdir(), 'lp-area-'))
   await createGroup({
     group: 'own',
-    devices: ['/dev/vda', '/dev/vdb'],
+    devices: [labDisk(1), labDisk(2)],
     thinPool: 'thin',
     thinBytes: 64 * MiB,
     systemDirectory,
@@ -44,7 +44,7 @@ lab('01. a group that lunpath makes has room for the metadata of 10,000 volumes,
 })
 
 lab('02. in a group as it was a create is refused before the area is full, and deletes work', async t => {
-  const own = await TestGroup.make('small', '/dev/vdc')
+  const own = await TestGroup.make('small', labDisk(3))
   const driver = await own.open(t)
   const volume = await driver.create({id: newVolumeId(), sizeBytes: 4 * MiB})
   // Tags of others take the room.

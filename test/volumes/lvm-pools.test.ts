@@ -6,7 +6,7 @@ import type {PoolCapacity} from '../../src/volumes/driver.js'
 import {readAt, writeAt} from '../contract/observe.js'
 import {lunpath} from '../fixtures/cli.js'
 import {LogLines, Node} from '../fixtures/node.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 
 const MiB = 2 ** 20
 
@@ -45,11 +45,11 @@ lab('pools in LVM: made, listed, used, exported, measured, and there again after
   const remove = (key: string) => node.api.call('DELETE', `/volumes/${key}`)
   const usable = async () => (await node.api.call<{unusable: object[]}>('GET', '/pools')).unusable.length === 0
 
-  const thick = await json<PoolCapacity>('pool', 'create', '--vg', 'vg0', '/dev/vda')
+  const thick = await json<PoolCapacity>('pool', 'create', '--vg', 'vg0', labDisk(1))
   t.like(thick, {pool: 'vg0', driver: 'lvm', provisionedBytes: 0})
-  await refused('DEVICE_IN_USE', 'pool', 'create', '--vg', 'other', '/dev/vda')
-  await refused('VOLUME_EXISTS', 'pool', 'create', '--vg', 'vg0', '/dev/vdb')
-  const thin = await json<PoolCapacity>('pool', 'create', '--vg', 'vg1', '--name', 'fast', '--thin', '/dev/vdb')
+  await refused('DEVICE_IN_USE', 'pool', 'create', '--vg', 'other', labDisk(1))
+  await refused('VOLUME_EXISTS', 'pool', 'create', '--vg', 'vg0', labDisk(2))
+  const thin = await json<PoolCapacity>('pool', 'create', '--vg', 'vg1', '--name', 'fast', '--thin', labDisk(2))
   t.is(thin.thin?.name, 'thin')
   const listed = await json<{pools: PoolCapacity[]}>('pool', 'list')
   t.deepEqual(listed.pools.map(({pool, driver}) => `${pool} ${driver}`).sort(), ['default file', 'fast lvm', 'vg0 lvm'])
@@ -138,7 +138,7 @@ lab('pools in LVM: made, listed, used, exported, measured, and there again after
   t.is(deleted.stdout, 'deleted fast; the volume group vg1 is removed with it\n')
   t.is((await run('pvs', ['--noheadings'])).stdout.trim(), '')
   // A group that was there before is forgotten, and stays.
-  await run('vgcreate', ['theirs', '/dev/vda'])
+  await run('vgcreate', ['theirs', labDisk(1)])
   await json('pool', 'create', '--vg', 'theirs')
   t.like(await json('pool', 'delete', 'theirs'), {groupRemoved: false})
   t.regex((await run('vgs', ['--noheadings', '-o', 'vg_name'])).stdout, /theirs/)

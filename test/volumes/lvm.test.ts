@@ -1,6 +1,6 @@
 // Volumes in LVM: the contract, thick and thin, and what is special to LVM.
 import {volumeContract} from '../contract/volumes.js'
-import {lab} from '../lab/lab.js'
+import {lab, labDisk} from '../lab/lab.js'
 import {TestGroup} from './lvm-group.js'
 
 const MiB = 2 ** 20
@@ -14,7 +14,7 @@ lab.options({
 let made: Promise<TestGroup> | undefined
 /** One group for all tests of the file: each leaves it empty. */
 const group = () => {
-  made ??= TestGroup.make('lab-1', '/dev/vda', {name: 'thin', size: '1g'})
+  made ??= TestGroup.make('lab-1', labDisk(1), {name: 'thin', size: '1g'})
   return made
 }
 
