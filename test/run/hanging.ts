@@ -6,7 +6,8 @@ import test from 'ava'
 
 test('hangs', async t => {
   const child = spawn('sleep', ['1000'], {stdio: 'ignore', detached: true})
-  writeFileSync(join(process.env.LUNPATH_HANGING!, 'pids'), `${process.pid} ${child.pid} ${process.env.TMPDIR}`)
+  const {LUNPATH_HANGING, TMPDIR, LUNPATH_TEST_TMPFS} = process.env
+  writeFileSync(join(LUNPATH_HANGING!, 'pids'), `${process.pid} ${child.pid} ${TMPDIR} ${LUNPATH_TEST_TMPFS}`)
   await new Promise(resolve => setTimeout(resolve, 600_000))
   t.pass()
 })

@@ -1,11 +1,11 @@
-import {type ChildProcess, spawn} from 'node:child_process'
+import {type ChildProcess, spawn, spawnSync} from 'node:child_process'
 import {once} from 'node:events'
 import {existsSync} from 'node:fs'
-import {mkdir, mkdtemp, readFile, rm, writeFile} from 'node:fs/promises'
+import {copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
-import test, {type ExecutionContext} from 'ava'
+import test, {type ExecutionContext, type TestFn} from 'ava'
 import {mark, removeLeftovers, runPrefix, runVariable} from './leftovers.js'
 import {quickFiles} from './quick.js'
 import {readNotes} from './seconds.js'
@@ -23,7 +23,7 @@ async function gone(...pids: number[]): Promise<void> {
 }
 
 /** A run of the tests that hangs in its only one. */
-async function hangingRun(t: ExecutionContext): Promise<{run: ChildProcess; pids: number[]; directory: string}> {
+async function hangingRun(t: ExecutionContext): Promise<{run: ChildProcess; pids: number[]; directories: string[]}> {
   const place = await folder(t)
   const run = spawn('scripts/test', ['--config', 'test/run/hanging.config.js'], {
     env: {...process.env, LUNPATH_HANGING: place},
@@ -32,17 +32,17 @@ async function hangingRun(t: ExecutionContext): Promise<{run: ChildProcess; pids
   t.teardown(() => run.kill('SIGKILL'))
   const file = join(place, 'pids')
   while (!existsSync(file) || (await readFile(file, 'utf8')) === '') await sleep(50)
-  const [worker, child, directory] = (await readFile(file, 'utf8')).split(' ')
-  return {run, pids: [Number(worker), Number(child)], directory: directory!}
+  const [worker, child, ...directories] = (await readFile(file, 'utf8')).split(' ')
+  return {run, pids: [Number(worker), Number(child)], directories}
 }
 
 test.serial('a run that gets SIGTERM ends what its tests started, and leaves nothing', async t => {
-  const {run, pids, directory} = await hangingRun(t)
+  const {run, pids, directories} = await hangingRun(t)
   const ended = once(run, 'exit')
   run.kill('SIGTERM')
   t.deepEqual(await ended, [143, null])
   await gone(...pids)
-  t.false(existsSync(directory))
+  t.deepEqual(directories.filter(existsSync), [])
 })
 
 test.serial(
@@ -53,12 +53,14 @@ test.serial(
     const ended = once(killed.run, 'exit')
     killed.run.kill('SIGKILL')
     await ended
-    t.true(existsSync(killed.directory))
-    const removed = await removeLeftovers('/tmp')
-    t.true(removed.includes(killed.directory))
-    t.false(existsSync(killed.directory))
+    t.true(killed.directories.every(existsSync))
+    const removed = [...(await removeLeftovers('/tmp')), ...(await removeLeftovers('/dev/shm'))]
+    for (const directory of killed.directories) {
+      t.true(removed.includes(directory), directory)
+      t.false(existsSync(directory))
+    }
     await gone(...killed.pids)
-    t.true(existsSync(live.directory))
+    t.true(live.directories.every(existsSync))
     t.true(live.pids.every(isThere))
     const end = once(live.run, 'exit')
     live.run.kill('SIGTERM')
@@ -83,6 +85,79 @@ test('a directory is left where its process or its boot is over, and not where n
   await writeFile(join(spoilt, '.lunpath-test-run'), '{')
   t.deepEqual((await removeLeftovers(place)).sort(), left.sort())
   for (const directory of [...others, spoilt]) t.true(existsSync(join(directory, 'below')), directory)
+})
+
+const asRoot = process.getuid?.() === 0 ? test : (test.skip as unknown as TestFn)
+const leftoversModule = new URL('leftovers.js', import.meta.url).href
+
+/** A directory in `place` that an ended run has left. */
+async function leftDirectory(place: string, name: string): Promise<string> {
+  const directory = join(place, `${runPrefix}${name}`)
+  await mkdir(directory)
+  await mark(directory)
+  const file = join(directory, '.lunpath-test-run')
+  await writeFile(file, (await readFile(file, 'utf8')).replace(/"startTime":"\d+"/, '"startTime":"1"'))
+  return directory
+}
+
+asRoot('what cannot be removed is told and stays whole, and neither stops the others nor the run', async t => {
+  const place = await folder(t)
+  const stuck = await leftDirectory(place, 'a-stuck')
+  const other = await leftDirectory(place, 'b-other')
+  const mounted = join(stuck, 'mounted')
+  await mkdir(mounted)
+  t.is(spawnSync('mount', ['-t', 'tmpfs', 'none', mounted]).status, 0)
+  t.teardown(() => spawnSync('umount', ['--lazy', mounted]))
+  await writeFile(join(mounted, 'of another file system'), '')
+  // In a user namespace of its own root has no right to unmount it.
+  const program = `const {removeLeftovers} = await import('${leftoversModule}')
+    console.log(JSON.stringify(await removeLeftovers(process.argv[1])))`
+  const command = ['--user', '--map-root-user', process.execPath, '--input-type=module', '-e', program, place]
+  for (const expected of [[other], []]) {
+    const {status, stdout, stderr} = spawnSync('unshare', command, {encoding: 'utf8'})
+    t.is(status, 0, stderr)
+    t.deepEqual(JSON.parse(stdout), expected)
+    t.regex(stderr, new RegExp(`${stuck}.* stays: .*${mounted}`))
+    t.deepEqual(await readdir(mounted), ['of another file system'])
+  }
+  t.is(spawnSync('umount', [mounted]).status, 0)
+  t.deepEqual(await removeLeftovers(place), [stuck])
+})
+
+test('the directory of a run that lives in another process namespace stays', async t => {
+  const place = await folder(t)
+  const directory = join(place, `${runPrefix}container`)
+  await mkdir(directory)
+  const program = `const {mark} = await import('${leftoversModule}')
+    await mark(process.argv[1])
+    setInterval(() => {}, 1000)`
+  const namespaces = ['--user', '--map-root-user', '--pid', '--fork', '--mount-proc', '--kill-child=KILL']
+  const command = [...namespaces, process.execPath, '--input-type=module', '-e', program, directory]
+  const run = spawn('unshare', command, {stdio: 'ignore'})
+  t.teardown(() => run.kill('SIGKILL'))
+  while (!existsSync(join(directory, '.lunpath-test-run'))) await sleep(50)
+  t.deepEqual(await removeLeftovers(place), [])
+  t.true(existsSync(directory))
+})
+
+test('processes of a left directory whose environment tells nothing are ended, and those that look into it are not', async t => {
+  const directory = await leftDirectory(await folder(t), 'processes')
+  const program = join(directory, 'program')
+  await copyFile('/bin/sleep', program)
+  await writeFile(join(directory, 'file'), '')
+  // Each is let go by the shell that started it, but for the last, which is somebody's who looks.
+  const pidOf = (command: string) =>
+    Number(spawnSync('sh', ['-c', `env -i ${command} >/dev/null 2>&1 & echo $!`], {encoding: 'utf8'}).stdout)
+  const own = [pidOf(`$(chmod +x ${program})${program} 600`), pidOf(`tail -f ${directory}/file`)]
+  const looking = spawn('tail', ['-f', join(directory, 'file')], {env: {}, stdio: 'ignore'})
+  t.teardown(() => {
+    looking.kill('SIGKILL')
+    for (const pid of own.filter(isThere)) process.kill(pid, 'SIGKILL')
+  })
+  while (!own.every(isThere)) await sleep(20)
+  t.deepEqual(await removeLeftovers(join(directory, '..')), [directory])
+  t.deepEqual(own.filter(isThere), [])
+  t.true(isThere(looking.pid!))
 })
 
 test('quick tests start no machine, and are some', t => {
