@@ -3,6 +3,7 @@ import {Command, CommanderError} from 'commander'
 import {defaultSocket} from '../defaults.js'
 import {StorageError} from '../errors.js'
 import {packageVersion} from '../native.js'
+import {nameSources} from '../stack-traces.js'
 import {attachmentCommands} from './commands/attachment.js'
 import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
@@ -16,6 +17,8 @@ import {serveCommand} from './commands/serve.js'
 import {targetCommands} from './commands/target.js'
 import {volumeCommands} from './commands/volume.js'
 import {exitCodeOf, printError} from './output.js'
+
+nameSources()
 
 // What is set here before the commands are added holds for them too.
 const program = new Command('lunpath')

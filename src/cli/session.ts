@@ -1,4 +1,3 @@
-import {randomUUID} from 'node:crypto'
 import {readFile} from 'node:fs/promises'
 import {text as textOf} from 'node:stream/consumers'
 import {type Command, InvalidArgumentError} from 'commander'
@@ -25,7 +24,7 @@ export async function withDaemon(command: Command, action: (session: Session) =>
   process.once('SIGINT', onSignal)
   process.once('SIGTERM', onSignal)
   const call: ApiClient['call'] = (method, path, body, options: CallOptions = {}) => {
-    const token = method === 'GET' ? undefined : randomUUID()
+    const token = method === 'GET' ? undefined : crypto.randomUUID()
     return client.call(method, path, body, {token, signal: cancel.signal, ...options})
   }
   try {
