@@ -30,6 +30,8 @@ export interface Start {
   file: string
   args: string[]
   environment?: NodeJS.ProcessEnv
+  /** To be called when it has ended. */
+  release?: () => void
 }
 
 export const firstChannel = 3

@@ -92,14 +92,14 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
   if (missing) throw new LabError('LAB_MISSING', missing)
   const job = jobText(machine, command, options)
   if (signal?.aborted) throw new LabError('LAB_CANCELLED', 'The lab was cancelled before it started')
+  let release: (() => void) | undefined
   const disks = await emptyDisks(options.disksBytes ?? [])
   try {
     const channels: ChannelName[] = ['console', 'control', 'stdout', 'stderr', ...(talk ? ['duplex' as const] : [])]
     const firstDisk = firstChannel + channels.length
-    const {file, args, environment} = await machine.start(options, {
-      channels,
-      disks: disks.map((_, i) => firstDisk + i),
-    })
+    const started = await machine.start(options, {channels, disks: disks.map((_, i) => firstDisk + i)})
+    release = started.release
+    const {file, args, environment} = started
     return await new Promise<number>((resolve, reject) => {
       const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', file, ...args], {
         // A group of its own: Ctrl-C is for us, who then end it.
@@ -175,6 +175,7 @@ async function runOn(machine: Machine, command: readonly string[], options: LabO
       }
     })
   } finally {
+    release?.()
     await Promise.all(disks.map(disk => disk.close()))
   }
 }

@@ -13,7 +13,6 @@ const heavy = [
   'src/sandbox/guest',
   'src/sandbox/tgtd',
   'test/fixtures/node',
-  'test/native/sanitize',
 ]
 /** Rooms whose tests go through the whole path. */
 const heavyRooms = ['e2e/', 'setup']

@@ -14,7 +14,8 @@ export default {
   files: [
     'dist/test/native/**/*.test.js',
     ...engines.map(name => `dist/test/bench/${name}.test.js`),
-    // The only ones that drive the addons of configfs, of the kernel's disks and of libiscsi's sessions.
+    // The only ones that drive the addons of configfs, of the kernel's disks, of libiscsi's sessions, and much of libvirt's.
+    'dist/test/compute/libvirt.test.js',
     'dist/test/targets/configfs.test.js',
     'dist/test/initiators/kernel-io.test.js',
     'dist/test/initiators/libiscsi.test.js',
