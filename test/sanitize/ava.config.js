@@ -14,11 +14,14 @@ export default {
   files: [
     'dist/test/native/**/*.test.js',
     ...engines.map(name => `dist/test/bench/${name}.test.js`),
-    // The only ones that drive the addons of configfs, of the kernel's disks, of libiscsi's sessions, and much of libvirt's.
+    // The only ones that drive the addons of configfs, of the kernel's disks, of libiscsi's sessions and discovery, and of files; and
+    // much of libvirt's.
     'dist/test/compute/libvirt.test.js',
     'dist/test/targets/configfs.test.js',
     'dist/test/initiators/kernel-io.test.js',
+    'dist/test/initiators/identity.test.js',
     'dist/test/initiators/libiscsi.test.js',
+    'dist/test/targets/iet-access.test.js',
     // The sanitizers end a process that lacks memory.
     '!dist/test/native/out-of-memory.test.js',
     // No addon is loaded.
