@@ -207,7 +207,7 @@ uri = "test:///default"
 listen = ""
 `,
   )
-  const child = spawn(process.execPath, ['dist/src/cli/main.js', 'serve', '--config', config], {
+  const child = spawn(process.execPath, ['dist/bin/lunpath.cjs', 'serve', '--config', config], {
     stdio: ['ignore', 'ignore', 'inherit'],
   })
   const client = new ApiClient(`${directory}/api.sock`)

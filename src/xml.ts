@@ -1,5 +1,5 @@
-import {XmlElement as ParsedElement, parseXml as parse, XmlDocumentType, XmlText} from '@rgrove/parse-xml'
 import {StorageError} from './errors.js'
+import {XmlElement as ParsedElement, parseXml as parse, XmlDocumentType, XmlText} from './packages/daemon.js'
 
 /**
  * An element: attributes under `@name`, children under their names (an array where the element occurs more than once),

@@ -1,6 +1,5 @@
-import {AjvCompiler} from '@fastify/ajv-compiler'
-import {SerializerSelector} from '@fastify/fast-json-stringify-compiler'
 import type {FastifyServerOptions} from 'fastify'
+import {AjvCompiler, SerializerSelector} from '../packages/daemon.js'
 
 type Compilers = NonNullable<NonNullable<FastifyServerOptions['schemaController']>['compilersFactory']>
 

@@ -1,4 +1,5 @@
-import {type TSchema, Type} from '@sinclair/typebox'
+import type {TSchema} from '@sinclair/typebox'
+import {Type} from '../packages/daemon.js'
 
 /** Schemas of the API's requests and answers; the OpenAPI document at /v1/openapi.json is made from them. */
 

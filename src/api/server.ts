@@ -2,17 +2,10 @@ import {once, setMaxListeners} from 'node:events'
 import {chmod, mkdir, rm} from 'node:fs/promises'
 import {connect} from 'node:net'
 import {dirname} from 'node:path'
-import swagger from '@fastify/swagger'
-import {
-  type FastifyBaseLogger,
-  type FastifyInstance,
-  type FastifyReply,
-  type FastifyRequest,
-  fastify,
-  LogController,
-} from 'fastify'
+import type {FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest} from 'fastify'
 import type {Asked} from '../attach/operations.js'
 import {StorageError} from '../errors.js'
+import {fastify, LogController, swagger} from '../packages/daemon.js'
 import type {Service} from '../service.js'
 import {errorAnswer, schemaError} from './answers.js'
 import {lazyCompilers} from './compilers.js'

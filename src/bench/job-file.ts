@@ -1,7 +1,6 @@
 import {readFile} from 'node:fs/promises'
-import {Value} from '@sinclair/typebox/value'
-import {parse} from 'smol-toml'
 import {StorageError} from '../errors.js'
+import {parseToml as parse, Value} from '../packages/daemon.js'
 import {type Fallback, parseFioFile} from './fio-file.js'
 import {JobSchema, type JobSpec, type TargetSpec, wordsOf} from './job-schema.js'
 

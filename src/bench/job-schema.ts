@@ -1,4 +1,5 @@
-import {type Static, type TSchema, Type} from '@sinclair/typebox'
+import type {Static, TSchema} from '@sinclair/typebox'
+import {Type} from '../packages/daemon.js'
 import {patterns} from './patterns.js'
 
 // One vocabulary for the package, the API, TOML job files and the command line. Words that fio has are fio's, as fio writes

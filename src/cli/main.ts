@@ -3,6 +3,7 @@ import {Command, CommanderError} from 'commander'
 import {defaultSocket} from '../defaults.js'
 import {StorageError} from '../errors.js'
 import {packageVersion} from '../native.js'
+import {nameSources} from '../stack-traces.js'
 import {attachmentCommands} from './commands/attachment.js'
 import {benchCommand} from './commands/bench.js'
 import {demoCommand} from './commands/demo.js'
@@ -16,6 +17,8 @@ import {serveCommand} from './commands/serve.js'
 import {targetCommands} from './commands/target.js'
 import {volumeCommands} from './commands/volume.js'
 import {exitCodeOf, printError} from './output.js'
+
+nameSources()
 
 // What is set here before the commands are added holds for them too.
 const program = new Command('lunpath')
@@ -68,9 +71,7 @@ process.stdout.on('error', error => {
   if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0)
 })
 
-try {
-  await program.parseAsync()
-} catch (error) {
+program.parseAsync().catch(error => {
   const json = program.opts<{json?: boolean}>().json ?? false
   if (!(error instanceof CommanderError)) {
     printError(error, {json})
@@ -81,7 +82,7 @@ try {
     if (json || !helpShown) printError(usageError(error, helpShown), {json})
     process.exitCode = 2
   }
-}
+})
 
 function usageError({message}: CommanderError, helpShown: boolean): StorageError {
   const what = helpShown ? 'A command is missing' : message.replace(/^error: /, '')

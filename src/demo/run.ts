@@ -4,7 +4,6 @@ import {mkdtemp, open, rm} from 'node:fs/promises'
 import {get} from 'node:http'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
-import {destination} from 'pino'
 import {ApiClient} from '../api/client.js'
 import {textReport} from '../bench/report.js'
 import type {BenchResult} from '../bench/result.js'
@@ -13,6 +12,7 @@ import {Daemon} from '../daemon.js'
 import {StorageError} from '../errors.js'
 import {LibiscsiInitiator} from '../initiators/libiscsi.js'
 import {packageRoot} from '../native.js'
+import {destination} from '../packages/daemon.js'
 import {Guest} from '../sandbox/guest.js'
 import {PrivateLibvirtd} from '../sandbox/libvirtd.js'
 import {freePort} from '../sandbox/ports.js'
@@ -179,7 +179,7 @@ async function walkThePath(
 
   await lookAround?.([
     `export LUNPATH_SOCKET=${config.daemon.socket}`,
-    `alias lunpath='node ${join(packageRoot(), 'dist/src/cli/main.js')}'`,
+    `alias lunpath='node ${join(packageRoot(), 'dist/bin/lunpath.cjs')}'`,
     'lunpath volume list    (also: export list, session list, attachment list, domain disks demo, bench demo)',
     `virsh -c '${libvirtd.uri}' domblklist demo`,
     `curl http://127.0.0.1:${metricsPort}/metrics`,

@@ -1,5 +1,6 @@
-import {Counter, Gauge, type Registry} from 'prom-client'
+import type {Registry} from 'prom-client'
 import type {RunningBenches} from '../bench/running.js'
+import {Counter, Gauge} from '../packages/daemon.js'
 import type {Collector} from './registry.js'
 
 /** Registers the benchmarks that are on, by their last sample, and how many have ended. */

@@ -1,6 +1,7 @@
-import {Counter, Gauge, type Registry} from 'prom-client'
+import type {Registry} from 'prom-client'
 import type {ComputeDriver} from '../compute/driver.js'
 import {hasCode} from '../errors.js'
+import {Counter, Gauge} from '../packages/daemon.js'
 import type {VolumeId} from '../types.js'
 import type {Collector} from './registry.js'
 

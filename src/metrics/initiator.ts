@@ -1,6 +1,7 @@
-import {Counter, Gauge, type Registry} from 'prom-client'
+import type {Registry} from 'prom-client'
 import type {HostInitiator} from '../initiators/driver.js'
 import {formatPortal} from '../iqn.js'
+import {Counter, Gauge} from '../packages/daemon.js'
 import type {Collector} from './registry.js'
 
 type Counted = 'sentBytes' | 'receivedBytes' | 'digestErrors' | 'timeoutErrors'

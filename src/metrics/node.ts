@@ -1,4 +1,5 @@
-import {Gauge, type Registry} from 'prom-client'
+import type {Registry} from 'prom-client'
+import {Gauge} from '../packages/daemon.js'
 import type {Operation} from '../state/journal.js'
 import type {PoolCapacity} from '../volumes/driver.js'
 import type {Collector} from './registry.js'

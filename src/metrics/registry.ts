@@ -1,8 +1,8 @@
 import {createServer, type Server} from 'node:http'
-import {collectDefaultMetrics, Gauge, Histogram, Registry} from 'prom-client'
 import {StorageError} from '../errors.js'
 import type {StepObserver} from '../instrument.js'
 import {formatPortal} from '../iqn.js'
+import {collectDefaultMetrics, Gauge, Histogram, Registry} from '../packages/daemon.js'
 import type {Portal} from '../types.js'
 
 /** A source of figures that is read at each scrape. */

@@ -1,11 +1,13 @@
 import {parentPort, workerData} from 'node:worker_threads'
 import Database from 'libsql'
+import {nameSources} from '../stack-traces.js'
 import {type OpenFailure, type StoreBatch, type StoreReply, schemaVersion, tables} from './store-protocol.js'
 
 /**
  * The store's own thread: it owns the database and its locks, so that no fsync is waited for on the main thread.
  * One message is one commit (WAL, synchronous=FULL), however many operations it carries.
  */
+nameSources()
 const {path} = workerData as {path: string}
 const port = parentPort!
 

@@ -1,6 +1,7 @@
-import {type Static, Type} from '@sinclair/typebox'
+import type {Static} from '@sinclair/typebox'
 import type {FastifyInstance} from 'fastify'
 import {parseRemotePortal} from '../../iqn.js'
+import {Type} from '../../packages/daemon.js'
 import {resolvePortal} from '../../resolve.js'
 import type {Service} from '../../service.js'
 import {DiscoverBody, ErrorSchema} from '../schema.js'

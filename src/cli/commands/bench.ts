@@ -143,8 +143,7 @@ async function jobsOf(volume: string | undefined, options: Options): Promise<{jo
     throw new StorageError('INVALID_ARGUMENT', 'Give --write-to and --size-is together, once for each target')
   const repeated = writeTo.map((identity, index) => ({identity, size: sizeIs[index]!}))
   if (job === undefined) return {jobs: [withRepeated({iodepth: 32, ...measured, ...flags}, repeated)], notes: []}
-  const {readJobFile} = await import('../../bench/job-file.js')
-  const {withOptions} = await import('../../bench/job-options.js')
+  const {readJobFile, withOptions} = await import('../local.js')
   const file = await readJobFile(job, measured)
   const jobs = file.jobs.map(one => withOptions(one, flags))
   return {jobs: jobs.map(one => withRepeated(one, repeated)), notes: [...new Set(jobs.flatMap(one => one.notes ?? []))]}

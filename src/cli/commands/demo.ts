@@ -17,7 +17,7 @@ It needs root and no daemon: it works in a directory of its own below the system
 a libvirtd, a tgtd and a guest of its own. Ctrl-C at any point removes all of it.`,
     )
     .action(async ({keep}, command: Command) => {
-      const [{runDemo}, {formatStep}] = await Promise.all([import('../../demo/run.js'), import('../../demo/steps.js')])
+      const {formatStep, runDemo} = await import('../local.js')
       const json = command.optsWithGlobals<{json?: boolean}>().json ?? false
       const started = Date.now()
       const cancel = new AbortController()

@@ -9,11 +9,7 @@ export function doctorCommand(program: Command): void {
     .option('--config <file>', 'configuration, TOML (default: /etc/lunpath/lunpath.toml where it exists)')
     .addHelpText('after', '\nIt needs no daemon and changes nothing. Exit code 5 where something is missing.')
     .action(async ({config: path}, command: Command) => {
-      const [{readConfig}, {formatChecks}, {examineNode}] = await Promise.all([
-        import('../../config.js'),
-        import('../../doctor.js'),
-        import('../../node-check.js'),
-      ])
+      const {examineNode, formatChecks, readConfig} = await import('../local.js')
       const checks = await examineNode(await readConfig(path))
       if (command.optsWithGlobals<{json?: boolean}>().json) printJson(checks)
       else process.stdout.write(formatChecks(checks))

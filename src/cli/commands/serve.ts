@@ -19,8 +19,7 @@ Examples:
   lunpath serve --config ./lunpath.toml`,
     )
     .action(async ({config: path}) => {
-      // Loaded here alone: the other commands are clients and start in a tenth of the time without it.
-      const [{readConfig}, {Daemon: Served}] = await Promise.all([import('../../config.js'), import('../../daemon.js')])
+      const {Daemon: Served, readConfig} = await import('../local.js')
       const config = await readConfig(path)
       const ending = new AbortController()
       let daemon: Daemon | undefined
