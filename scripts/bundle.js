@@ -83,6 +83,7 @@ async function bundle() {
   await mkdir('dist/bin', {recursive: true})
   for (const {path, contents} of files) await put(path, contents)
   await put(resolve('dist/bin', licensesName), licenses)
+  await keepDeclarations()
   const present = new Set([...files.map(({path}) => basename(path)), licensesName])
   for (const name of await readdir('dist/bin')) if (!present.has(name)) await rm(join('dist/bin', name))
 }
@@ -148,6 +149,16 @@ const sharedOutside = shared => ({
 async function put(path, contents) {
   await writeFile(`${path}.new`, contents, {mode: path.endsWith('/lunpath.cjs') ? 0o755 : 0o644})
   await rename(`${path}.new`, path)
+}
+
+/** Who installs lunpath has the types of its dependencies; those of what only the bundles have are no part of its API. */
+async function keepDeclarations() {
+  const {dependencies} = JSON.parse(await readFile('package.json', 'utf8'))
+  const file = packagesFile.replace(/\.js$/, '.d.ts')
+  const kept = (await readFile(file, 'utf8'))
+    .split('\n')
+    .filter(line => /^(@[^/]+\/)?[^/]+/.exec(/from '([^']+)'/.exec(line)?.[1] ?? '')?.[0] in dependencies)
+  await put(resolve(file), `${kept.join('\n')}\n`)
 }
 
 /** The package that a file is part of, as its directory; undefined for a file of ours. */
