@@ -18,7 +18,7 @@ export async function startDaemon(directory: string, sections: string): Promise<
   const socket = join(directory, 'api.sock')
   const daemon = `[daemon]\ndirectory = "${directory}"\nsocket = "${socket}"\nlogLevel = "warn"\n`
   await writeFile(config, daemon + sections)
-  const child = spawn(process.execPath, ['dist/src/cli/main.js', 'serve', '--config', config], {
+  const child = spawn(process.execPath, ['dist/bin/lunpath.cjs', 'serve', '--config', config], {
     stdio: ['ignore', 'ignore', 'inherit'],
   })
   if (!(await serves(child, socket))) {

@@ -71,9 +71,7 @@ process.stdout.on('error', error => {
   if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0)
 })
 
-try {
-  await program.parseAsync()
-} catch (error) {
+program.parseAsync().catch(error => {
   const json = program.opts<{json?: boolean}>().json ?? false
   if (!(error instanceof CommanderError)) {
     printError(error, {json})
@@ -84,7 +82,7 @@ try {
     if (json || !helpShown) printError(usageError(error, helpShown), {json})
     process.exitCode = 2
   }
-}
+})
 
 function usageError({message}: CommanderError, helpShown: boolean): StorageError {
   const what = helpShown ? 'A command is missing' : message.replace(/^error: /, '')

@@ -179,7 +179,7 @@ async function walkThePath(
 
   await lookAround?.([
     `export LUNPATH_SOCKET=${config.daemon.socket}`,
-    `alias lunpath='node ${join(packageRoot(), 'dist/src/cli/main.js')}'`,
+    `alias lunpath='node ${join(packageRoot(), 'dist/bin/lunpath.cjs')}'`,
     'lunpath volume list    (also: export list, session list, attachment list, domain disks demo, bench demo)',
     `virsh -c '${libvirtd.uri}' domblklist demo`,
     `curl http://127.0.0.1:${metricsPort}/metrics`,

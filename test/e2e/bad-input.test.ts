@@ -235,7 +235,7 @@ test('13 a store that is damaged or of a newer version keeps the daemon from sta
 })
 
 test('14 a configuration with an unknown key, a bad value or that is no TOML is named', async t => {
-  const cli = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url))
+  const cli = fileURLToPath(new URL('../../bin/lunpath.cjs', import.meta.url))
   for (const [text, says] of [
     ['[targets]\nportal = "x"', /targets/],
     ['[targets]\nportals = ["nowhere"]', /portal/],
