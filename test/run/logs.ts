@@ -54,6 +54,8 @@ export function removeIfEmpty(run: string): void {
 export function makeLogs(keptRuns = 9): string {
   const all = allLogs()
   mkdirSync(all, {recursive: true})
+  // One that was killed left it empty; one that runs makes it again when it has a log.
+  for (const name of readdirSync(all)) removeIfEmpty(join(all, name))
   const runs = readdirSync(all).sort()
   for (const name of runs.slice(0, Math.max(0, runs.length - keptRuns))) {
     rmSync(join(all, name), {recursive: true, force: true})
