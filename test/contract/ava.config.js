@@ -1,7 +1,9 @@
 // The contract suites against what this machine itself has: `npm run contract -- iet`.
+import {observed} from '../run/observed.js'
+
 export default {
+  ...observed,
   files: ['dist/test/contract/real-*.js'],
-  workerThreads: false,
   concurrency: 1,
   timeout: '10m',
 }

@@ -8,7 +8,7 @@ import {createRequire} from 'node:module'
 import {join} from 'node:path'
 import {pathToFileURL} from 'node:url'
 import {packageRoot} from '../../src/native.js'
-import {logFile} from '../run/log-file.js'
+import {logFile} from '../run/logs.js'
 
 export interface Outcome {
   title: string
@@ -86,7 +86,7 @@ const logTailLines = 40
 
 /** The end of the daemon's log, which is gone with the machine. */
 function daemonLog(): string[] {
-  const path = logFile()
+  const path = logFile('daemon')
   if (!existsSync(path) || path === '/dev/null') return []
   const lines = readFileSync(path, 'utf8').trimEnd().split('\n')
   return [`The daemon's log ends:\n${lines.slice(-logTailLines).join('\n')}`]

@@ -1,7 +1,9 @@
+import {appendFileSync} from 'node:fs'
 import {Readable} from 'node:stream'
 import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
 import {packageRoot} from '../../src/native.js'
+import {logFile} from '../run/logs.js'
 import {diskOfLab} from './disk.js'
 import type {Outcome} from './inside.js'
 import {makePair, type Pair, type PairedOptions} from './pair.js'
@@ -104,7 +106,9 @@ async function runFile(): Promise<void> {
       if (reason) process.stderr.write(`lab: ${title} runs ${test.meta.file}, since:\n${reason}\n`)
     },
     onStdout: chunk => results.push(chunk),
+    onConsole: chunk => appendFileSync(logFile('console'), chunk),
     onStderr: chunk => {
+      appendFileSync(logFile('stderr'), chunk)
       stderr = Buffer.concat([stderr, chunk]).subarray(-stderrTailBytes)
     },
   })

@@ -1,6 +1,8 @@
+import {appendFileSync} from 'node:fs'
 import {PassThrough} from 'node:stream'
 import {fileURLToPath} from 'node:url'
 import type {RunOptions, RunResult} from '../../src/exec.js'
+import {logFile} from '../run/logs.js'
 import type {AgentAnswer, AgentRequest} from './agent.js'
 import {Cable} from './cable.js'
 import {type LabOptions, onLines, runInLab} from './vm.js'
@@ -68,7 +70,9 @@ export class PairedMachine {
       environment: {LUNPATH_LAB_AGENT: '1', LUNPATH_INSIDE_LAB: '1'},
       signal: this.#abort.signal,
       deadlineMs,
+      onConsole: chunk => appendFileSync(logFile(`${this.name}-console`), chunk),
       onStderr: chunk => {
+        appendFileSync(logFile(`${this.name}-stderr`), chunk)
         this.#stderr = `${this.#stderr}${chunk}`.slice(-4096)
       },
     })

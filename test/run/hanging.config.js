@@ -1,7 +1,8 @@
 // For runner.test.ts: a run that does not end by itself.
+import {observed} from './observed.js'
+
 export default {
+  ...observed,
   files: ['dist/test/run/hanging.js'],
-  workerThreads: false,
   timeout: '10m',
-  require: ['./test/run/note-times.js'],
 }

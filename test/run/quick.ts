@@ -6,18 +6,14 @@ import {packageRoot} from '../../src/native.js'
 import {recorded} from './seconds.js'
 
 /** Modules with which a test starts one of those. */
-const heavy = [
-  'test/lab/lab',
-  'test/lab/vm',
-  'src/sandbox/libvirtd',
-  'src/sandbox/guest',
-  'src/sandbox/tgtd',
-  'test/fixtures/node',
-]
+export const heavy = ['test/lab/lab', 'test/lab/vm', 'src/sandbox/libvirtd', 'src/sandbox/guest', 'test/fixtures/node']
 /** Rooms whose tests go through the whole path. */
 const heavyRooms = ['e2e/', 'setup']
 
-/** Of what is left, files that took longer than this when they were last recorded are no quick ones. */
+/**
+ * Of what is left, files that took longer than this when they were last recorded are no quick ones: they compile, wait, or
+ * measure, or they start the demo by the command line, which no import shows.
+ */
 const longestSeconds = 6
 
 /** The compiled files of the quick tests. */

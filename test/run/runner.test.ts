@@ -3,12 +3,15 @@ import {once} from 'node:events'
 import {existsSync} from 'node:fs'
 import {copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
-import {join} from 'node:path'
+import {basename, dirname, join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
+import {fileURLToPath} from 'node:url'
 import test, {type ExecutionContext, type TestFn} from 'ava'
 import {mark, removeLeftovers, runPrefix, runVariable} from './leftovers.js'
-import {quickFiles} from './quick.js'
-import {readNotes} from './seconds.js'
+import {allLogs} from './logs.js'
+import {Progress} from './progress.js'
+import {heavy, quickFiles} from './quick.js'
+import {slowestFirst, withSeconds} from './seconds.js'
 
 async function folder(t: ExecutionContext): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'lp-run-'))
@@ -163,20 +166,121 @@ test('processes of a left directory whose environment tells nothing are ended, a
 test('quick tests start no machine, and are some', t => {
   const files = quickFiles()
   t.true(files.includes('dist/test/iqn.test.js'))
-  for (const heavy of ['lab/kernel', 'e2e/api', 'volumes/lvm', 'compute/libvirt'])
-    t.false(files.includes(`dist/test/${heavy}.test.js`), heavy)
+  for (const name of ['lab/kernel', 'e2e/api', 'volumes/lvm', 'compute/libvirt'])
+    t.false(files.includes(`dist/test/${name}.test.js`), name)
+  // A module that has another name now would no longer be known for what it is.
+  for (const module of heavy) t.true(existsSync(`dist/${module}.js`), module)
 })
 
-test('the notes of a run tell what has ended, how long it took, and what runs', async t => {
-  const file = join(await folder(t), 'times')
-  t.deepEqual(readNotes(file), {ended: [], running: []})
-  const note = (event: string, name: string, ms: number) =>
-    `${JSON.stringify({event, file: new URL(`../${name}.test.js`, import.meta.url).href, ms})}\n`
-  await writeFile(
-    file,
-    [note('begins', 'iqn', 1000), note('begins', 'lab/vm', 1500), note('ends', 'iqn', 3500), '{"ev'].join(''),
+/** What a run of passes.ts and fails.ts writes, and its exit code. */
+async function outcomes(file: string, args: string[]): Promise<{code: number; output: string}> {
+  const child = spawn(file, args, {stdio: ['ignore', 'pipe', 'inherit']})
+  child.stdout.setEncoding('utf8')
+  let output = ''
+  child.stdout.on('data', chunk => {
+    output += chunk
+  })
+  const [code] = await once(child, 'close')
+  return {code, output}
+}
+
+const ofOutcomes = ['scripts/test', '--config', 'test/run/outcomes.config.js'] as const
+
+/** Of the run's directory, which goes with the test. */
+async function keptLogs(t: ExecutionContext, output: string): Promise<string> {
+  const [, path] = /; its logs are in (\S+)$/m.exec(output)!
+  t.teardown(() => rm(dirname(path!), {recursive: true, force: true}))
+  return path!
+}
+
+test.serial('each file that ends has its seconds in a comment of TAP, and one that failed its logs', async t => {
+  const [file, ...args] = ofOutcomes
+  const {code, output} = await outcomes(file, [...args, '--tap'])
+  t.is(code, 1)
+  const logs = await keptLogs(t, output)
+  const lines = output.split('\n').map(line => line.replace(/ +\d+\.\d s /, ' N s '))
+  t.true(lines.includes('# N s  run/passes.js (2 of 2)') || lines.includes('# N s  run/passes.js (1 of 2)'), output)
+  for (const start of ['# failed: run/fails.js; its logs are in ', '# the slowest of 2 files:', '1..2']) {
+    t.true(
+      lines.some(line => line.startsWith(start)),
+      output,
+    )
+  }
+  t.is(await readFile(join(logs, 'daemon.log'), 'utf8'), 'why\n')
+  // Those of the file that passed are gone.
+  t.deepEqual(await readdir(dirname(logs)), [basename(logs)])
+})
+
+test.serial('a terminal shows the file that runs', async t => {
+  const {code, output} = await outcomes('script', [
+    '--quiet',
+    '--return',
+    '--command',
+    ofOutcomes.join(' '),
+    '/dev/null',
+  ])
+  t.is(code, 1)
+  await keptLogs(t, output.replaceAll('\r', ''))
+  t.regex(output, /\d of 2 files; running: run\/passes\.js \d+ s/)
+  // And the line goes before anything else is written.
+  t.true(output.includes(' s\r\u001b[2K'))
+})
+
+test.serial('a run in which nothing fails keeps no log', async t => {
+  const [file, ...args] = ofOutcomes
+  const before = await readdir(allLogs())
+  const {code, output} = await outcomes(file, [...args, '--match=passes', 'dist/test/run/passes.js'])
+  t.is(code, 0, output)
+  const after = await readdir(allLogs())
+  t.deepEqual(
+    after.filter(name => !before.includes(name)),
+    [],
   )
-  t.deepEqual(readNotes(file), {ended: [['iqn', 2.5]], running: ['lab/vm']})
+})
+
+test('seconds count from when a file got its place, and one whose worker was killed has failed', t => {
+  const progress = new Progress(1000)
+  progress.take({type: 'stats', stats: {files: 4}}, 1100)
+  progress.take({type: 'declared-test', testFile: 'a'}, 1500)
+  progress.take({type: 'declared-test', testFile: 'b'}, 1600)
+  t.like(progress.take({type: 'worker-finished', testFile: 'a'}, 3000), {file: 'a', seconds: 2, failed: false})
+  // Heard of long after a's end.
+  progress.take({type: 'declared-test', testFile: 'c'}, 4000)
+  t.deepEqual(progress.running(5000), [
+    {file: 'b', seconds: 4},
+    {file: 'c', seconds: 2},
+  ])
+  progress.take({type: 'test-failed', testFile: 'b'}, 5000)
+  t.true(progress.take({type: 'worker-finished', testFile: 'b'}, 6000)!.failed)
+  t.true(progress.take({type: 'worker-finished', testFile: 'c', forcedExit: true}, 7000)!.failed)
+  // One that dies before it has declared anything.
+  t.like(progress.take({type: 'worker-failed', testFile: 'd'}, 9000), {seconds: 3, failed: true})
+  t.deepEqual(progress.running(9000), [])
+  t.deepEqual(
+    progress.slowest(2).map(({file}) => file),
+    ['b', 'c'],
+  )
+})
+
+test('files begin by their recorded seconds, unknown ones first', t => {
+  const file = (name: string) => fileURLToPath(new URL(`../${name}.test.js`, import.meta.url))
+  const names = ['iqn', 'e2e/grow', 'new/b', 'new/a', 'lab/iet']
+  const order = names.map(file).sort(slowestFirst({iqn: 0.4, 'e2e/grow': 26, 'lab/iet': 17}))
+  t.deepEqual(order, ['new/a', 'new/b', 'e2e/grow', 'lab/iet', 'iqn'].map(file))
+})
+
+test('a run renews the seconds of its files alone, and files that are gone leave the table', t => {
+  const table = withSeconds({gone: 1, kept: 2.5, measured: 3}, {measured: 4.04, added: 0.26}, name => name !== 'gone')
+  t.deepEqual(Object.entries(table), [
+    ['added', 0.3],
+    ['kept', 2.5],
+    ['measured', 4],
+  ])
+})
+
+test('--record with --match is refused: a file of which a part has run has other seconds', async t => {
+  const {code} = await outcomes('scripts/test', ['--record', '--match=passes'])
+  t.is(code, 2)
 })
 
 test('processes of a run are known by its variable', t => {

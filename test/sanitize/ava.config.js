@@ -2,6 +2,7 @@
 // `npm run test:sanitize` builds them first.
 import {execFileSync} from 'node:child_process'
 import {fileURLToPath} from 'node:url'
+import {observed} from '../run/observed.js'
 
 const directory = fileURLToPath(new URL('../../.cache/sanitize/build/Release', import.meta.url))
 const runtime = execFileSync('g++', ['-print-file-name=libasan.so'], {encoding: 'utf8'}).trim()
@@ -11,6 +12,7 @@ const runtime = execFileSync('g++', ['-print-file-name=libasan.so'], {encoding: 
 const engines = ['engines', 'flush', 'histogram', 'lifetime', 'open-loop', 'read-path', 'run', 'verify', 'write-path']
 
 export default {
+  ...observed,
   files: [
     'dist/test/native/**/*.test.js',
     ...engines.map(name => `dist/test/bench/${name}.test.js`),
@@ -28,7 +30,6 @@ export default {
     '!dist/test/native/old-headers.test.js',
     '!dist/test/native/hardening.test.js',
   ],
-  workerThreads: false,
   concurrency: 2,
   timeout: '8m',
   environmentVariables: {
@@ -40,5 +41,5 @@ export default {
     ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1',
     UBSAN_OPTIONS: 'halt_on_error=1:print_stacktrace=1',
   },
-  require: ['./test/sanitize/forget-preload.js'],
+  require: [...observed.require, './test/sanitize/forget-preload.js'],
 }
