@@ -5,6 +5,7 @@ import {join} from 'node:path'
 import {pathToFileURL} from 'node:url'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../src/exec.js'
+import {freePort} from '../src/sandbox/ports.js'
 import {cliPath, until} from './fixtures/cli.js'
 import {filesIn, packagesIn, reportsLoads} from './fixtures/loaded.js'
 
@@ -40,13 +41,13 @@ test('1. the daemon, when it serves, has loaded no package but native ones, and 
 directory = "${directory}"
 socket = "${directory}/api.sock"
 [targets]
-portals = ["127.0.0.1:0"]
+portals = ["127.0.0.1:${await freePort()}"]
 endWithDaemon = true
 [compute]
 uri = "test:///default"
 [metrics]
 listen = ""
-`.replace('127.0.0.1:0', `127.0.0.1:${20_000 + (process.pid % 10_000)}`),
+`,
   )
   const daemon = spawn(process.execPath, ['--import', reportsLoads, cliPath, 'serve', '--config', config])
   t.teardown(() => daemon.kill('SIGKILL'))

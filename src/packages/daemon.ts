@@ -1,5 +1,5 @@
 /**
- * What the daemon takes from npm. scripts/bundle replaces this module, once it is compiled, by one file with all of these
+ * What the daemon takes from npm. scripts/bundle.js replaces this module, once it is compiled, by one file with all of these
  * packages in it: Node loads that file in a third of the time that it needs for their hundreds of files. Types come from the
  * packages themselves, since a type loads nothing. Packages with native code cannot be here.
  */
