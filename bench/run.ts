@@ -1,7 +1,5 @@
-import {constants, cpus} from 'node:os'
-import {setTimeout as sleep} from 'node:timers/promises'
+import {constants} from 'node:os'
 import {parseArgs} from 'node:util'
-import {run} from '../src/exec.js'
 import {runInLab} from '../test/lab/vm.js'
 import {describeMachine, measurePaired, spawnMilliseconds} from './measure.js'
 import {paragraph, resultOf, type TrialResult, table} from './report.js'
@@ -87,10 +85,9 @@ async function measure(trial: Trial | TableTrial, pairs: number, release: Releas
   return [resultOf({name, unit, better, statistic, paired, otherName, bar: trial.bar, beside})]
 }
 
-/** The same command, in the lab's VM. Its figures are those of an emulated machine; ratios hold all the same. */
-async function runThisInLab(lab: NonNullable<Trial['lab']>, signal: AbortSignal): Promise<number> {
+/** The same command, in the lab. Its absolute figures are those of that machine, emulated or not; ratios hold all the same. */
+function runThisInLab(lab: NonNullable<Trial['lab']>, signal: AbortSignal): Promise<number> {
   const hostSpawnUs = Math.round(spawnMilliseconds() * 1e3)
-  if (lab.machine !== 'qemu' && (lab.cpus ?? 1) === 1) await keepToOneProcessor()
   return runInLab([process.execPath, ...process.argv.slice(1)], {
     ...lab,
     signal,
@@ -102,20 +99,6 @@ async function runThisInLab(lab: NonNullable<Trial['lab']>, signal: AbortSignal)
     onStdout: chunk => process.stdout.write(chunk),
     onStderr: chunk => process.stderr.write(chunk),
   })
-}
-
-/**
- * User Mode Linux's kernel and the processes in it take turns at each system call. Between two processors a turn may take
- * three times as long as on one, by where the host's kernel happens to put them, and figures scatter.
- */
-async function keepToOneProcessor(): Promise<void> {
-  const idleMs = () => cpus().map(({times}) => times.idle)
-  const before = idleMs()
-  await sleep(500)
-  const gained = idleMs().map((idle, cpu) => idle - (before[cpu] ?? 0))
-  const idlest = gained.indexOf(Math.max(...gained))
-  // Where it may not, the bench runs all the same.
-  await run('taskset', ['--all-tasks', '--cpu-list', '--pid', `${idlest}`, `${process.pid}`]).catch(() => undefined)
 }
 
 /** What the host measured before it started the lab. */

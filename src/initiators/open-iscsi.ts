@@ -538,7 +538,7 @@ export class OpenIscsiInitiator extends EventEmitter<Events> implements HostInit
         await run('multipath', ['-f', name], {timeoutMs: this.#deviceTimeoutMs})
         return
       } catch (error) {
-        if (performance.now() >= until) {
+        if (performance.now() >= until || !hasCode(error, 'COMMAND_FAILED')) {
           if (!force) throw inUse(device, 'is not given up by multipathd', error)
           return
         }

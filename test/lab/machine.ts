@@ -42,8 +42,14 @@ export const firstChannel = 3
  */
 export type ChannelName = 'console' | 'control' | 'stdout' | 'stderr' | 'duplex'
 
+/** Of a machine of which nothing else is said. */
+export const defaultMemoryMiB = 1024
+
 /** Its frames go to and fro in UDP datagrams on loopback as L2TPv3 (RFC 3931, 4.1.2), of one session and without a cookie. */
 export const l2tp = {address: '127.0.0.1', session: 1} as const
+
+/** Where the frames of a cable go, in the words that both machines have for it. The port they come from is any. */
+export const l2tpEnds = (port: number) => `src=${l2tp.address},srcport=0,dst=${l2tp.address},dstport=${port}`
 
 /** Made by scripts/lab-image. */
 export const labDirectory = (): string => join(packageRoot(), '.cache', 'lab')

@@ -1,6 +1,6 @@
 import {Command, CommanderError, InvalidArgumentError, Option} from 'commander'
 import {parseSize} from '../../src/size.js'
-import type {MachineName} from './machine.js'
+import {defaultMemoryMiB, type MachineName} from './machine.js'
 import {machineNames} from './machines.js'
 import {LabError, type LabOptions, runInLab} from './vm.js'
 
@@ -18,7 +18,7 @@ interface Flags {
 const program = new Command('npm run lab --')
   .description('Runs a command, or a shell without one, with a kernel of its own and this machine’s files.')
   .argument('[command...]', 'with its arguments; runs in the checkout')
-  .option('--memory <MiB>', 'the machine’s memory', positive, 1024)
+  .option('--memory <MiB>', 'the machine’s memory', positive, defaultMemoryMiB)
   .option('--disk <size>', 'an empty disk, as 2GiB; can be given more than once', addDisk, [])
   .option('--module <name>', 'a kernel module to load; can be given more than once', collect, [])
   .option('--env <name=value>', 'for the command; can be given more than once', addVariable, {})

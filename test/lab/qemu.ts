@@ -1,6 +1,16 @@
 import {existsSync} from 'node:fs'
 import {join} from 'node:path'
-import {firstChannel, type Layout, l2tp, labDirectory, type Machine, macOf, type Start} from './machine.js'
+import {
+  defaultMemoryMiB,
+  firstChannel,
+  type Layout,
+  l2tp,
+  l2tpEnds,
+  labDirectory,
+  type Machine,
+  macOf,
+  type Start,
+} from './machine.js'
 import type {LabOptions} from './vm.js'
 
 const program = '/usr/bin/qemu-system-x86_64'
@@ -32,7 +42,7 @@ export const qemu: Machine = {
 const kernel = () => join(labDirectory(), 'kernel')
 const initrd = () => join(labDirectory(), 'initrd.img')
 
-function machineArguments({memoryMiB = 1024, cpus = 1}: LabOptions): string[] {
+function machineArguments({memoryMiB = defaultMemoryMiB, cpus = 1}: LabOptions): string[] {
   const args = ['-nodefaults', '-nographic', '-no-reboot', '-no-user-config', '-machine', 'q35', '-cpu', 'max']
   args.push('-accel', 'tcg,thread=multi', '-smp', `${cpus}`, '-m', `${memoryMiB}`)
   args.push('-kernel', kernel(), '-initrd', initrd(), '-append', kernelCommandLine)
@@ -70,11 +80,9 @@ function diskArguments({disks}: Layout): string[] {
 
 function cableArguments({cable}: LabOptions): string[] {
   if (!cable) return []
-  const {address, session} = l2tp
-  const ends = `src=${address},srcport=0,dst=${address},dstport=${cable.port}`
   return [
     '-netdev',
-    `l2tpv3,id=cable,udp=on,counter=off,${ends},rxsession=${session},txsession=${session}`,
+    `l2tpv3,id=cable,udp=on,counter=off,${l2tpEnds(cable.port)},rxsession=${l2tp.session},txsession=${l2tp.session}`,
     '-device',
     `virtio-net-pci,netdev=cable,mac=${macOf(cable.address)}`,
   ]

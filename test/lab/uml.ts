@@ -5,7 +5,17 @@ import {createServer} from 'node:net'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {packageRoot} from '../../src/native.js'
-import {firstChannel, type Layout, l2tp, labDirectory, type Machine, macOf, type Start} from './machine.js'
+import {
+  defaultMemoryMiB,
+  firstChannel,
+  type Layout,
+  l2tp,
+  l2tpEnds,
+  labDirectory,
+  type Machine,
+  macOf,
+  type Start,
+} from './machine.js'
 import type {LabOptions} from './vm.js'
 
 const program = '/usr/bin/linux.uml'
@@ -43,8 +53,6 @@ export const uml: Machine = {
 // Not as the namespace's first process itself: that one cannot be ended by a signal of its own, as its kernel's panic does.
 const begin = 'ulimit -c 0; LD_PRELOAD=$0 "$@"; exit'
 
-const defaultMemoryMiB = 1024
-
 async function kernelArguments({memoryMiB = defaultMemoryMiB, cable}: LabOptions, layout: Layout): Promise<string[]> {
   const {channels, disks} = layout
   const args = ['root=/dev/root', 'rootfstype=hostfs', 'rootflags=/', 'ro', `mem=${memoryMiB}M`, 'quiet']
@@ -58,10 +66,8 @@ async function kernelArguments({memoryMiB = defaultMemoryMiB, cable}: LabOptions
   // No copy-on-write file below it, then its serial number (arch/um/drivers/ubd_kern.c).
   for (const [i, fd] of disks.entries()) args.push(`ubd${i}=/proc/self/fd/${fd},,lab-disk-${i + 1}`)
   if (cable) {
-    const {address, session} = l2tp
-    const ends = `src=${address},srcport=0,dst=${address},dstport=${cable.port}`
-    const sessions = `rx_session=${session},tx_session=${session}`
-    args.push(`vec0:transport=l2tpv3,udp=1,v6=0,${ends},${sessions},mac=${macOf(cable.address)}`)
+    const sessions = `rx_session=${l2tp.session},tx_session=${l2tp.session}`
+    args.push(`vec0:transport=l2tpv3,udp=1,v6=0,${l2tpEnds(cable.port)},${sessions},mac=${macOf(cable.address)}`)
   }
   return args
 }
