@@ -5,12 +5,6 @@
     'sanitize%': '<!(printf %s "${npm_config_sanitize:-}")',
     'has_libiscsi': '<!(pkg-config --exists libiscsi && echo 1 || echo 0)',
     'has_libvirt': '<!(pkg-config --exists libvirt && echo 1 || echo 0)',
-    'bench_sources': [
-      'native/bench/binding.cc', 'native/bench/clock.cc', 'native/bench/cpu.cc', 'native/bench/engine_pread.cc',
-      'native/bench/fit.cc', 'native/bench/histogram_object.cc', 'native/bench/job_from_js.cc',
-      'native/bench/path_target.cc', 'native/bench/report_to_js.cc', 'native/bench/ring.cc', 'native/bench/run.cc',
-      'native/bench/verify.cc', 'native/bench/workers.cc',
-    ],
   },
   'target_defaults': {
     'include_dirs': ['<!(node -p "require(\'node-addon-api\').include_dir")', 'native'],
@@ -48,45 +42,55 @@
     ],
   },
   'targets': [
+    # What several addons have in them, compiled once.
     {
-      'target_name': 'tgt',
+      'target_name': 'shared',
+      'type': 'static_library',
+      'sources': ['native/napi/error.cc', 'native/sys/local_daemon.cc', 'native/sys/result.cc'],
+    },
+    {
+      'target_name': 'bench_shared',
+      'type': 'static_library',
       'sources': [
-        'native/tgt/binding.cc', 'native/tgt/control.cc',
-        'native/napi/error.cc', 'native/sys/local_daemon.cc', 'native/sys/result.cc',
+        'native/bench/binding.cc', 'native/bench/clock.cc', 'native/bench/cpu.cc', 'native/bench/engine_pread.cc',
+        'native/bench/fit.cc', 'native/bench/histogram_object.cc', 'native/bench/job_from_js.cc',
+        'native/bench/path_target.cc', 'native/bench/report_to_js.cc', 'native/bench/ring.cc', 'native/bench/run.cc',
+        'native/bench/verify.cc',
       ],
     },
     {
+      'target_name': 'tgt',
+      'dependencies': ['shared'],
+      'sources': ['native/tgt/binding.cc', 'native/tgt/control.cc'],
+    },
+    {
       'target_name': 'file',
+      'dependencies': ['shared'],
       'sources': [
         'native/file/binding.cc', 'native/file/block.cc', 'native/file/create.cc', 'native/file/replace.cc',
-        'native/napi/error.cc', 'native/sys/result.cc',
       ],
     },
     {
       'target_name': 'net',
-      'sources': [
-        'native/net/binding.cc', 'native/net/device_io.cc', 'native/net/iscsi_stats.cc',
-        'native/napi/error.cc', 'native/sys/result.cc',
-      ],
+      'dependencies': ['shared'],
+      'sources': ['native/net/binding.cc', 'native/net/device_io.cc', 'native/net/iscsi_stats.cc'],
     },
     {
       'target_name': 'iet',
+      'dependencies': ['shared'],
       'sources': [
         'native/iet/binding.cc', 'native/iet/control.cc', 'native/iet/ietd.cc', 'native/iet/listing.cc',
-        'native/napi/error.cc', 'native/sys/local_daemon.cc', 'native/sys/result.cc',
       ],
     },
     {
       'target_name': 'configfs',
-      'sources': [
-        'native/configfs/binding.cc', 'native/configfs/batch.cc', 'native/napi/error.cc', 'native/sys/result.cc',
-      ],
+      'dependencies': ['shared'],
+      'sources': ['native/configfs/binding.cc', 'native/configfs/batch.cc'],
     },
     {
       'target_name': 'bench',
-      'sources': ['native/bench/addon.cc', '<@(bench_sources)', 'native/napi/error.cc', 'native/sys/result.cc'],
-      # What C++ throws in a call from JS is that call's error; without this it would end the process.
-      'defines': ['NODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
+      'dependencies': ['bench_shared', 'shared'],
+      'sources': ['native/bench/addon.cc', 'native/bench/workers.cc'],
     },
   ],
   'conditions': [
@@ -94,14 +98,14 @@
       'targets': [
         {
           'target_name': 'iscsi',
+          'dependencies': ['bench_shared', 'shared'],
           'sources': [
             'native/iscsi/binding.cc', 'native/iscsi/data_path.cc', 'native/iscsi/negotiated.cc',
             'native/iscsi/session.cc',
             'native/bench/engine_iscsi.cc', 'native/bench/engine_libiscsi.cc', 'native/bench/engine_session.cc',
-            '<@(bench_sources)',
-            'native/napi/error.cc', 'native/sys/result.cc',
+            'native/bench/workers.cc',
           ],
-          'defines': ['LUNPATH_BENCH_LIBISCSI', 'NODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
+          'defines': ['LUNPATH_BENCH_LIBISCSI'],
           'libraries': ['<!@(pkg-config --libs libiscsi)'],
         },
       ],
@@ -112,9 +116,9 @@
           'target_name': 'libvirt',
           # gyp takes "lib" for a prefix and would call the file virt.node.
           'product_name': 'libvirt',
+          'dependencies': ['shared'],
           'sources': [
             'native/libvirt/binding.cc', 'native/libvirt/connection.cc', 'native/libvirt/event_loop.cc',
-            'native/napi/error.cc', 'native/sys/result.cc',
           ],
           'libraries': ['<!@(pkg-config --libs libvirt)'],
         },
