@@ -6,6 +6,7 @@ import {open, readdir, readFile, writeFile} from 'node:fs/promises'
 import type {ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {loadAddon} from '../../src/native.js'
+import {traceExecve} from '../fixtures/trace.js'
 import {lab, labDisk} from './lab.js'
 
 const MiB = 2 ** 20
@@ -95,6 +96,13 @@ lab('7. the checkout can be written to, and loopback speaks IPv4 and IPv6', asyn
   const {stdout} = await run('ip', ['-brief', 'address', 'show', 'dev', 'lo'])
   t.regex(stdout, /127\.0\.0\.1\/8/)
   t.regex(stdout, /::1\/128/)
+})
+
+lab('8. a trace names each program, also those that start while others end', async t => {
+  const arguments_ = Array.from({length: 40}, (_, i) => `number-${i}`)
+  const programs = await traceExecve(() => Promise.all(arguments_.map(name => run('/bin/true', [name]))))
+  const named = arguments_.filter(name => programs.some(program => program.includes(`"${name}"`)))
+  t.deepEqual(named, arguments_)
 })
 
 async function writeAtStart(device: string, data: Buffer): Promise<void> {
