@@ -1,5 +1,6 @@
 // The host route in the lab: a volume, tgtd in a network of its own, the kernel's initiator, and a disk in a domain that has
 // no system, and so releases at once what it is asked for.
+
 import {randomBytes} from 'node:crypto'
 import {existsSync} from 'node:fs'
 import {mkdtemp, open, rm, writeFile} from 'node:fs/promises'
@@ -10,11 +11,12 @@ import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {PrivateLibvirtd} from '../../src/sandbox/libvirtd.js'
-import {request, TgtControl} from '../../src/targets/tgt-control.js'
+import {request, TgtControl, TgtError} from '../../src/targets/tgt-control.js'
 import type {Disk, Export, Volume} from '../../src/types.js'
 import {fileRange, sha256} from '../contract/initiators.js'
 import {lunpath, until} from '../fixtures/cli.js'
 import {runUnderCrash} from '../fixtures/crash.js'
+import {eventually} from '../fixtures/eventually.js'
 import {Node} from '../fixtures/node.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {traceExecve} from '../fixtures/trace.js'
@@ -190,11 +192,18 @@ async function putBehind(tid: number, path: string): Promise<void> {
     request.newLun(tid, 1, path),
     request.updateLun(tid, 1, {scsi_id: serial, scsi_sn: serial}),
   ]
-  const {replies, failure} = await control.run([swap], {timeoutMs: 10_000})
-  await control.close()
-  if (failure) throw failure
-  const refused = replies[0]!.find(({error}) => error !== 0)
-  if (refused || replies[0]!.length < swap.length) throw new Error(`tgtd refused to swap the LUN: ${refused?.error}`)
+  try {
+    await eventually('no read by udev is under way', async () => {
+      const {replies, failure} = await control.run([swap], {timeoutMs: 10_000})
+      if (failure) throw failure
+      const refused = replies[0]!.find(({error}) => error !== 0)
+      if (!refused && replies[0]!.length === swap.length) return true
+      if (refused?.error !== TgtError.lunActive) throw new Error(`tgtd refused to swap the LUN: ${refused?.error}`)
+      return false
+    })
+  } finally {
+    await control.close()
+  }
 }
 
 lab('4. a portal that is dead, and an iscsid that is: the attach fails with a reason and is undone', async t => {

@@ -1,14 +1,15 @@
 // What others have named and made: targets with any name, node records and sessions of other tools, portals that are reached by
 // one link alone or by a host name.
+
 import {appendFile, readFile, rm} from 'node:fs/promises'
 import {join} from 'node:path'
-import {setTimeout as sleep} from 'node:timers/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
 import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import type {Device, Portal} from '../../src/types.js'
 import {refusal} from '../contract/initiators.js'
+import {eventually} from '../fixtures/eventually.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
 import {Node} from '../fixtures/node.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
@@ -69,13 +70,6 @@ async function records(): Promise<Record<string, string>> {
 /** As an operator does it by iscsiadm. */
 async function adm(mode: 'node' | 'session', ...args: string[]): Promise<void> {
   await run('iscsiadm', ['-m', mode, ...args])
-}
-
-async function eventually(what: string, holds: () => Promise<boolean>): Promise<void> {
-  for (let waited = 0; !(await holds()); waited++) {
-    if (waited >= 600) throw new Error(`It did not come: ${what}`)
-    await sleep(100)
-  }
 }
 
 lab('1. a target with capitals in its name is discovered, connected and disconnected as it is spelled', async t => {

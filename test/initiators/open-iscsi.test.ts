@@ -1,5 +1,6 @@
 // The kernel's initiator in the lab, against a tgtd in a network of its own: what it makes, what it takes away again, and
 // what happens when one of the two dies.
+
 import {spawn} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
 import {once} from 'node:events'
@@ -15,6 +16,7 @@ import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {ietWwid} from '../../src/targets/iet-spec.js'
 import type {Device} from '../../src/types.js'
 import {fileRange, initiatorContract, refusal, sha256} from '../contract/initiators.js'
+import {eventually} from '../fixtures/eventually.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
 import {openAsIet, openPortal} from '../fixtures/portals.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
@@ -95,13 +97,6 @@ async function programs(): Promise<string[]> {
   const pids = (await readdir('/proc')).filter(name => /^\d+$/.test(name))
   const names = await Promise.all(pids.map(pid => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')))
   return names.map(name => name.trim())
-}
-
-async function eventually(what: string, holds: () => Promise<boolean>, seconds = 60): Promise<void> {
-  for (let waited = 0; !(await holds()); waited++) {
-    if (waited >= seconds * 10) throw new Error(`It did not come: ${what}`)
-    await sleep(100)
-  }
 }
 
 initiatorContract(lab, {
