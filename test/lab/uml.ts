@@ -87,24 +87,29 @@ async function memoryDirectory({memoryMiB = defaultMemoryMiB}: LabOptions): Prom
 }
 
 /**
- * A processor that no other machine of the lab has taken; undefined where all are. The kernel and its processes take turns, and
- * those cost twice as much where they go from one processor to the other. Each is taken by an abstract socket (unix(7)), so
- * that it is free again when its owner is gone, in whatever way.
+ * The processor that fewest other machines of the lab have taken; undefined where all have many. The kernel and its processes
+ * take turns, and those cost twice as much where they go from one processor to the other. Each is taken by an abstract
+ * socket (unix(7)), so that it is free again when its owner is gone, in whatever way.
  */
 async function takeProcessor(): Promise<{number: number; release: () => void} | undefined> {
-  for (const number of await processors()) {
-    const server = createServer()
-    server.listen(`\0org.lunpath.lab.processor-${number}`)
-    try {
-      await once(server, 'listening')
-    } catch {
-      continue
+  const numbers = await processors()
+  for (let others = 0; others < mostOthers; others++) {
+    for (const number of numbers) {
+      const server = createServer()
+      server.listen(`\0org.lunpath.lab.processor-${number}.${others}`)
+      try {
+        await once(server, 'listening')
+      } catch {
+        continue
+      }
+      server.unref()
+      return {number, release: () => server.close()}
     }
-    server.unref()
-    return {number, release: () => server.close()}
   }
   return undefined
 }
+
+const mostOthers = 4
 
 /** Those that this process may run on: proc(5) tells them as 0-3,8. */
 async function processors(): Promise<number[]> {
