@@ -31,7 +31,7 @@ export default {
     '!dist/test/native/old-headers.test.js',
     '!dist/test/native/hardening.test.js',
   ],
-  concurrency: 2,
+  concurrency: 3,
   timeout: '8m',
   environmentVariables: {
     LUNPATH_ADDON_DIR: directory,
