@@ -164,7 +164,11 @@ withLoop('several targets have figures each, and in total', async t => {
 test.serial('what is done in the ramp is in no result', async t => {
   const {report, samples} = startNative([nativeTarget(nullDevice, {rate: {kind: 'fixed', iops: 1000}})], {rampMs: 300})
   const {total, targets} = await report
-  t.true(Math.abs(total.directions.read!.ios - 300) <= 5, `${total.directions.read!.ios} of 300`)
+  const readsOf = (phase: string) =>
+    samples.filter(sample => sample.phase === phase).reduce((sum, sample) => sum + sample.total.directions.read!.ios, 0)
+  t.true(readsOf('ramp') > 0)
+  // The first sample of the run may have begun in the ramp.
+  t.true(total.directions.read!.ios <= readsOf('run'))
   t.is(targets[0]!.openLoop.arrivals, 300)
   t.is(samples[0]!.phase, 'ramp')
   t.is(samples.at(-1)!.phase, 'run')
