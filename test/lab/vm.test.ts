@@ -1,8 +1,8 @@
 import {type ChildProcess, execFile, spawn} from 'node:child_process'
 import {once} from 'node:events'
-import {readdir, readFile} from 'node:fs/promises'
+import {cp, mkdtemp, readdir, readFile, rm, symlink} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
-import {relative} from 'node:path'
+import {join, relative} from 'node:path'
 import {promisify} from 'node:util'
 import test from 'ava'
 import {run} from '../../src/exec.js'
@@ -209,4 +209,15 @@ test.serial('9. the machine is the one that is wanted, and one that cannot be is
     message: /has 1 processor/,
   })
   await t.throwsAsync(runInLab(['true'], {machine: 'bochs' as 'uml'}), {instanceOf: TypeError, message: /uml, qemu/})
+})
+
+test.serial('10. a checkout below /tmp, which the lab hides, has a lab too', async t => {
+  const checkout = await mkdtemp(join(tmpdir(), 'checkout-'))
+  t.teardown(() => rm(checkout, {recursive: true}))
+  for (const part of ['package.json', 'scripts', 'dist', '.cache/lab'])
+    await cp(join(packageRoot(), part), join(checkout, part), {recursive: true, preserveTimestamps: true})
+  await symlink(join(packageRoot(), 'node_modules'), join(checkout, 'node_modules'))
+  const inCheckout = ['--chdir', checkout, process.execPath, 'dist/test/lab/main.js']
+  const {stdout} = await run('env', [...inCheckout, 'sh', '-c', 'pwd; head -n 2 package.json'], {timeoutMs: 120_000})
+  t.is(stdout, `${checkout}\n{\n  "name": "lunpath",\n`)
 })
