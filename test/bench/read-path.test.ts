@@ -3,10 +3,9 @@ import {randomBytes} from 'node:crypto'
 import {writeFile} from 'node:fs/promises'
 import test, {type ExecutionContext} from 'ava'
 import {run} from '../../src/exec.js'
-import {makeLun} from '../fixtures/lun-by-hand.js'
+import {lunOnTgtd} from '../fixtures/lun-by-hand.js'
 import {bothRead, readEngines, readPath} from '../fixtures/path-programs.js'
 import {openPingingPortal} from '../fixtures/portals.js'
-import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
 test.before(async t => {
   t.timeout(300_000)
@@ -41,10 +40,7 @@ test('hostile streams: nothing is written beyond a buffer, no read accepted with
 async function comparison(t: ExecutionContext) {
   t.timeout(300_000)
   const compare = await readEngines()
-  const tgtd = await startTgtd()
-  t.teardown(() => tgtd.stop())
-  const lun = await makeLun(tgtd, 1, {sizeBytes: 8 * 2 ** 20})
-  t.teardown(() => lun.remove())
+  const {tgtd, lun} = await lunOnTgtd(t, 8 * 2 ** 20)
   await writeFile(lun.path, randomBytes(lun.sizeBytes), {flag: 'r+', flush: true})
   return {
     port: tgtd.port,

@@ -1,17 +1,10 @@
 // The writes of the engine `iscsi` by the addon, against targets that are made by hand.
-import test, {type ExecutionContext} from 'ava'
+import test from 'ava'
 import {start} from '../../src/bench/run.js'
-import {makeLun} from '../fixtures/lun-by-hand.js'
+import {lunOnTgtd} from '../fixtures/lun-by-hand.js'
 import {openOtherLogin, openStubbornPortal} from '../fixtures/portals.js'
-import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
-async function lunOnTgtd(t: ExecutionContext) {
-  const tgtd = await startTgtd()
-  t.teardown(() => tgtd.stop())
-  const lun = await makeLun(tgtd, 1, {sizeBytes: 64 * 2 ** 20})
-  t.teardown(() => lun.remove())
-  return {port: tgtd.port, lun}
-}
+const sizeBytes = 64 * 2 ** 20
 
 /** `lun`, at `port`, to be written to. */
 const writing = (port: number, {iqn, serial, sizeBytes}: {iqn: string; serial: string; sizeBytes: number}) => ({
@@ -23,8 +16,8 @@ const writing = (port: number, {iqn, serial, sizeBytes}: {iqn: string; serial: s
 })
 
 test.serial('a target that answers what the data path cannot work with is written to through libiscsi', async t => {
-  const {port, lun} = await lunOnTgtd(t)
-  const portal = await openOtherLogin(port, text => text.replace('MaxOutstandingR2T=1\0', 'MaxOutstandingR2T=2\0'))
+  const {tgtd, lun} = await lunOnTgtd(t, sizeBytes)
+  const portal = await openOtherLogin(tgtd.port, text => text.replace('MaxOutstandingR2T=1\0', 'MaxOutstandingR2T=2\0'))
   t.teardown(() => portal.close())
   const target = writing(portal.portal.port, lun)
   const {state, targets} = await start({target, rw: 'randrw', verify: 'crc32c', iodepth: 4, runtime: 0.3}).result
@@ -35,8 +28,8 @@ test.serial('a target that answers what the data path cannot work with is writte
 })
 
 test.serial('a target that takes nothing while its answers are not taken is not waited for in vain', async t => {
-  const {port, lun} = await lunOnTgtd(t)
-  const portal = await openStubbornPortal(port)
+  const {tgtd, lun} = await lunOnTgtd(t, sizeBytes)
+  const portal = await openStubbornPortal(tgtd.port)
   t.teardown(() => portal.close())
   const target = writing(portal.portal.port, lun)
   // More in flight, both ways, than the sockets hold.

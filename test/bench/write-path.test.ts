@@ -2,11 +2,10 @@
 // against what libiscsi leaves.
 import {randomBytes} from 'node:crypto'
 import {writeFile} from 'node:fs/promises'
-import test, {type ExecutionContext} from 'ava'
+import test from 'ava'
 import {run} from '../../src/exec.js'
-import {makeLun} from '../fixtures/lun-by-hand.js'
+import {lunOnTgtd} from '../fixtures/lun-by-hand.js'
 import {type BothWrote, writeEngines, writePath} from '../fixtures/path-programs.js'
-import {startTgtd} from '../fixtures/tgtd-by-hand.js'
 
 test.before(async t => {
   t.timeout(300_000)
@@ -40,16 +39,6 @@ test("hostile targets: no byte but a command's own is sent, and no write accepte
   t.log(stdout.trim())
 })
 
-async function lunOnTgtd(t: ExecutionContext, parameters: Record<string, string | number> = {}) {
-  const tgtd = await startTgtd()
-  t.teardown(() => tgtd.stop())
-  const lun = await makeLun(tgtd, 1, {sizeBytes: 64 * 2 ** 20})
-  t.teardown(() => lun.remove())
-  for (const [name, value] of Object.entries(parameters))
-    await tgtd.adm('--mode', 'target', '--op', 'update', '--tid', '1', '--name', name, '--value', `${value}`)
-  return {port: tgtd.port, lun}
-}
-
 const lengths = {FirstBurstLength: 65_536, MaxBurstLength: 262_144, MaxRecvDataSegmentLength: 8_192}
 const shortLengths = {FirstBurstLength: 3_072, MaxBurstLength: 16_384, MaxRecvDataSegmentLength: 2_048}
 const longLengths = {FirstBurstLength: 262_144, MaxBurstLength: 262_144, MaxRecvDataSegmentLength: 262_144}
@@ -59,9 +48,14 @@ for (const ImmediateData of ['Yes', 'No']) {
       const title = `ImmediateData=${ImmediateData}, InitialR2T=${InitialR2T}, segments of ${of.MaxRecvDataSegmentLength}`
       test.serial(`what is written is what libiscsi writes: ${title}`, async t => {
         t.timeout(300_000)
-        const {port, lun} = await lunOnTgtd(t, {ImmediateData, InitialR2T, ...of})
+        const {tgtd, lun} = await lunOnTgtd(t, 64 * 2 ** 20)
+        const update = ['--mode', 'target', '--op', 'update', '--tid', '1']
+        for (const [key, value] of Object.entries({ImmediateData, InitialR2T, ...of}))
+          await tgtd.adm(...update, '--name', key, '--value', `${value}`)
         await writeFile(lun.path, randomBytes(lun.sizeBytes), {flag: 'r+', flush: true})
-        const {stdout} = await run(await writeEngines(), [`127.0.0.1:${port}`, lun.iqn, lun.path], {timeoutMs: 120_000})
+        const {stdout} = await run(await writeEngines(), [`127.0.0.1:${tgtd.port}`, lun.iqn, lun.path], {
+          timeoutMs: 120_000,
+        })
         const {writes, reads, ...agreed} = JSON.parse(stdout) as BothWrote
         t.deepEqual(agreed, {
           immediateData: ImmediateData === 'Yes',

@@ -1,6 +1,5 @@
 // The host route in the lab: a volume, tgtd in a network of its own, the kernel's initiator, and a disk in a domain that has
 // no system, and so releases at once what it is asked for.
-
 import {randomBytes} from 'node:crypto'
 import {existsSync} from 'node:fs'
 import {mkdtemp, open, rm, writeFile} from 'node:fs/promises'
@@ -16,7 +15,6 @@ import type {Disk, Export, Volume} from '../../src/types.js'
 import {fileRange, sha256} from '../contract/initiators.js'
 import {lunpath, until} from '../fixtures/cli.js'
 import {runUnderCrash} from '../fixtures/crash.js'
-import {eventually} from '../fixtures/eventually.js'
 import {Node} from '../fixtures/node.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
 import {traceExecve} from '../fixtures/trace.js'
@@ -193,7 +191,7 @@ async function putBehind(tid: number, path: string): Promise<void> {
     request.updateLun(tid, 1, {scsi_id: serial, scsi_sn: serial}),
   ]
   try {
-    await eventually('no read by udev is under way', async () => {
+    await until('no read by udev is under way', async () => {
       const {replies, failure} = await control.run([swap], {timeoutMs: 10_000})
       if (failure) throw failure
       const refused = replies[0]!.find(({error}) => error !== 0)

@@ -1,6 +1,5 @@
 // What others have named and made: targets with any name, node records and sessions of other tools, portals that are reached by
 // one link alone or by a host name.
-
 import {appendFile, readFile, rm} from 'node:fs/promises'
 import {join} from 'node:path'
 import test, {type ExecutionContext} from 'ava'
@@ -9,7 +8,7 @@ import {LibiscsiInitiator} from '../../src/initiators/libiscsi.js'
 import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import type {Device, Portal} from '../../src/types.js'
 import {refusal} from '../contract/initiators.js'
-import {eventually} from '../fixtures/eventually.js'
+import {until} from '../fixtures/cli.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
 import {Node} from '../fixtures/node.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
@@ -163,7 +162,7 @@ lab('4. another tool’s session that is lost is left to that tool; by force a n
   await adm('node', '-o', 'new', ...node)
   await adm('node', ...node, '--login')
   await tgtd.restart()
-  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await until('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
   const [lost] = await initiator.sessions()
   t.is((await refusal(initiator.connect(spec(unit)))).code, 'NODE_FOREIGN')
   t.is((await initiator.sessions())[0]?.sid, lost!.sid)
@@ -178,7 +177,7 @@ lab('5. a portal on one link alone is dialled with its interface', async t => {
   const {stdout} = await run('ip', ['-n', network.name, '-o', 'address', 'show', 'dev', 'node0', 'scope', 'link'])
   const address = `${/inet6 (fe80::[0-9a-f:]+)/.exec(stdout)![1]!}%storage0`
   const port = tgtd.port + 1
-  await eventually('the address is usable', async () => {
+  await until('the address is usable', async () => {
     const shown = await run('ip', ['-o', '-6', 'address', 'show', 'tentative'])
     return !shown.stdout.includes('fe80')
   })

@@ -1,6 +1,5 @@
 // The kernel's initiator in the lab, against a tgtd in a network of its own: what it makes, what it takes away again, and
 // what happens when one of the two dies.
-
 import {spawn} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
 import {once} from 'node:events'
@@ -16,7 +15,7 @@ import {OpenIscsiInitiator} from '../../src/initiators/open-iscsi.js'
 import {ietWwid} from '../../src/targets/iet-spec.js'
 import type {Device} from '../../src/types.js'
 import {fileRange, initiatorContract, refusal, sha256} from '../contract/initiators.js'
-import {eventually} from '../fixtures/eventually.js'
+import {until} from '../fixtures/cli.js'
 import {type HandMadeLun, makeLun} from '../fixtures/lun-by-hand.js'
 import {openAsIet, openPortal} from '../fixtures/portals.js'
 import {type HandStartedTgtd, startTgtd} from '../fixtures/tgtd-by-hand.js'
@@ -192,7 +191,7 @@ lab('4. two logins at once to one target give one session, also beside a strange
   await initiator.disconnect(unit.iqn)
 
   const connecting = initiator.connect(spec(unit))
-  await eventually('a record', async () => (await initiator.nodes()).some(({iqn}) => iqn === unit.iqn), 10)
+  await until('a record', async () => (await initiator.nodes()).some(({iqn}) => iqn === unit.iqn), 10_000)
   await run('iscsiadm', ['-m', 'node', '-T', unit.iqn, '--login'], {accept: [0, 15]}).catch(error =>
     t.log(error.message),
   )
@@ -290,7 +289,7 @@ lab('5c. a lost session whose disk is mounted is left to iscsid, and comes back 
   const mountPoint = await mounted(t, await initiator.connect({...spec(unit), owner: 'hand'}))
   const [before] = await initiator.sessions()
   tgtd.kill('SIGKILL')
-  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await until('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
   for (const owner of ['hand', 'attach'] as const) {
     const refused = await refusal(initiator.connect({...spec(unit), owner}))
     t.is(refused.code, 'DEVICE_IN_USE')
@@ -298,7 +297,7 @@ lab('5c. a lost session whose disk is mounted is left to iscsid, and comes back 
   }
   t.is((await refusal(initiator.disconnect(unit.iqn))).code, 'DEVICE_IN_USE')
   await tgtd.restart(unit.restore)
-  await eventually('the session is back', async () => (await initiator.sessions())[0]?.state === 'LOGGED_IN')
+  await until('the session is back', async () => (await initiator.sessions())[0]?.state === 'LOGGED_IN')
   t.is((await initiator.sessions())[0]?.sid, before?.sid)
   await writeDurably(join(mountPoint, 'file'))
 })
@@ -537,7 +536,7 @@ lab('15. the stable path of a disk is waited for', async t => {
   const device = await initiator.connect(spec(unit))
   t.is(await initiator.awaitStablePath(device, 60_000), `/dev/disk/by-id/wwn-0x6000000000000000${unit.id}`)
   await initiator.disconnect(unit.iqn)
-  await eventually('the link goes', async () => !existsSync(device.stablePath))
+  await until('the link goes', async () => !existsSync(device.stablePath))
 })
 
 /** Of a tgtd that gives IET's designator: what udev makes of it. */
@@ -612,7 +611,7 @@ lab('18. tgtd restarts and its target comes late: connecting again logs in anew'
   const unit = await lun(t)
   await initiator.connect(spec(unit))
   await tgtd.restart()
-  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await until('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
   await sleep(3_000)
   await unit.restore()
   const before = (await initiator.sessions())[0]
@@ -631,7 +630,7 @@ lab('18b. a session that iscsid is about to bring back is waited for before its 
   const unit = await lun(t)
   const device = await initiator.connect(spec(unit))
   await tgtd.restart()
-  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await until('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
   const verified = initiator.verify(device, spec(unit).expected)
   await sleep(500)
   await unit.restore()
@@ -644,7 +643,7 @@ lab('19. a target that is gone while logged in: the disconnect ends, without a f
   const unit = await lun(t)
   await initiator.connect(spec(unit))
   await tgtd.stop()
-  await eventually('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
+  await until('the session is lost', async () => (await initiator.sessions())[0]?.state !== 'LOGGED_IN')
   t.deepEqual(await initiator.disconnect(unit.iqn), {flushed: false})
   await nothingLeft(t, unit)
 })

@@ -56,6 +56,7 @@ static bool has(pid_t pid, const void *bytes, size_t length) {
   if (had[slot].pid != pid || had[slot].length != length) {
     if (length > most_bytes) return false;
     size_t read = length;
+    had[slot].pid = 0;
     if (xstate(PTRACE_GETREGSET, pid, had[slot].bytes, &read) < 0) return false;
     had[slot].pid = pid;
     had[slot].length = read;
